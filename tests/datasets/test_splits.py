@@ -1,0 +1,98 @@
+import pickle
+
+import pytest
+import torch
+
+from vaelab.datasets.splits import (
+    Batch,
+    IndexBatches,
+    ResidentLoader,
+    TensorSplit,
+    batch_bounds,
+    epoch_order,
+    streaming_loader,
+)
+
+
+def tensor_split(count=50):
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).clone()
+    return TensorSplit(images, torch.arange(count) % 3, torch.arange(count)[:, None])
+
+
+def test_epoch_order_is_a_permutation_and_a_function_of_its_arguments():
+    order = epoch_order(1000, seed=3, epoch=5)
+    assert order.sort().values.equal(torch.arange(1000))
+    torch.manual_seed(123)
+    assert order.equal(epoch_order(1000, seed=3, epoch=5))
+    assert not order.equal(epoch_order(1000, seed=3, epoch=6))
+    assert not order.equal(epoch_order(1000, seed=4, epoch=5))
+
+
+def test_epoch_order_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    epoch_order(10, 0, 0)
+    assert before.equal(torch.get_rng_state())
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 65, 66, 129, 1000])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_world_size_sees_each_image_once_in_the_same_batches(size, world_size):
+    order = epoch_order(size, 0, 0)
+    ranks = [list(IndexBatches(lambda: (order, 0), size, 16, rank, world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = torch.cat([torch.cat(parts) for parts in zip(*ranks, strict=True)])
+    assert seen.equal(order)
+
+
+def test_no_rank_gets_a_batch_of_one_image():
+    for size in range(8, 200):
+        for world_size in (1, 2, 3):
+            for rank in range(world_size):
+                batches = IndexBatches(lambda size=size: (torch.arange(size), 0), size, 4, rank, world_size)
+                assert min(len(part) for part in batches) >= 2, (size, world_size, rank)
+
+
+def test_a_small_remainder_joins_the_batch_before_it():
+    assert batch_bounds(33, 16, 1) == [(0, 16), (16, 33)]
+    assert batch_bounds(34, 16, 1) == [(0, 16), (16, 32), (32, 34)]
+
+
+def test_a_resumed_epoch_goes_on_with_the_batch_after_the_last_one_done():
+    order = epoch_order(100, 0, 0)
+    whole = list(IndexBatches(lambda: (order, 0), 100, 16))
+    rest = list(IndexBatches(lambda: (order, 4), 100, 16))
+    assert torch.cat(rest).equal(torch.cat(whole[4:]))
+
+
+def test_tensor_split_gives_images_with_their_own_labels_and_factors():
+    split = tensor_split().subset(torch.tensor([5, 40, 7]))
+    batch = split.batch(torch.tensor([2, 0]))
+    assert batch.images[:, 0, 0, 0].tolist() == [7, 5]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [1, 2]
+    assert batch.factors is not None
+    assert batch.factors[:, 0].tolist() == [7, 5]
+    assert split.nbytes == 3 * 4
+
+
+def test_tensor_split_refuses_floats():
+    with pytest.raises(ValueError, match="uint8"):
+        TensorSplit(torch.zeros(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_streaming_gives_what_resident_gives(num_workers):
+    split, order = tensor_split(), epoch_order(50, 0, 0)
+    batches = IndexBatches(lambda: (order, 0), 50, 16)
+    resident = list(ResidentLoader(split, batches))
+    streamed = list(streaming_loader(split, batches, num_workers, pin_memory=False))
+    assert len(resident) == len(streamed) == 4
+    for one, other in zip(resident, streamed, strict=True):
+        assert isinstance(other, Batch)
+        assert one.images.equal(other.images)
+        assert one.labels.equal(other.labels)
+
+
+def test_batches_and_splits_survive_pickling():
+    split = pickle.loads(pickle.dumps(tensor_split()))
+    assert split.batch(torch.tensor([3])).images.flatten().tolist() == [3] * 4

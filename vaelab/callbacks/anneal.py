@@ -1,0 +1,110 @@
+"""Schedules at work: scalars of the model and the learning rate follow training's progress."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from vaelab.errors import UserError
+from vaelab.schedules import Progress
+from vaelab.types import Fraction, NonNegativeFloat, NonNegativeInt
+
+log = logging.getLogger("vaelab")
+
+Schedule = Callable[[Progress], float]
+
+
+def progress_of(trainer: pl.Trainer, batch_idx: int) -> Progress:
+    """How far training is before the batch `batch_idx` of the current epoch."""
+    batches, total = trainer.num_training_batches, trainer.estimated_stepping_batches
+    return Progress(trainer.global_step, trainer.current_epoch + batch_idx / batches, trainer.global_step / total)
+
+
+class Anneal(pl.Callback):
+    """Writes each schedule's value into the model's scalar of that name before every training batch.
+
+    schedules: a function of `Progress` per scalar (`Model.scalars`).
+    """
+
+    def __init__(self, schedules: dict[str, Schedule]):
+        self.schedules = schedules
+
+    def check(self, model: Any) -> None:
+        """Raises UserError if a schedule names what the model does not have."""
+        for name in self.schedules:
+            if name not in model.scalars:
+                known = sorted(model.scalars)
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(
+                    f"schedule.{name}: {type(model).__name__} has no scalar '{name}' to schedule; "
+                    f"{hint}it has {', '.join(known) or 'none'} (schedule=constant schedules nothing)"
+                )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.schedules:
+            progress = progress_of(trainer, batch_idx)
+            for name, schedule in self.schedules.items():
+                getattr(pl_module, name).fill_(schedule(progress))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        end = Progress(trainer.global_step, float(trainer.current_epoch), 1.0)
+        for name, schedule in self.schedules.items():
+            reached = schedule(end)
+            final = schedule(Progress(10**12, 1e12, 1.0))
+            if abs(reached - final) > 0.01 * abs(final):
+                log.warning(
+                    "schedule.%s had reached %.3g of %.3g when training ended: train longer (trainer.max_epochs) "
+                    "or shorten it (schedule.%s.over)",
+                    *(name, reached, final, name),
+                )
+
+
+class LearningRate(pl.Callback):
+    """Sets the learning rate to `factor` of progress times the optimiser's own, before every batch."""
+
+    def __init__(self, factor: Schedule):
+        self.factor = factor
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        factor = self.factor(progress_of(trainer, batch_idx))
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * factor
+
+
+class Plateau(pl.Callback):
+    """Lowers the learning rate when the metric that selects the best checkpoint stops improving.
+
+    factor: what the rate is multiplied by. patience: validations without improvement to wait for.
+    min_lr: the least rate.
+    """
+
+    def __init__(self, factor: Fraction, patience: NonNegativeInt, min_lr: NonNegativeFloat):
+        self.factor, self.patience, self.min_lr = factor, patience, min_lr
+        self.state: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            trainer.optimizers[0], mode=pl_module.best, factor=self.factor, patience=self.patience, min_lr=self.min_lr
+        )
+        if self.state:
+            self.scheduler.load_state_dict(self.state)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.scheduler.step(trainer.callback_metrics[f"val/{pl_module.monitor}"].item())
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict

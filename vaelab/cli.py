@@ -1,0 +1,77 @@
+"""The command line: a command word selects a module. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+from vaelab import __version__
+
+COMMANDS = {
+    "train": ("vaelab.train", "train a model, or sweep over many with -m"),
+}
+
+HELP = """vaelab: a lab for variational autoencoders
+
+usage: vaelab COMMAND [key=value ...]
+
+commands:
+{commands}
+
+  vaelab COMMAND --help      what a command takes, and every key with its value
+  vaelab --version           the installed version
+  vaelab completion SHELL    tab completion: eval "$(vaelab completion bash)"; also zsh and fish
+
+start here:
+  vaelab train model=vqvae                        train on the embedded handwritten digits, about a minute
+  vaelab train model=beta dataset=mnist           MNIST, downloaded to ./data
+  vaelab train -m model=vae,beta,vqvae seed=0,1   a sweep
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0 done, 1 failed, 2 something to mend in what was asked."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    word, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if word in ("--help", "-h", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())), end="")
+        return 0
+    if word == "--version":
+        print(f"vaelab {__version__}")
+        return 0
+    if word == "completion":
+        return _completion(rest)
+    if word in ("-sc", "--shell-completion"):  # asked by the shell, which does not pass the command word
+        return _complete(arguments)
+    if word == "_worker":  # a further process of a distributed run
+        return importlib.import_module("vaelab.train").worker(*rest)
+    if word not in COMMANDS:
+        near = difflib.get_close_matches(word, COMMANDS, 1)
+        hint = f"did you mean `vaelab {near[0]}`?" if near else "vaelab --help lists the commands"
+        if "=" in word:
+            hint = f"a command comes first: `vaelab train {word}`"
+        print(f"vaelab: there is no command '{word}': {hint}", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[word][0]).main(rest)
+
+
+def _completion(rest: list[str]) -> int:
+    if len(rest) != 1 or rest[0] not in ("bash", "zsh", "fish"):
+        print("vaelab: completion takes one shell: bash, zsh or fish", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS["train"][0]).main(["-sc", f"install={rest[0]}"])
+
+
+def _complete(arguments: list[str]) -> int:
+    """Answers the shell: a command word, or what Hydra knows about the rest of the line."""
+    executable, _, line = os.environ.get("COMP_LINE", "").partition(" ")
+    word, space, rest = line.lstrip().partition(" ")
+    if not space:
+        print(" ".join(name for name in COMMANDS if name.startswith(word)))
+        return 0
+    if word not in COMMANDS:
+        return 0
+    os.environ["COMP_LINE"] = f"{executable} {rest}"
+    return importlib.import_module(COMMANDS[word][0]).main(arguments)

@@ -1,0 +1,126 @@
+"""What all commands share: Hydra runs them, and errors become one or two lines and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vaelab.errors import DivergenceError, UserError
+
+CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
+"""The configuration folder: inside the installed package, beside it in a checkout."""
+
+
+def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
+    """Runs `task` on the config `name`.yaml composed with `arguments`. Returns the exit code."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    failures: list[Exception] = []
+
+    def guarded(config: Any) -> None:
+        try:
+            task(config)
+        except Exception as error:  # raised below: Hydra would print words of its own about it
+            failures.append(error)
+
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys_argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of Hydra's own report
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
+        if failures:
+            raise failures[0]
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        message = _message(error, name, arguments)
+        if traceback_wanted or message is None:
+            raise
+        print(f"vaelab: {message}", file=sys.stderr)
+        return 2
+    except DivergenceError as error:
+        if traceback_wanted:
+            raise
+        print(f"vaelab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vaelab: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        sys.argv = sys_argv
+        if not traceback_wanted:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+def _message(error: Exception, name: str, arguments: list[str]) -> str | None:
+    """What to tell the user, or None if it is the program's fault."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
+
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        if error.filename is None or not isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            return None
+        return f"cannot write {error.filename} ({error.strerror}): choose another folder with run.dir=FOLDER"
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']*)'", text)):
+        group, _, option = found[1].rpartition("/")
+        options = [o.strip() for o in text.partition("Available options")[2].splitlines()[1:] if o.strip()]
+        options = [o for o in options if not o.startswith("_")]
+        if not group or not options:
+            return f"there is no config '{found[1]}'"
+        return (
+            f"{group}={option}: there is no such option{_near(option, options)}\n  {group}= takes {', '.join(options)}"
+        )
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
+    if found := re.search(r"Could not override '([^']*)'", text):
+        key = found[1]
+        where = f"vaelab {name} --cfg job prints all keys"
+        return f"{key}: there is no such key{_near(key, _keys(name, arguments))}\n  {where}; +{key}=… adds a new one"
+    if found := re.search(r"Key '([^']*)' is not in struct", text):
+        return f"{found[1]}: there is no such key"
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
+        return f"{key}: this value must be given: {key}=…"
+    return text.strip().splitlines()[0]
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keys(name: str, arguments: list[str]) -> list[str]:
+    """All keys and groups of the config, composed from those arguments that choose an option of a group."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+
+    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    chosen = [a for a in arguments if a.partition("=")[0] in groups and "," not in a]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(name, overrides=chosen)
+    except HydraException:
+        return groups
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        keys = []
+        for key in node:
+            keys.append(f"{prefix}{key}")
+            value = node._get_node(key)
+            if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():
+                keys += walk(value, f"{prefix}{key}.")
+        return keys
+
+    return walk(config, "") + groups

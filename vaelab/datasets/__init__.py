@@ -1,0 +1,31 @@
+"""Data sets, one file per family. Importing this imports no data library: `load` does."""
+
+from vaelab.datasets.base import ImageData
+from vaelab.datasets.celeba import CelebA
+from vaelab.datasets.digits import Digits
+from vaelab.datasets.dsprites import DSprites
+from vaelab.datasets.fake import Fake
+from vaelab.datasets.folder import Folder
+from vaelab.datasets.shapes3d import Shapes3D
+from vaelab.datasets.splits import Batch, Split, TensorSplit
+from vaelab.datasets.sprites import Sprites
+from vaelab.datasets.torchvision import CIFAR10, KMNIST, MNIST, SVHN, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "KMNIST",
+    "MNIST",
+    "SVHN",
+    "Batch",
+    "CelebA",
+    "DSprites",
+    "Digits",
+    "Fake",
+    "FashionMNIST",
+    "Folder",
+    "ImageData",
+    "Shapes3D",
+    "Split",
+    "Sprites",
+    "TensorSplit",
+]

@@ -1,0 +1,239 @@
+"""What all data sets share: splitting, conversion to floats, and loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import psutil
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from vaelab.datasets.splits import (
+    Batch,
+    IndexBatches,
+    ResidentLoader,
+    Split,
+    TensorSplit,
+    epoch_order,
+    streaming_loader,
+)
+from vaelab.errors import UserError
+from vaelab.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+MOMENTS_SAMPLE = 10_000
+"""Images that the mean image and the spread around it are computed from."""
+
+
+@dataclass(kw_only=True, eq=False)
+class ImageData(pl.LightningDataModule):
+    """A data set of images: train, validation and test.
+
+    A family subclasses this, adds its own options as fields and implements `load`.
+
+    batch_size: images per process and step.
+    val_size: validation images, taken out of the training images at random: a count if 1 or
+        more, a fraction below 1; 0 trains on all of them.
+    binarize: `none`; `threshold` (x > 0.5); `static` (each pixel drawn once with its grey value
+        as probability); `dynamic` (drawn anew at every visit).
+    pixel_range: the values that black and white are mapped to.
+    storage: `resident` (one uint8 tensor on the training device), `stream` (read ahead by
+        workers), or `auto` (resident where it fits).
+    num_workers: processes that read ahead when streaming.
+    seed: of the batch order and of `static`. split_seed: of the choice of validation images, kept
+        apart so that runs which differ in `seed` are validated on the same images.
+    """
+
+    batch_size: PositiveInt
+    val_size: NonNegativeFloat
+    binarize: Literal["none", "threshold", "static", "dynamic"]
+    pixel_range: tuple[float, float]
+    storage: Literal["auto", "resident", "stream"]
+    num_workers: NonNegativeInt
+    seed: int
+    split_seed: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        low, high = self.pixel_range
+        if not low < high:
+            raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
+        self.pixel_range = (float(low), float(high))
+        self._loaded = False
+
+    # --- for the families ---------------------------------------------------------------------
+
+    def load(self) -> tuple[Split, Split]:
+        """The training images (validation included) and the test images.
+
+        Raises UserError if files are missing or broken: it names the file and the remedy.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None if the images have no labels."""
+        return None
+
+    @property
+    def factor_sizes(self) -> dict[str, int] | None:
+        """Name and number of values of each ground-truth factor, or None."""
+        return None
+
+    # --- life of the splits -------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data and splits it; further calls do nothing."""
+        if self._loaded:
+            return
+        train, test = (self._hold(split) for split in self.load())
+        val_count = self._val_count(len(train))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.split_seed))
+        self.train = train.subset(order[val_count:].sort().values) if val_count else train
+        self.val = train.subset(order[:val_count].sort().values)
+        self.test = test
+        self._loaded = True
+
+    def _val_count(self, size: int) -> int:
+        count = round(self.val_size * size) if self.val_size < 1 else int(self.val_size)
+        if count >= size:
+            raise UserError(f"dataset.val_size={self.val_size}: there are only {size} training images to take it from")
+        return count
+
+    def _hold(self, split: Split) -> Split:
+        """The split as it is kept: in memory if it should be and fits, binarised if static."""
+        fits = split.nbytes <= psutil.virtual_memory().available // 2
+        wanted = self.storage == "resident" or (self.storage == "auto" and fits)
+        if wanted and split.nbytes and not isinstance(split, TensorSplit):
+            split = gather(split)
+        if self.binarize == "static":
+            if not isinstance(split, TensorSplit):
+                raise UserError("dataset.binarize=static needs the images in memory; use binarize=dynamic or threshold")
+            noise = torch.Generator().manual_seed(self.seed)
+            images = torch.empty_like(split.images)
+            for part, out in zip(split.images.split(4096), images.split(4096), strict=True):
+                torch.mul(torch.rand(part.shape, generator=noise) * 255 < part, 255, out=out)
+            split = TensorSplit(images, split.labels, split.factors)
+        return split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.train.shape
+
+    @property
+    def binary(self) -> bool:
+        """Whether every pixel is one of the two ends of the range."""
+        return self.binarize != "none"
+
+    @cached_property
+    def mean_image(self) -> Tensor:
+        """The mean training image, [C, H, W] float32 in the data's range, from at most 10,000 images."""
+        return self._moments[0]
+
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the pixels around the mean image, in the data's range."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, float]:
+        index = torch.linspace(0, len(self.train) - 1, min(len(self.train), MOMENTS_SAMPLE)).long()
+        total = torch.zeros(self.shape, dtype=torch.float64)
+        squares = 0.0
+        for part in index.split(1000):
+            x = self.as_model_sees(self.train.batch(part)).images.cpu().double()
+            total += x.sum(0)
+            squares += x.square().sum().item()
+        mean = total / len(index)
+        variance = squares / (len(index) * mean.numel()) - mean.square().mean().item()
+        return mean.float(), max(variance, 0.0) ** 0.5
+
+    def sample_batch(self, count: int, device: torch.device) -> Batch:
+        """`count` images as the model sees them, always the same: of validation, or of training if there are none."""
+        split = self.val if len(self.val) else self.train
+        index = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
+        return self.as_model_sees(split.batch(index).to(device))
+
+    def as_model_sees(self, batch: Batch) -> Batch:
+        """uint8 images made floats in the data's range, on the device they are on."""
+        x = batch.images.float().div_(255)
+        if self.binarize == "threshold":
+            x = (x > 0.5).float()
+        elif self.binarize == "dynamic":
+            x = torch.bernoulli(x)
+        low, high = self.pixel_range
+        if (low, high) != (0.0, 1.0):
+            x = x.mul_(high - low).add_(low)
+        return batch._replace(images=x)
+
+    # --- loaders, as Lightning asks for them --------------------------------------------------
+
+    def train_dataloader(self) -> Any:
+        self.train, loader = self._loader(self.train, self._train_order)
+        return loader
+
+    def val_dataloader(self) -> Any:
+        if not len(self.val):
+            return []
+        self.val, loader = self._loader(self.val, lambda: (torch.arange(len(self.val)), 0))
+        return loader
+
+    def test_dataloader(self) -> Any:
+        self.test, loader = self._loader(self.test, lambda: (torch.arange(len(self.test)), 0))
+        return loader
+
+    def _train_order(self) -> tuple[Tensor, int]:
+        """This epoch's order, and where to start in it: a resumed epoch goes on where it stopped."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
+        return epoch_order(len(self.train), self.seed, self.trainer.current_epoch), start
+
+    def _loader(self, split: Split, order: Any) -> tuple[Split, Any]:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        resident = isinstance(split, TensorSplit) or not split.nbytes
+        if resident and self.storage != "stream" and split.nbytes <= _free_memory(device) // 2:
+            split = split.to(device)
+
+            def placed() -> tuple[Tensor, int]:
+                indices, start = order()
+                return indices.to(device), start
+
+            batches = self._batches(split, placed)
+            return split, ResidentLoader(split, batches)
+        batches = self._batches(split, order)
+        return split, streaming_loader(split, batches, self.num_workers, pin_memory=device.type == "cuda")
+
+    def _batches(self, split: Split, order: Any) -> IndexBatches:
+        assert self.trainer is not None
+        return IndexBatches(order, len(split), self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch if batch.images.device == device else batch.to(device, non_blocking=True)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return self.as_model_sees(batch)
+
+
+def gather(split: Split) -> TensorSplit:
+    """Reads a whole split into memory, with a progress bar if it takes long."""
+    from tqdm import tqdm
+
+    parts = torch.arange(len(split)).split(256)
+    bar = tqdm(parts, desc="reading images", unit="batch", delay=2, leave=False)
+    images, labels, factors = zip(*(split.batch(part) for part in bar), strict=True)
+    return TensorSplit(
+        torch.cat(images),
+        None if labels[0] is None else torch.cat(labels),
+        None if factors[0] is None else torch.cat(factors),
+    )
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

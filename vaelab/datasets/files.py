@@ -1,0 +1,232 @@
+"""Images in files: decoded when asked for, by threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from tqdm import tqdm
+
+from vaelab.datasets.base import ImageData
+from vaelab.datasets.splits import Batch, Split
+from vaelab.errors import UserError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+THREADS = min(8, os.cpu_count() or 1)
+THREADED = 32
+"""Images in a batch from which threads are worth their start."""
+SMALL = 4096
+"""Bytes of a file below which threads only wait for each other: opening holds the GIL, decoding does not."""
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held."""
+END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""What the last bytes of a whole file contain."""
+
+
+class ImageFiles(ImageData):
+    """A data set of image files. Those that will not be decoded before training are looked through."""
+
+    def _hold(self, split: Split) -> Split:
+        held = super()._hold(split)
+        if isinstance(held, FileSplit):
+            held.verify()
+        return held
+
+
+class FileSplit:
+    """Images in files, all given the same size.
+
+    An image is turned as its EXIF orientation says, cut to the aspect ratio of `size` around its
+    centre, and resized with a bilinear filter that averages over the pixels it merges
+    (antialiased). Transparency is dropped; of an animation the first frame is taken.
+
+    files: [N] paths. labels: [N] int64 or None. size: (height, width). channels: 1 (grey) or 3 (RGB).
+    crop: side in pixels of the centred square that is cut out first, or None.
+    fixed: refuse an image whose own size is not `size`, for users who asked for no resizing.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        labels: Tensor | None,
+        size: tuple[int, int],
+        channels: int,
+        crop: int | None = None,
+        fixed: bool = False,
+    ):
+        self.files, self.labels = files, labels
+        self.size, self.channels, self.crop, self.fixed = size, channels, crop, fixed
+        self.shape = (channels, *size)
+        self.nbytes = len(files) * channels * size[0] * size[1]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def subset(self, index: Tensor) -> FileSplit:
+        files = [self.files[i] for i in index.tolist()]
+        labels = None if self.labels is None else self.labels[index]
+        return FileSplit(files, labels, self.size, self.channels, self.crop, self.fixed)
+
+    def to(self, device: torch.device) -> FileSplit:
+        """Itself: files have no device, and a batch is decoded on the CPU."""
+        return self
+
+    def batch(self, index: Tensor) -> Batch:
+        """Raises UserError, naming the file, if an image cannot be decoded or has another size."""
+        rows = index.tolist()
+        images = np.empty((len(rows), *self.size, self.channels), dtype=np.uint8)
+
+        def decode(part: range) -> None:
+            for i in part:
+                images[i] = self._decode(self.files[rows[i]])
+
+        _in_threads(decode, [self.files[row] for row in rows])
+        labels = None if self.labels is None else self.labels[index.cpu()]
+        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+
+    def verify(self) -> None:
+        """Looks for files that are no images, are cut short or have another size, without decoding JPEGs.
+
+        Raises UserError, naming the file.
+        """
+        bar = tqdm(total=len(self), desc="checking images", unit="image", delay=2, leave=False)
+
+        def check(part: range) -> None:
+            for i in part:
+                self._check(self.files[i])
+                bar.update()
+
+        with bar:
+            _in_threads(check, self.files)
+
+    def _check(self, file: str) -> None:
+        try:
+            with Image.open(file) as image:
+                size, kind = _upright_size(image), image.format or ""
+                if not (kind in END and END[kind] in _tail(file)):
+                    image.load()
+        except Exception as error:  # decoders raise whatever they come across
+            raise _unreadable(file, error) from error
+        self._check_size(file, size)
+
+    def _check_size(self, file: str, size: tuple[int, int]) -> None:
+        if self.fixed and size != self.size:
+            raise UserError(
+                f"{file} is {size[0]}x{size[1]}, but other images are {self.size[0]}x{self.size[1]} (height x width)\n"
+                "set dataset.size to give all images one size"
+            )
+
+    def _decode(self, file: str) -> np.ndarray:
+        """[H, W, C] uint8."""
+        try:
+            with Image.open(file) as image:
+                size = _upright_size(image)
+                if not self.crop:
+                    # A photograph much too large is decoded at 1/2, 1/4 or 1/8, but at no less than twice the size.
+                    image.draft(None, (2 * max(self.size), 2 * max(self.size)))
+                array = self._fit(_upright(image))
+        except Exception as error:  # decoders raise whatever they come across
+            raise _unreadable(file, error) from error
+        self._check_size(file, size)
+        return array
+
+    def _fit(self, image: Image.Image) -> np.ndarray:
+        image = _eight_bits(image, "L" if self.channels == 1 else "RGB")
+        height, width = self.size
+        full_width, full_height = (self.crop, self.crop) if self.crop else image.size
+        scale = min(full_width / width, full_height / height)
+        image = _centre(image, round(scale * width), round(scale * height))
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(height, width, self.channels)
+
+
+def image_size(file: str) -> tuple[int, int]:
+    """Height and width of an image, read from its header. Raises UserError if it is not an image."""
+    try:
+        with Image.open(file) as image:
+            return _upright_size(image)
+    except Exception as error:  # decoders raise whatever they come across
+        raise _unreadable(file, error) from error
+
+
+def list_images(folder: Path) -> list[str]:
+    """The image files in a folder, by name; hidden files are left out."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.path
+            for entry in entries
+            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        )
+
+
+def _in_threads(work: Callable[[range], None], files: list[str]) -> None:
+    """Calls `work` on pieces of range(len(files)), in threads if that is faster."""
+    count = len(files)
+    if not _worth_threads(files):
+        work(range(count))
+        return
+    piece = -(-count // (4 * THREADS))
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(work, range(i, min(i + piece, count))) for i in range(0, count, piece)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _worth_threads(files: list[str]) -> bool:
+    if len(files) < THREADED or THREADS == 1 or get_worker_info() is not None:  # a worker process is thread enough
+        return False
+    return os.path.isfile(files[0]) and os.path.getsize(files[0]) >= SMALL
+
+
+def _unreadable(file: str, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return UserError(
+            f"{file}: {error.strerror}\nrestore the file, or start anew so that the folder is listed again"
+        )
+    reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:150]
+    return UserError(f"{file} cannot be decoded ({reason})\nreplace the file or remove it")
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ORIENTATION, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) once the image is turned as its EXIF orientation says."""
+    return (image.width, image.height) if _orientation(image) in (5, 6, 7, 8) else (image.height, image.width)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if image.size == (width, height) else image.crop((left, top, left + width, top + height))
+
+
+def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
+    """Converts to grey or RGB. PIL would clip 16-bit grey at 255 instead of scaling it."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32 bits wide; save it with 8 or 16 bits")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _tail(file: str, size: int = 64) -> bytes:
+    with open(file, "rb") as stream:
+        stream.seek(max(0, os.path.getsize(file) - size))
+        return stream.read()

@@ -1,0 +1,190 @@
+"""Splits of image data and the order in which their batches come.
+
+A split is anything with the methods of `Split`. Images are uint8 until they reach the training
+device; a batch is an index into a split, never a list of single images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class Batch(NamedTuple):
+    """Images with what is known of them.
+
+    images: [B, C, H, W], uint8 from a split, float32 in the data's range at the model.
+    labels: class indices, [B] int64, or None.
+    factors: ground-truth factors of variation as indices, [B, F] int64, or None.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    factors: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return Batch(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in self))  # type: ignore[arg-type]
+
+
+class Split(Protocol):
+    """A part of a data set, read by index."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images when they are held in memory; 0 if they are drawn when asked for."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index: Tensor) -> Split:
+        """The images at `index`, [M] int64, as a split of their own."""
+        ...
+
+    def batch(self, index: Tensor) -> Batch:
+        """The images at `index`, [B] int64, as uint8 on the split's device."""
+        ...
+
+    def to(self, device: torch.device) -> Split:
+        """The split with its tensors on `device`."""
+        ...
+
+
+class TensorSplit:
+    """A split held as one uint8 tensor.
+
+    images: [N, C, H, W] uint8; labels: [N] int64 or None; factors: [N, F] int64 or None.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, factors: Tensor | None = None):
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images must be uint8 [N, C, H, W], got {images.dtype} {tuple(images.shape)}")
+        channels, height, width = images.shape[1:]
+        self.shape = (channels, height, width)
+        self.images, self.labels, self.factors = images, labels, factors
+
+    @property
+    def nbytes(self) -> int:
+        return self.images.numel()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TensorSplit:
+        tensors = (self.images, self.labels, self.factors)
+        return TensorSplit(*(None if t is None else function(t) for t in tensors))  # type: ignore[arg-type]
+
+    def subset(self, index: Tensor) -> TensorSplit:
+        return self._map(lambda t: t[index])
+
+    def batch(self, index: Tensor) -> Batch:
+        return Batch(
+            self.images[index],
+            None if self.labels is None else self.labels[index],
+            None if self.factors is None else self.factors[index],
+        )
+
+    def to(self, device: torch.device) -> TensorSplit:
+        return self._map(lambda t: t.to(device))
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch's images, [size] int64: a function of its arguments alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(size, generator=generator)
+
+
+def batch_bounds(size: int, batch_size: int, world_size: int) -> list[tuple[int, int]]:
+    """Where each global batch of an epoch starts and ends.
+
+    A global batch holds `batch_size` images per process. A remainder too small to give every
+    process two images (a batch norm needs two) joins the batch before it, so each image is seen
+    exactly once.
+    """
+    step = batch_size * world_size
+    bounds = [(start, min(start + step, size)) for start in range(0, size, step)]
+    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < 2 * world_size:
+        bounds[-2:] = [(bounds[-2][0], size)]
+    return bounds
+
+
+def rank_slice(start: int, stop: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that belongs to `rank`; parts differ by at most one image."""
+    size = stop - start
+    return slice(start + size * rank // world_size, start + size * (rank + 1) // world_size)
+
+
+class IndexBatches(Sampler[Tensor]):
+    """The index tensors of one epoch's batches, for one process.
+
+    order: called at the start of every pass; gives the epoch's order, [N] int64, and the number
+    of batches already done (not zero after a resume in the middle of an epoch).
+    """
+
+    def __init__(
+        self,
+        order: Callable[[], tuple[Tensor, int]],
+        size: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.order = order
+        self.slices = [rank_slice(*bounds, rank, world_size) for bounds in batch_bounds(size, batch_size, world_size)]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order, start = self.order()
+        for part in self.slices[start:]:
+            yield order[part]
+
+
+class ResidentLoader:
+    """Batches of a split that needs no workers: a gather, or a drawing, per batch."""
+
+    def __init__(self, split: Split, batches: IndexBatches):
+        self.split, self.batches = split, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in self.batches:
+            yield self.split.batch(index)
+
+
+class _BatchDataset(Dataset[Batch]):
+    """A split seen as a data set whose items are whole batches."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __getitem__(self, index: Tensor) -> Batch:  # type: ignore[override]
+        return self.split.batch(index)
+
+
+def streaming_loader(split: Split, batches: IndexBatches, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Batches read ahead by worker processes, for a split that does not fit the memory.
+
+    The loader has a random generator of its own: the global one stays untouched, so that a
+    resumed run draws the same noise.
+    """
+    return DataLoader(
+        _BatchDataset(split),
+        sampler=batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,13 @@
+"""Exceptions that are told to the user without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user asked for cannot be done.
+
+    The message is one or two lines: the key or file, what is wrong, and the remedy. The command
+    line prints it without a traceback and exits with code 2.
+    """
+
+
+class DivergenceError(RuntimeError):
+    """A term of the objective became infinite or NaN: training cannot go on."""

@@ -1,0 +1,30 @@
+"""The beta-VAE (Higgins et al. 2017)."""
+
+from __future__ import annotations
+
+from vaelab.likelihoods import Likelihood
+from vaelab.models.vae import VAE
+from vaelab.networks import Network
+from vaelab.types import NonNegativeFloat, PositiveInt, Shape
+
+
+class BetaVAE(VAE):
+    """Minimises E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, I)) with beta as given or scheduled (eq. 4).
+
+    Both terms are sums over pixels and dimensions, as in the paper's equation. With terms averaged
+    over D pixels and d dimensions, as many code bases do, the same beta weighs D / d times more.
+
+    beta: weight of the KL, where no schedule sets it.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        num_classes: PositiveInt | None,
+        network: Network,
+        likelihood: Likelihood,
+        latent_dim: PositiveInt,
+        beta: NonNegativeFloat,
+    ):
+        super().__init__(shape, num_classes, network, likelihood, latent_dim)
+        self.beta.fill_(beta)

@@ -1,0 +1,75 @@
+"""The beta-VAE with controlled capacity (Burgess et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vaelab.distributed import global_mean
+from vaelab.likelihoods import Likelihood
+from vaelab.models.vae import VAE
+from vaelab.networks import Network
+from vaelab.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+
+
+class CapacityVAE(VAE):
+    """Minimises E_q[-log p(x|z)] subject to mean KL = C, with C scheduled (eq. 8).
+
+    The paper's loss is reconstruction + gamma |KL - C|. Since gamma |g| is the maximum of
+    multiplier * g over |multiplier| <= gamma, every gamma above the constraint's multiplier has the
+    same minimiser, but gradient descent does not reach it at a large gamma: the penalty's gradient
+    has the constant size gamma and drowns the reconstruction's. `lagrangian` solves the same
+    saddle-point problem by an augmented Lagrangian: reconstruction + multiplier * (KL - C)
+    + penalty / 2 * (KL - C)^2, with the multiplier integrated, multiplier += rate * (KL - C), and
+    kept within [-gamma, gamma].
+
+    capacity: C in nats, where no schedule sets it. gamma: weight of the penalty (l1) or bound of
+    the multiplier (lagrangian). constraint: `lagrangian`, or `l1` as published. penalty: weight of
+    the quadratic, 1/nats. multiplier_rate: growth of the multiplier per step and nat.
+    """
+
+    scalars = {"capacity": 0.0, "gamma": 0.0, "multiplier": 0.0}
+    capacity: Tensor
+    gamma: Tensor
+    multiplier: Tensor
+
+    def __init__(
+        self,
+        shape: Shape,
+        num_classes: PositiveInt | None,
+        network: Network,
+        likelihood: Likelihood,
+        latent_dim: PositiveInt,
+        capacity: NonNegativeFloat,
+        gamma: NonNegativeFloat,
+        constraint: Literal["l1", "lagrangian"],
+        penalty: NonNegativeFloat,
+        multiplier_rate: PositiveFloat,
+    ):
+        super().__init__(shape, num_classes, network, likelihood, latent_dim)
+        self.constraint, self.penalty, self.multiplier_rate = constraint, penalty, multiplier_rate
+        self.capacity.fill_(capacity)
+        self.gamma.fill_(gamma)
+
+    def objective(self, terms: dict[str, Tensor]) -> Tensor:
+        gap = global_mean(terms["kl"].mean()) - self.capacity
+        self.gap = gap.detach()
+        if self.constraint == "l1":
+            cost = self.gamma * gap.abs()
+        else:
+            cost = self.multiplier * gap + 0.5 * self.penalty * gap.square()
+        return terms["reconstruction"].mean() + cost
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Moves the multiplier: after the backward pass, once per optimiser step."""
+        if self.constraint == "l1":  # the slope of gamma |gap|
+            self.multiplier.copy_(self.gamma * self.gap.sign())
+        else:
+            moved = self.multiplier + self.multiplier_rate * self.gap
+            self.multiplier.copy_(torch.clamp(moved, -self.gamma, self.gamma))
+
+    def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
+        return super().derived(means, vectors) | {"capacity_gap": means["kl"] - means["capacity"]}

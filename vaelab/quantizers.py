@@ -1,0 +1,186 @@
+"""Codebooks of the VQ-VAE: nearest-code search, straight-through gradient, two ways of learning the codes.
+
+van den Oord, Vinyals & Kavukcuoglu, "Neural Discrete Representation Learning", 2017.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaelab.distributed import all_sum, from_first
+from vaelab.types import Fraction, PositiveFloat, PositiveInt
+
+SEARCH_ELEMENTS = 2**19
+"""Distances held at a time by the nearest-code search (2 MiB of float32, whatever N and K)."""
+
+
+class Quantized(NamedTuple):
+    """A quantised feature map.
+
+    vectors: [B, D, h, w], the codes, with the straight-through gradient. indices: [B, h, w] int64.
+    codebook_loss: |sg(z) - e|^2, [B], which moves the codes (zero where they move by averages).
+    commitment: |z - sg(e)|^2, [B], which moves the encoder. Both are summed over D and positions.
+    """
+
+    vectors: Tensor
+    indices: Tensor
+    codebook_loss: Tensor
+    commitment: Tensor
+
+
+def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
+    """Index of the nearest code by Euclidean distance, [N] int64.
+
+    z: [N, D]; codes: [K, D]. |z - e|^2 is searched as |e|^2 - 2 z.e, one matrix product with the
+    norms folded in, in chunks of rows: the temporary memory does not grow with N * K.
+    """
+    minus_twice, norms = -2 * codes.t(), codes.square().sum(1)
+    rows = max(1, SEARCH_ELEMENTS // len(codes))
+    return torch.cat([torch.addmm(norms, part, minus_twice).argmin(1) for part in z.split(rows)])
+
+
+def code_counts(indices: Tensor, num_embeddings: int) -> Tensor:
+    """How often each code was chosen, [K] float32; indices of any shape."""
+    ones = torch.ones(indices.numel(), device=indices.device)
+    return torch.zeros(num_embeddings, device=indices.device).index_add_(0, indices.flatten(), ones)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of the code frequencies, a scalar: K if all K codes are used alike, 1 if only one is.
+
+    counts: [K], not all zero, summed over the whole set that the figure is about; a mean of batches' perplexities
+    is another, smaller number.
+    """
+    p = counts / counts.sum()
+    return torch.special.entr(p).sum().exp()
+
+
+class GradientCodebook(nn.Module):
+    """Codes as parameters, moved by |sg(z) - e|^2 (van den Oord et al. 2017, eq. 3).
+
+    num_embeddings: K. embedding_dim: D. The codes start at encoder outputs of the first training
+    batch. restart_after: a code that no vector of this many consecutive training batches has chosen
+    is moved onto a random encoder output; None never restarts.
+    """
+
+    codes: Tensor
+    idle: Tensor
+
+    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, restart_after: PositiveInt | None):
+        super().__init__()
+        self.num_embeddings, self.restart_after = num_embeddings, restart_after
+        self._make_codes(torch.empty(num_embeddings, embedding_dim).uniform_(-1 / num_embeddings, 1 / num_embeddings))
+        self.register_buffer("idle", torch.zeros(num_embeddings))
+        self.initialised = False
+
+    def _make_codes(self, start: Tensor) -> None:
+        self.codes = nn.Parameter(start)
+
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"initialised": self.initialised}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        self.initialised = state["initialised"]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes at `indices`: [B, h, w] -> [B, D, h, w]."""
+        return F.embedding(indices, self.codes).movedim(-1, 1)
+
+    def search(self, z: Tensor) -> Tensor:
+        """Nearest codes of a feature map: [B, D, h, w] -> [B, h, w] int64."""
+        flat = z.detach().movedim(1, -1).flatten(0, -2).float()
+        return nearest_code(flat, self.codes.detach()).view(z.shape[0], *z.shape[2:])
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: encoder output, [B, D, h, w]; computed in float32 under any autocast."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            flat = z.detach().movedim(1, -1).flatten(0, -2)
+            if self.training and not self.initialised:
+                self._place(torch.ones_like(self.idle, dtype=torch.bool), flat)
+                self.initialised = True
+            indices = nearest_code(flat, self.codes.detach())
+            index_map = indices.view(z.shape[0], *z.shape[2:])
+            codes = self.lookup(index_map)
+            result = Quantized(
+                vectors=z + (codes - z).detach(),
+                indices=index_map,
+                codebook_loss=self._codebook_loss(z, codes),
+                commitment=(z - codes.detach()).square().flatten(1).sum(1),
+            )
+            if self.training:
+                self._update(flat, indices)
+        return result
+
+    def _codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+        return (z.detach() - codes).square().flatten(1).sum(1)
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, indices: Tensor) -> None:
+        """After a training batch: restarts the codes that have been idle too long.
+
+        flat: [N, D]; indices: [N].
+        """
+        counts = all_sum(code_counts(indices, self.num_embeddings))
+        self.idle.add_(1).mul_(counts == 0)
+        if self.restart_after is not None:
+            self._place(self.idle >= self.restart_after, flat)
+
+    @torch.no_grad()
+    def _place(self, which: Tensor, flat: Tensor) -> None:
+        """Moves the codes where `which`, [K] bool, onto random rows of `flat`, [N, D], without a host sync."""
+        rows = torch.randint(len(flat), (self.num_embeddings,), device=flat.device)
+        fresh = from_first(flat[rows])
+        self.codes.data.copy_(torch.where(which[:, None], fresh, self.codes))
+        self.idle.mul_(~which)
+
+
+class EMACodebook(GradientCodebook):
+    """Codes as moving averages of the vectors that choose them (van den Oord et al. 2017, appendix A.1).
+
+    decay: of the averages (gamma in the paper). epsilon: Laplace smoothing of the cluster sizes,
+    as in the authors' published code: n_i -> (n_i + epsilon) / (n + K epsilon) * n, with n their sum.
+    """
+
+    cluster_size: Tensor
+    cluster_sum: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: PositiveInt,
+        embedding_dim: PositiveInt,
+        restart_after: PositiveInt | None,
+        decay: Fraction,
+        epsilon: PositiveFloat,
+    ):
+        super().__init__(num_embeddings, embedding_dim, restart_after)
+        self.decay, self.epsilon = decay, epsilon
+        self.register_buffer("cluster_size", torch.ones(num_embeddings))
+        self.register_buffer("cluster_sum", self.codes.clone())
+
+    def _make_codes(self, start: Tensor) -> None:
+        self.register_buffer("codes", start)
+
+    def _codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+        return z.new_zeros(len(z))
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, indices: Tensor) -> None:
+        sums = all_sum(torch.zeros_like(self.codes).index_add_(0, indices, flat))
+        counts = all_sum(code_counts(indices, self.num_embeddings))
+        self.cluster_size.lerp_(counts, 1 - self.decay)
+        self.cluster_sum.lerp_(sums, 1 - self.decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+        self.codes.copy_(self.cluster_sum / smoothed[:, None])
+        super()._update(flat, indices)
+
+    @torch.no_grad()
+    def _place(self, which: Tensor, flat: Tensor) -> None:
+        super()._place(which, flat)
+        self.cluster_size.copy_(torch.where(which, torch.ones_like(self.cluster_size), self.cluster_size))
+        self.cluster_sum.copy_(torch.where(which[:, None], self.codes, self.cluster_sum))

@@ -1,0 +1,108 @@
+"""A run folder: write it, find it, rebuild its model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from vaelab.errors import UserError
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
+
+OUTPUTS = Path("outputs")
+
+
+def find(run: str | Path) -> Path:
+    """The folder of a run: a path, or `last` for the newest run under ./outputs.
+
+    Raises UserError if there is none.
+    """
+    if str(run) == "last":
+        configs = sorted(OUTPUTS.glob("**/config.yaml"), key=lambda p: p.stat().st_mtime_ns)
+        if not configs:
+            raise UserError("run=last: there is no run under ./outputs yet; vaelab train makes one")
+        return configs[-1].parent
+    path = Path(run)
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is no run: it has no config.yaml; give the folder that vaelab train printed")
+    return path
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run, as plain containers."""
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    assert isinstance(config, dict)
+    return config  # type: ignore[return-value]
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """Writes config.yaml."""
+    _write(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+def write_summary(run: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json."""
+    _write(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a run; empty if it has none yet."""
+    path = run / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """checkpoints/`name`.ckpt of a run. Raises UserError if it is missing."""
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the run was stopped before its first checkpoint; train it again")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain data, on the CPU; nothing in it is executed.
+
+    Raises UserError if the file is damaged or holds anything else.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused: it is damaged, or holds more than tensors and plain data") from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); use the other checkpoint or train again"
+        ) from error
+
+
+def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Model:
+    """The trained model of a run, in eval mode.
+
+    run: a run folder, or `last`. checkpoint: `best` or `last`. device: where to put it.
+    Raises UserError if the folder is no run or the checkpoint is missing or damaged.
+    """
+    from vaelab.config import build, check
+
+    folder = find(run)
+    config = read_config(folder)
+    saved = read_checkpoint(checkpoint_path(folder, checkpoint))
+    check(config["model"], "model")
+    model = build(config["model"], shape=tuple(saved["shape"]), num_classes=saved["num_classes"])
+    model.load_state_dict(saved["state_dict"])
+    return model.to(device).eval()

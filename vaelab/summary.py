@@ -1,0 +1,125 @@
+"""What is said of a run: its first line, its final table, summary.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PARTS = ("train", "val", "test")
+PACKAGES = ("vaelab", "torch", "pytorch-lightning", "hydra-core", "omegaconf")
+
+
+def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
+    """The line that opens a run: model, data, device, folder."""
+    shape = "x".join(map(str, data.shape))
+    counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
+    parameters = sum(p.numel() for p in model.parameters())
+    processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    return (
+        f"{config['run']['name']}: {counts} images of {shape}; {parameters:,} parameters; "
+        f"on {trainer.strategy.root_device.type}{processes}\n{config['run']['dir']}"
+    )
+
+
+def table(metrics: dict[str, float]) -> str:
+    """Final figures, a row each, a column per part of the data."""
+    parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in metrics)]
+    names = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
+    width = max(map(len, names), default=0)
+    lines = [f"{'':{width}} " + "".join(f"{part:>12}" for part in parts)]
+    for name in names:
+        cells = (metrics.get(f"{part}/{name}") for part in parts)
+        lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else _number(cell):>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
+
+
+def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
+    """One row per job: its state and the figure that selects its best checkpoint, or its error."""
+    width = max(map(len, summaries), default=0)
+    lines = []
+    for name in sorted(summaries, key=lambda n: int(n.partition("-")[0])):
+        summary = summaries[name]
+        figure = summary.get("selected_by", "")
+        value = summary.get("metrics", {}).get(figure)
+        shown = f"{figure} {_number(value)}" if value is not None else (summary.get("error") or "")
+        lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}")
+    return "\n".join(lines)
+
+
+def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, best: str, seconds: float) -> dict[str, Any]:
+    """The content of summary.json.
+
+    `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
+    docs/ explains each key.
+    """
+    pixels, latents = math.prod(data.shape), getattr(model, "latent_dim", None)
+    beta = float(model.beta) if hasattr(model, "beta") else None
+    selecting = f"{'val' if len(data.val) else 'train'}/{model.monitor}"
+    health = [c for c in trainer.callbacks if hasattr(c, "findings")]
+    return {
+        "status": "finished",
+        "name": config["run"]["name"],
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "selected_by": selecting,
+        "best_score": _score(trainer),
+        "best_checkpoint": str(Path(best).name),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.fit_loop.epoch_loop.global_step,
+        "findings": [finding._asdict() for callback in health for finding in callback.findings],
+        "kl_per_dim": {p: v["kl_per_dim"].tolist() for p, v in model.epoch_vectors.items() if "kl_per_dim" in v},
+        "model": {
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "latent_dimensions": latents,
+        },
+        "data": {
+            "class": type(data).__name__,
+            "shape": list(data.shape),
+            "dimensions": pixels,
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+            "num_classes": data.num_classes,
+            "binarize": data.binarize,
+            "pixel_range": list(data.pixel_range),
+        },
+        "objective": {
+            "likelihood": type(model.likelihood).__name__,
+            "log_likelihood_is": model.likelihood.density(data.binary),
+            "reduction": "sum over pixels and latent dimensions, mean over images",
+            "beta": beta,
+            "beta_if_mean_reduced": None if beta is None or latents is None else beta * latents / pixels,
+        },
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "commit": _commit(),
+        "device": str(trainer.strategy.root_device),
+        "processes": trainer.world_size,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _score(trainer: Any) -> float | None:
+    scores = [c.best_model_score for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
+    return float(scores[0]) if scores and scores[0] is not None else None
+
+
+def _commit() -> str | None:
+    """The lab's own git commit, with a + if files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--", "."])
+    try:
+        head, changes = (
+            subprocess.run(c, cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
