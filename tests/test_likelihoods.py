@@ -216,13 +216,13 @@ def test_start_from_sets_the_learned_sigma_alone():
     assert 0 < learned.sigma.item() < 0.01
 
 
-def test_adam_moves_the_learned_sigma_gain_times_faster_than_a_weight():
+def test_adam_moves_the_learned_sigma_ten_times_faster_than_a_weight():
     likelihood = GaussianLearned(1.0)
     (parameter,) = likelihood.parameters()
     optimizer = torch.optim.Adam([parameter], lr=1e-3)
     likelihood.log_prob(torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8) * 2).sum().neg().backward()
     optimizer.step()
-    assert likelihood.sigma.log().item() == pytest.approx(GaussianLearned.GAIN * 1e-3, rel=1e-3)
+    assert likelihood.sigma.log().item() == pytest.approx(10 * 1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "learns"), [(name, name == "gaussian_learned") for name in ALL])
@@ -276,10 +276,10 @@ def test_names_are_those_of_the_options(name):
 def test_half_precision_outputs_are_summed_in_float32(name):
     torch.manual_seed(0)
     likelihood = ALL[name]()
-    raw, x = torch.randn(4, 3, 64, 64).bfloat16(), torch.rand(4, 3, 64, 64)
+    raw, x = (3 * torch.randn(4, 3, 64, 64)).bfloat16(), torch.rand(4, 3, 64, 64)
     log_prob = likelihood.log_prob(raw, x)
     assert log_prob.dtype == torch.float32
-    torch.testing.assert_close(log_prob, likelihood.log_prob(raw.float(), x), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(log_prob, likelihood.log_prob(raw.float(), x), rtol=1e-6, atol=1e-2)
 
 
 @every

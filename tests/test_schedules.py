@@ -1,5 +1,6 @@
 import inspect
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -22,12 +23,12 @@ def at(unit, amount):
 
 
 def over(unit):
-    return {"steps": 1000, "epochs": 10.0, "fraction": 0.5}[unit]
+    return {"steps": 1600, "epochs": 10.0, "fraction": 0.5}[unit]
 
 
 def points(unit, parts):
     """Progress at each part of `over`, in `unit`."""
-    return [at(unit, round(part * 1000) if unit == "steps" else part * over(unit)) for part in parts]
+    return [at(unit, round(part * over(unit)) if unit == "steps" else part * over(unit)) for part in parts]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -48,7 +49,7 @@ def test_every_shape_goes_from_start_to_end_and_stays_there(shape, unit, start, 
 def test_every_shape_moves_one_way_without_jumps(shape, unit, start, end):
     parts = [i / 200 for i in range(260)]
     values = [RISES[shape](p, start=start, end=end, over=over(unit), unit=unit) for p in points(unit, parts)]
-    steps = [(b - a) / (end - start) for a, b in zip(values, values[1:], strict=False)]
+    steps = [(b - a) / (end - start) for a, b in pairwise(values)]
     assert min(steps) >= -1e-12
     assert max(steps) < 0.02
     assert min(steps[:199]) > 0
@@ -56,7 +57,7 @@ def test_every_shape_moves_one_way_without_jumps(shape, unit, start, end):
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "sigmoid"])
 def test_every_rise_is_symmetric_about_its_middle(shape):
-    values = [RISES[shape](p, start=0.0, end=1.0, over=1000, unit="steps") for p in points("steps", [0.2, 0.5, 0.8])]
+    values = [RISES[shape](p, start=0.0, end=1.0, over=1600, unit="steps") for p in points("steps", [0.2, 0.5, 0.8])]
     assert values[0] + values[2] == pytest.approx(1)
     assert values[1] == pytest.approx(0.5)
 
@@ -84,16 +85,16 @@ def test_the_capacity_ramp_is_linear_in_steps(step, capacity):
 
 
 def test_cosine_is_flat_at_both_ends():
-    start, near, near_end = (cosine(p, 0.0, 1.0, 1000, "steps") for p in points("steps", [0, 0.01, 0.99]))
+    start, near, near_end = (cosine(p, 0.0, 1.0, 1600, "steps") for p in points("steps", [0, 0.01, 0.99]))
     assert near - start < 0.001
     assert 1 - near_end < 0.001
-    assert cosine(points("steps", [0.25])[0], 0.0, 1.0, 1000, "steps") == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
+    assert cosine(points("steps", [0.25])[0], 0.0, 1.0, 1600, "steps") == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
 
 
 @pytest.mark.parametrize("steepness", [1e-3, 1.0, 6.0, 50.0, 1000.0])
 def test_sigmoid_meets_both_ends_exactly_at_any_steepness(steepness):
     first, middle, last = (
-        sigmoid(p, 0.0, 1.0, 1000, "steps", steepness=steepness) for p in points("steps", [0, 0.5, 1])
+        sigmoid(p, 0.0, 1.0, 1600, "steps", steepness=steepness) for p in points("steps", [0, 0.5, 1])
     )
     assert first == pytest.approx(0, abs=1e-12)
     assert middle == pytest.approx(0.5)
@@ -101,7 +102,7 @@ def test_sigmoid_meets_both_ends_exactly_at_any_steepness(steepness):
 
 
 def test_steepness_is_the_logistic_argument_at_the_ends():
-    values = [sigmoid(p, 0.0, 1.0, 1000, "steps", steepness=6.0) for p in points("steps", [0.25, 0.75])]
+    values = [sigmoid(p, 0.0, 1.0, 1600, "steps", steepness=6.0) for p in points("steps", [0.25, 0.75])]
     logistic = [1 / (1 + math.exp(-x)) for x in (-3, 3)]
     edge = 1 / (1 + math.exp(6))
     assert values == pytest.approx([(value - edge) / (1 - 2 * edge) for value in logistic])
@@ -121,11 +122,11 @@ def test_cyclical_restarts_every_cycle_and_ends_high(unit):
     assert value(1) == value(3) == 1
 
 
-@pytest.mark.parametrize("cycles", range(1, 101))
+@pytest.mark.parametrize("cycles", [1, 3, 7, 10, 25, 49])
 def test_cyclical_restarts_at_the_very_step(cycles):
-    length = 7
-    values = [cyclical(at("steps", s), 2.0, 3.0, cycles * length, "steps", cycles, 0.5) for s in range(cycles * length)]
-    assert [step for step, value in enumerate(values) if value == 2.0] == list(range(0, cycles * length, length))
+    total = 7 * cycles
+    values = [cyclical(at("steps", step), 2.0, 3.0, total, "steps", cycles, 0.5) for step in range(total)]
+    assert [step for step, value in enumerate(values) if value == 2.0] == list(range(0, total, 7))
 
 
 def test_cyclical_with_no_rise_is_constant():
@@ -148,7 +149,7 @@ def test_warmup_cosine_rises_then_falls_to_its_floor(unit, floor):
 
 def test_warmup_cosine_is_continuous():
     values = [warmup_cosine(at("steps", s), 100, 1000, "steps", floor=0.0) for s in range(1200)]
-    assert max(abs(b - a) for a, b in zip(values, values[1:], strict=False)) < 0.011
+    assert max(abs(b - a) for a, b in pairwise(values)) < 0.011
     assert values.index(max(values)) == 100
 
 

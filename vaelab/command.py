@@ -31,17 +31,23 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
             failures.append(error)
 
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys_argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    sys_argv, sys.argv = sys.argv, [sys.argv[0], *_flags_first(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of Hydra's own report
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
         if failures:
             raise failures[0]
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        message = _message(error, name, arguments)
-        if traceback_wanted or message is None:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
             raise
-        print(f"vaelab: {message}", file=sys.stderr)
+        print(f"vaelab: {_message(error, name, arguments)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if traceback_wanted or error in failures:
+            raise
+        # before the job began, Hydra had only the run folder to make
+        problem = f"cannot write {error.filename} ({error.strerror})"
+        print(f"vaelab: {problem}: set run.dir to another folder", file=sys.stderr)
         return 2
     except DivergenceError as error:
         if traceback_wanted:
@@ -58,35 +64,35 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     return 0
 
 
-def _message(error: Exception, name: str, arguments: list[str]) -> str | None:
-    """What to tell the user, or None if it is the program's fault."""
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Flags before key=value: argparse does not take them mixed."""
+    if "-sc" in arguments or "--shell-completion" in arguments:
+        return arguments
+    values = [a for a in arguments if "=" in a and not a.startswith("-")]
+    return [a for a in arguments if a not in values] + values
+
+
+def _message(error: Exception, name: str, arguments: list[str]) -> str:
+    """What to tell the user: the key, what is wrong, the remedy."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue
 
     text = str(error)
     if isinstance(error, UserError):
         return text
-    if isinstance(error, OSError):
-        if error.filename is None or not isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-            return None
-        return f"cannot write {error.filename} ({error.strerror}): choose another folder with run.dir=FOLDER"
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']*)'", text)):
         group, _, option = found[1].rpartition("/")
-        options = [o.strip() for o in text.partition("Available options")[2].splitlines()[1:] if o.strip()]
-        options = [o for o in options if not o.startswith("_")]
+        listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
+        options = [o.strip() for o in listed if o.strip() and not o.strip().startswith("_")]
         if not group or not options:
             return f"there is no config '{found[1]}'"
-        return (
-            f"{group}={option}: there is no such option{_near(option, options)}\n  {group}= takes {', '.join(options)}"
-        )
+        return f"{group}={option}: no such option{_near(option, options)}\n  {group}= takes {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1]
-        where = f"vaelab {name} --cfg job prints all keys"
-        return f"{key}: there is no such key{_near(key, _keys(name, arguments))}\n  {where}; +{key}=… adds a new one"
-    if found := re.search(r"Key '([^']*)' is not in struct", text):
-        return f"{found[1]}: there is no such key"
+        near = _near(key, _keys(name, arguments))
+        return f"{key}: no such key{near}\n  vaelab {name} --cfg job prints all keys; +{key}=… adds a new one"
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
         return f"{key}: this value must be given: {key}=…"

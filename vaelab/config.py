@@ -68,7 +68,8 @@ def _check_value(hint: Any, value: Any, key: str) -> None:
     except ValidationError as error:
         problem = error.errors()[0]
         place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
-        said = problem["msg"].removeprefix("Input ").replace("should be a valid", "must be a").replace("should", "must")
+        said = problem["msg"].removeprefix("Input ").replace("should be a valid int", "must be an int")
+        said = said.replace("should be a valid", "must be a").replace("should", "must")
         raise UserError(f"{key}{place}={problem['input']!r}: {said[0].lower() + said[1:]}") from None
 
 

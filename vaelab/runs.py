@@ -86,9 +86,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is damaged, or holds more than tensors and plain data") from error
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); use the other checkpoint or train again"
-        ) from error
+        raise UserError(f"{path} is damaged: use the other checkpoint, or train again") from error
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Model:

@@ -42,17 +42,21 @@ def _prepare(arguments: list[str]) -> tuple[list[str], Path | None]:
         if sweeping:
             raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
         run = runs.find(values["resume"])
-        saved = runs.read_config(run)["run"]["overrides"]
-        given = {a.partition("=")[0].lstrip("+~") for a in arguments} | {"run.dir"}
-        kept = [a for a in saved if a.partition("=")[0].lstrip("+~") not in given]
-        given_now = [a for a in arguments if not a.startswith("resume=")]
-        return [*kept, *given_now, f"resume={run}", f"run.dir={run}"], None
+        saved = {_key(a): a for a in runs.read_config(run)["run"]["overrides"]}
+        now = {_key(a): a for a in arguments} | {"resume": f"resume={run}", "run.dir": f"run.dir={run}"}
+        for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
+            del saved[key], now[key]  # added then, taken away now
+        return list((saved | now).values()), None
     if not sweeping:
         return arguments, None
     if "sweep.dir" not in values:
         values["sweep.dir"] = f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}-sweep"
         arguments = [*arguments, f"sweep.dir={values['sweep.dir']}"]
     return arguments, Path(values["sweep.dir"])
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
 
 
 def job(config: Any) -> None:
@@ -125,19 +129,24 @@ def _run(config: dict[str, Any], run: Path) -> None:
 
     if config["resume"] is None and (run / "config.yaml").exists():
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
-    check({key: value for key, value in config.items() if key not in ("network", "likelihood", "codebook")})
+    # a model's parts last: what is wrong with them is named where the user set it
+    check({key: config[key] for key in sorted(config, key=lambda k: k in ("model", "callbacks"))})
+    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
+        raise UserError(f"seed={config['seed']!r}: must be an integer")
+    if 0 in (config["trainer"]["max_epochs"], config["trainer"]["max_steps"]):
+        raise UserError("trainer.max_epochs=0 or max_steps=0: there is nothing to train")
     if config["resume"] is not None:
         runs.checkpoint_path(run, "last")
+        _check_resumed(config, runs.read_config(run))
     sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # what Lightning starts further processes with
     environment = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
     try:
         fit(config, run)
-    except SystemExit:  # a SIGTERM, after the last checkpoint was written
+    except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
         _set_status(run, "interrupted")
+        if stop.code == 1:
+            raise KeyboardInterrupt from None
         sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        _set_status(run, "interrupted")
-        raise
     except DivergenceError as error:
         _set_status(run, "diverged", str(error))
         raise
@@ -148,6 +157,21 @@ def _run(config: dict[str, Any], run: Path) -> None:
     finally:
         sys.argv = sys_argv
         _leave_process_group(environment)
+
+
+MAY_MOVE = ("root", "download", "storage", "num_workers")
+"""What of a data set may be another on resume: where it lies and how it is read."""
+
+
+def _check_resumed(config: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuses to resume a run as another one: its checkpoint is of this model, on these images in this order."""
+    for section in ("seed", "model", "dataset"):
+        new, old = config[section], saved[section]
+        if section == "dataset":
+            new, old = ({k: v for k, v in part.items() if k not in MAY_MOVE} for part in (new, old))
+        if new != old:
+            keys = [f"{section}.{k}" for k in new if new[k] != old.get(k)] if isinstance(new, dict) else [section]
+            raise UserError(f"resume= continues the run as it is, but {keys[0]} has changed: start a new run for that")
 
 
 LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
@@ -207,8 +231,6 @@ def fit(config: dict[str, Any], run: Path) -> None:
         _log_to(run / "run.log")
         log.info(summary.opening(config, model, data, trainer))
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     best = trainer.checkpoint_callbacks[0].best_model_path or str(run / "checkpoints" / "last.ckpt")
     if config["test"] and trainer.callback_metrics and Path(best).exists():
         trained = dict(trainer.callback_metrics)

@@ -86,16 +86,25 @@ class Plateau(pl.Callback):
     """Lowers the learning rate when the metric that selects the best checkpoint stops improving.
 
     factor: what the rate is multiplied by. patience: validations without improvement to wait for.
-    min_lr: the least rate.
+    threshold: what counts as an improvement, in the metric's unit (nats). min_lr: the least rate.
     """
 
-    def __init__(self, factor: Fraction, patience: NonNegativeInt, min_lr: NonNegativeFloat):
-        self.factor, self.patience, self.min_lr = factor, patience, min_lr
+    def __init__(
+        self, factor: Fraction, patience: NonNegativeInt, threshold: NonNegativeFloat, min_lr: NonNegativeFloat
+    ):
+        self.factor, self.patience, self.threshold, self.min_lr = factor, patience, threshold, min_lr
         self.state: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            trainer.optimizers[0], mode=pl_module.best, factor=self.factor, patience=self.patience, min_lr=self.min_lr
+            trainer.optimizers[0],
+            mode=pl_module.best,
+            factor=self.factor,
+            patience=self.patience,
+            threshold=self.threshold,
+            threshold_mode="abs",  # a relative one goes the wrong way on a negative metric such as the ELBO
+            min_lr=self.min_lr,
+            eps=0.0,
         )
         if self.state:
             self.scheduler.load_state_dict(self.state)

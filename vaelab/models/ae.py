@@ -31,8 +31,8 @@ class AE(Model):
     ):
         super().__init__(shape, num_classes, likelihood)
         self.latent_dim = latent_dim
-        self.encoder = network.encoder(shape, latent_dim)
-        self.decoder = network.decoder(latent_dim, shape)
+        self.encoder = network.encoder(self.shape, latent_dim)
+        self.decoder = network.decoder(latent_dim, self.shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes, [B, d]."""

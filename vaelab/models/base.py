@@ -40,7 +40,8 @@ class Model(pl.LightningModule):
 
     def __init__(self, shape: Shape, num_classes: PositiveInt | None, likelihood: Likelihood):
         super().__init__()
-        self.shape, self.num_classes, self.likelihood = shape, num_classes, likelihood
+        self.shape: Shape = tuple(shape)  # type: ignore[assignment]
+        self.num_classes, self.likelihood = num_classes, likelihood
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self.seed = 0  # of the noise
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
@@ -95,6 +96,10 @@ class Model(pl.LightningModule):
         return self.optimizer(self.parameters())
 
     # --- steps --------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """After a resume, reports what the interruption came before."""
+        self.on_train_batch_end(None, None, 0)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seeds the noise of a training step by (seed, epoch, batch, rank).

@@ -21,16 +21,19 @@ class CapacityVAE(VAE):
     multiplier * g over |multiplier| <= gamma, every gamma above the constraint's multiplier has the
     same minimiser, but gradient descent does not reach it at a large gamma: the penalty's gradient
     has the constant size gamma and drowns the reconstruction's. `lagrangian` solves the same
-    saddle-point problem by an augmented Lagrangian: reconstruction + multiplier * (KL - C)
-    + penalty / 2 * (KL - C)^2, with the multiplier integrated, multiplier += rate * (KL - C), and
-    kept within [-gamma, gamma].
+    saddle-point problem by an augmented Lagrangian, reconstruction
+    + multiplier * ((KL - C) + penalty / 2 * (KL - C)^2), whose multiplier is adapted at every step:
+    multiplier *= exp(rate * (KL - C)), at most gamma. The factor, as in GECO (Rezende & Viola 2018),
+    suits a multiplier that falls from about 10 to 0.3 as C rises: an added term that is fast enough
+    at the start is noise at the end.
 
     capacity: C in nats, where no schedule sets it. gamma: weight of the penalty (l1) or bound of
     the multiplier (lagrangian). constraint: `lagrangian`, or `l1` as published. penalty: weight of
-    the quadratic, 1/nats. multiplier_rate: growth of the multiplier per step and nat.
+    the quadratic relative to the multiplier, 1/nats. multiplier_rate: relative growth of the
+    multiplier per step and nat.
     """
 
-    scalars = {"capacity": 0.0, "gamma": 0.0, "multiplier": 0.0}
+    scalars = {"capacity": 0.0, "gamma": 0.0, "multiplier": 1.0}
     capacity: Tensor
     gamma: Tensor
     multiplier: Tensor
@@ -59,7 +62,7 @@ class CapacityVAE(VAE):
         if self.constraint == "l1":
             cost = self.gamma * gap.abs()
         else:
-            cost = self.multiplier * gap + 0.5 * self.penalty * gap.square()
+            cost = self.multiplier * (gap + 0.5 * self.penalty * gap.square())
         return terms["reconstruction"].mean() + cost
 
     @torch.no_grad()
@@ -68,8 +71,8 @@ class CapacityVAE(VAE):
         if self.constraint == "l1":  # the slope of gamma |gap|
             self.multiplier.copy_(self.gamma * self.gap.sign())
         else:
-            moved = self.multiplier + self.multiplier_rate * self.gap
-            self.multiplier.copy_(torch.clamp(moved, -self.gamma, self.gamma))
+            moved = self.multiplier * (self.multiplier_rate * self.gap).exp()
+            self.multiplier.copy_(torch.minimum(moved, self.gamma))
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         return super().derived(means, vectors) | {"capacity_gap": means["kl"] - means["capacity"]}

@@ -42,10 +42,10 @@ class VQVAE(Model):
     ):
         super().__init__(shape, num_classes, likelihood)
         self.commitment_cost.fill_(commitment_cost)
-        self.encoder = network.map_encoder(shape, embedding_dim)
+        self.encoder = network.map_encoder(self.shape, embedding_dim)
         self.codebook = codebook(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
-        self.decoder = network.map_decoder(embedding_dim, shape)
-        self.map_size = network.map_size(shape)
+        self.decoder = network.map_decoder(embedding_dim, self.shape)
+        self.map_size = network.map_size(self.shape)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Code indices, [B, h, w] int64."""

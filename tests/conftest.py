@@ -1,0 +1,67 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# one thread per test process: the suite runs several at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SMALL = [
+    "dataset=fake",
+    "dataset.image_shape=[1,8,8]",
+    "dataset.size=96",
+    "dataset.batch_size=32",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+]
+"""A run of a second: 96 fake images, two epochs, on the processor."""
+
+
+class Result(NamedTuple):
+    """What a command did: exit code, printed text, and the run folder if there is one."""
+
+    code: int
+    out: str
+    err: str
+    run: Path
+
+    def rows(self, column: str) -> list[dict[str, str]]:
+        """Rows of metrics.csv in which `column` is filled."""
+        with (self.run / "metrics.csv").open(newline="") as file:
+            return [row for row in csv.DictReader(file) if row.get(column)]
+
+    def series(self, column: str) -> list[float]:
+        return [float(row[column]) for row in self.rows(column)]
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.run / "summary.json").read_text())
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs `vaelab train` in this process, in an empty folder. `small=False` leaves out SMALL."""
+    from vaelab.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    count = iter(range(1000))
+
+    def run(*arguments: str, small: bool = True) -> Result:
+        given = {a.partition("=")[0] for a in arguments}
+        folder = Path(f"run{next(count)}")
+        if not given & {"run.dir", "resume", "-m"}:
+            arguments = (*arguments, f"run.dir={folder}")
+        defaults = [a for a in SMALL if small and a.partition("=")[0] not in given and "resume" not in given]
+        code = main(["train", *defaults, *arguments])
+        return Result(code, *capsys.readouterr(), folder)
+
+    return run

@@ -1,0 +1,154 @@
+"""What the user gets wrong ends before training: exit code 2, one or two lines that name the key, no traceback."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CASES = {
+    "model=nope": ("model=nope", "vqvae"),
+    "model=vea": ("did you mean vae?",),
+    "model.latent_dim=abc": ("model.latent_dim", "integer"),
+    "model.latent_dim=0": ("model.latent_dim=0", "greater than 0"),
+    "model.latent_dim=2.5": ("model.latent_dim", "integer"),
+    "model.latent_dimm=3": ("model.latent_dimm", "did you mean model.latent_dim?"),
+    "modle=vae": ("modle", "did you mean model?"),
+    "trainer.max_epoch=3": ("did you mean trainer.max_epochs?",),
+    "trainer.max_epochs=abc": ("trainer.max_epochs",),
+    "trainer.max_epochs=0": ("trainer.max_epochs",),
+    "trainer.accelerator=nope": ("trainer", "nope"),
+    "model=capacity model.gamma=-1": ("model.gamma=-1",),
+    "model=capacity model.constraint=l2": ("model.constraint", "lagrangian"),
+    "model=beta model.beta=-1": ("model.beta=-1",),
+    "model=vqvae model.num_embeddings=0": ("model.num_embeddings=0",),
+    "model=vqvae network=mlp": ("network=mlp", "network=conv"),
+    "schedule=capacity": ("schedule.capacity", "it has beta"),
+    "schedule=warmup schedule.beta.unit=weeks": ("schedule.beta.unit", "epochs"),
+    "model=cvae dataset.classes=null": ("labels", "model=vae"),
+    "dataset.pixel_range=[-1,1]": ("dataset.pixel_range", "likelihood=bernoulli"),
+    "dataset.pixel_range=[1,0]": ("dataset.pixel_range",),
+    "dataset.batch_size=0": ("dataset.batch_size=0",),
+    "dataset.val_size=5000": ("dataset.val_size",),
+    "dataset=folder dataset.root=nowhere": ("nowhere",),
+    "dataset=folder": ("dataset.root",),
+    "dataset=mnist dataset.root=nowhere dataset.download=false": ("train-images-idx3-ubyte", "dataset.download=true"),
+    "network=burgess": ("network=burgess", "64x64"),
+    "network=conv network.hidden_dims=[8,8,8,8]": ("network.hidden_dims",),
+    "network.activation=relo": ("network.activation", "relu"),
+    "network.hidden_dims=[10,-3]": ("network.hidden_dims[1]=-3",),
+    "likelihood=gaussian likelihood.sigma=0": ("likelihood.sigma",),
+    "optimizer.lr=-1": ("optimizer", "learning rate"),
+    "run.dir=/dev/null/x": ("/dev/null/x", "run.dir"),
+    "resume=nowhere": ("nowhere", "no run"),
+    "resume=last": ("there is no run",),
+    "nonsense": ("nonsense", "key=value"),
+}
+
+
+@pytest.mark.parametrize("arguments", CASES)
+def test_bad_input_is_named(train, tmp_path, arguments):
+    result = train(*arguments.split(), small="dataset=" not in arguments)
+    assert result.code == 2
+    lines = result.err.strip().splitlines()
+    assert 1 <= len(lines) <= 2, result.err
+    assert lines[0].startswith("vaelab: ")
+    for part in CASES[arguments]:
+        assert part in result.err
+    assert "Traceback" not in result.err + result.out
+    assert not list(tmp_path.glob("**/config.yaml"))  # nothing that later commands would trust
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def folder_of_images(root, count=40):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+
+
+def refused(result, *parts):
+    assert result.code == 2
+    assert len(result.err.strip().splitlines()) <= 2, result.err
+    for part in parts:
+        assert part in result.err
+    assert not (result.run / "config.yaml").exists()
+
+
+def test_broken_data_files(train, tmp_path):
+    folder_of_images(tmp_path / "images")
+    arguments = ("dataset=folder", "dataset.root=images", "trainer.max_epochs=1")
+    assert train(*arguments, small=False).code == 0
+    (tmp_path / "images" / "train" / "cat" / "7.png").write_bytes(b"not an image")
+    refused(train(*arguments, small=False), "7.png")
+    (tmp_path / "empty").mkdir()
+    refused(train("dataset=folder", "dataset.root=empty", small=False), "empty")
+
+
+def test_a_truncated_mnist_file(train, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, shape, code in (("images-idx3", (100, 28, 28), 3), ("labels-idx1", (100,), 1)):
+        header = bytes([0, 0, 8, code]) + b"".join(n.to_bytes(4, "big") for n in shape)
+        for part in ("train", "t10k"):
+            (raw / f"{part}-{name}-ubyte").write_bytes(header + bytes(int(np.prod(shape))))
+    arguments = ("dataset=mnist", "dataset.root=data", "dataset.download=false", "trainer.max_epochs=1")
+    assert train(*arguments, small=False).code == 0
+    path = raw / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(train(*arguments, small=False), "train-images-idx3-ubyte")
+    path.write_bytes(gzip.compress(b"something else"))
+    refused(train(*arguments, small=False), "train-images-idx3-ubyte")
+
+
+def test_a_used_run_folder_is_not_overwritten(train):
+    first = train("run.dir=mine")
+    assert first.code == 0
+    again = train("run.dir=mine")
+    assert again.code == 2
+    assert "resume=mine" in again.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tran"], ["--version"], ["train", "model=nope"], ["train", "x=1"]])
+def test_help_and_errors_import_no_torch(arguments, tmp_path):
+    code = f"""
+import sys
+from vaelab.cli import main
+try:
+    main({arguments!r})
+finally:
+    assert "torch" not in sys.modules and "pytorch_lightning" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_word_is_guessed(capsys):
+    from vaelab.cli import main
+
+    assert main(["tran"]) == 2
+    assert "did you mean `vaelab train`?" in capsys.readouterr().err
+    assert main(["model=vae"]) == 2
+    assert "vaelab train model=vae" in capsys.readouterr().err
+
+
+def test_tab_completion_knows_commands_groups_and_options(monkeypatch, capsys):
+    from vaelab.cli import main
+
+    for line, expected in {
+        "vaelab tr": "train",
+        "vaelab train mod": "model=",
+        "vaelab train model=vq": "model=vqvae",
+    }.items():
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        assert main(["-sc", "query=bash"]) == 0
+        assert expected in capsys.readouterr().out.split()
+    assert main(["completion", "bash"]) == 0
+    assert "complete" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""Schedules, learning rates and warnings at work in a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import vaelab.callbacks
+
+
+def test_scheduled_values_reach_the_objective(train):
+    result = train("model=beta", "model.beta=4", "schedule.beta.over=2", "trainer.max_epochs=4")
+    betas = result.series("step/beta")
+    assert betas == pytest.approx([1 + 3 * min(1, i / 6) for i in range(12)], rel=1e-6)
+    for row in result.rows("step/beta"):
+        loss, reconstruction, kl, beta = (float(row[f"step/{k}"]) for k in ("loss", "reconstruction", "kl", "beta"))
+        assert loss == pytest.approx(reconstruction + beta * kl, rel=1e-5)
+
+
+def test_any_scalar_can_be_scheduled_from_the_command_line(train):
+    node = "{_target_:vaelab.schedules.linear,_partial_:true,start:1,end:0,over:6,unit:steps}"
+    result = train("model=vqvae", f"+schedule.commitment_cost={node}")
+    assert result.code == 0, result.err
+    assert result.series("step/commitment_cost") == pytest.approx([1 - i / 6 for i in range(6)], abs=1e-6)
+
+
+def test_cosine_learning_rate(train):
+    result = train("lr_schedule=cosine", "lr_schedule.factor.warmup=0", "optimizer.lr=0.01", "trainer.max_epochs=4")
+    expected = [0.01 * 0.5 * (1 + math.cos(math.pi * i / 12)) for i in range(12)]
+    assert result.series("step/lr") == pytest.approx(expected, rel=1e-5)
+
+
+def test_plateau_lowers_the_learning_rate(train):
+    arguments = ("lr_schedule=plateau", "lr_schedule.patience=0", "optimizer.lr=1e-9", "trainer.max_epochs=4")
+    rates = train(*arguments, "lr_schedule.min_lr=0", "lr_schedule.factor=0.1").series("step/lr")
+    assert rates[0] == 1e-9
+    assert rates[-1] < 1e-10
+
+
+def test_divergence_stops_and_names_the_term(train):
+    result = train("optimizer.lr=1e30", "trainer.max_epochs=5")
+    assert result.code == 1
+    assert "diverged" in result.err
+    assert "optimizer.lr" in result.err
+    assert any(term in result.err for term in ("loss", "kl", "reconstruction"))
+    assert "Traceback" not in result.err
+    assert result.summary["status"] == "diverged"
+
+
+class Poison(pl.Callback):
+    """Makes the weights NaN after `step` steps."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if trainer.global_step == self.step:
+            next(pl_module.parameters()).data.fill_(float("nan"))
+
+
+def test_the_checkpoint_before_a_divergence_is_kept(train, monkeypatch):
+    """NaN weights never overwrite last.ckpt."""
+    monkeypatch.setattr(vaelab.callbacks, "Poison", Poison, raising=False)
+    result = train("+callbacks.poison={_target_:vaelab.callbacks.Poison,step:4}")
+    assert result.code == 1
+    saved = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert all(v.isfinite().all() for v in saved["state_dict"].values())
+
+
+def test_collapse_is_reported_with_evidence_and_remedy(train):
+    result = train("model=beta", "schedule=constant", "model.beta=1000", "trainer.max_epochs=8")
+    assert "posterior_collapse" in result.out
+    assert "Remedy" in result.out
+    assert "posterior_collapse" in (result.run / "run.log").read_text()
+    assert "posterior_collapse" in [f["code"] for f in result.summary["findings"]]
+
+
+def test_codebook_collapse_is_reported(train):
+    arguments = ("model=vqvae", "codebook=gradient", "codebook.restart_after=null", "model.num_embeddings=4096")
+    result = train(*arguments, "trainer.max_epochs=4")
+    assert "codebook_collapse" in [f["code"] for f in result.summary["findings"]]
+
+
+def test_an_unfinished_ramp_is_reported(train):
+    assert "schedule.capacity.over" in train("model=capacity").out
+
+
+def test_gradient_clipping_is_lightnings(train):
+    assert train("trainer.gradient_clip_val=0.5").code == 0
+
+
+def test_the_bar_can_be_switched_off(train):
+    loud, quiet = train(), train("trainer.enable_progress_bar=false")
+    assert "step" in loud.err
+    assert "step" not in quiet.err

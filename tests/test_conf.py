@@ -1,0 +1,134 @@
+"""Every option of every group works: a new file is tested by being there."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+import vaelab
+from vaelab.command import CONF
+from vaelab.config import check
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
+
+
+def composed(*overrides: str) -> dict:
+    from omegaconf import OmegaConf, open_dict
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    with open_dict(config):
+        config.run, config.sweep = {"name": "x", "dir": "x"}, {"dir": "x"}
+        if OmegaConf.is_missing(config.dataset, "root"):
+            config.dataset.root = "x"
+    return OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_trains_reloads_and_samples(train, model):
+    result = train(f"model={model}")
+    assert result.code == 0, result.err
+    loaded = vaelab.load(result.run)
+    assert not loaded.training
+    x, labels = torch.rand(5, 1, 8, 8), torch.arange(5) % 2
+    made = loaded.reconstruct(x, labels)
+    assert made.shape == x.shape
+    assert made.isfinite().all()
+    if loaded.has_prior:
+        samples = loaded.sample(7)
+        assert samples.shape == (7, 1, 8, 8)
+        assert samples.isfinite().all()
+    final = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(final["state_dict"]) == set(loaded.state_dict())
+    assert result.summary["status"] == "finished"
+    assert (result.run / "figures" / "reconstructions.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 11, 14)])
+def test_every_model_takes_any_image_or_refuses(train, model, shape):
+    network = ["network=conv"] if model in ("vae", "cvae") else []
+    result = train(f"model={model}", f"dataset.image_shape={list(shape)}".replace(" ", ""), *network)
+    assert result.code == 0, result.err
+    assert vaelab.load(result.run).reconstruct(torch.rand(2, *shape), torch.zeros(2).long()).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("network", options("network"))
+def test_every_network_trains(train, network):
+    size = 64 if network == "burgess" else 8
+    result = train(f"network={network}", f"dataset.image_shape=[1,{size},{size}]", "trainer.max_epochs=1")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("likelihood", options("likelihood"))
+def test_every_likelihood_trains(train, likelihood):
+    result = train(f"likelihood={likelihood}", "trainer.max_epochs=1")
+    assert result.code == 0, result.err
+    assert result.summary["objective"]["log_likelihood_is"]
+
+
+@pytest.mark.parametrize("schedule", options("schedule"))
+def test_every_schedule_trains(train, schedule):
+    model = "capacity" if schedule == "capacity" else "beta"
+    result = train(f"model={model}", f"schedule={schedule}")
+    assert result.code == 0, result.err
+    assert len(result.series(f"step/{model}")) == result.summary["steps"]
+
+
+@pytest.mark.parametrize("group", ["optimizer", "lr_schedule", "averaging", "codebook"])
+def test_every_other_option_trains(train, group):
+    for option in options(group):
+        model = ["model=vqvae"] if group == "codebook" and option != "none" else []
+        result = train(f"{group}={option}", *model)
+        assert result.code == 0, (option, result.err)
+
+
+@pytest.mark.parametrize("group", ["accelerator", "logger", "dataset", "experiment"])
+def test_every_option_composes_and_passes_the_check(group):
+    for option in options(group):
+        check(composed(f"{group}={option}"))
+
+
+def test_every_file_opens_with_what_it_is():
+    for path in CONF.glob("**/*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        assert lines[0].startswith("# "), path
+
+
+def test_experiments_say_command_runtime_and_expectation():
+    for path in (CONF / "experiment").glob("*.yaml"):
+        text = path.read_text()
+        assert f"# command:  vaelab train experiment={path.stem}" in text, path
+        assert "# runtime:" in text, path
+        assert "# expect:" in text, path
+        assert "@RUNTIME@" not in text, path
+        assert "@EXPECT@" not in text, path
+
+
+def test_trainer_lists_all_of_lightnings_arguments():
+    """So that no argument needs a plus sign."""
+    listed = set(yaml.safe_load((CONF / "train.yaml").read_text())["trainer"]) - {"_target_"}
+    assert listed == set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
+
+
+def test_one_model_one_file():
+    models = Path(vaelab.__file__).parent / "models"
+    assert {p.stem for p in models.glob("*.py")} - {"__init__", "base"} == set(options("model"))
+
+
+def test_a_users_own_folder_of_options(train, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "tiny.yaml").write_text(
+        "_target_: vaelab.models.VAE\nnetwork: ${network}\nlikelihood: ${likelihood}\nlatent_dim: 2\n"
+    )
+    result = train("--config-dir", str(tmp_path / "mine"), "model=tiny")
+    assert result.code == 0, result.err
+    assert result.summary["model"]["latent_dimensions"] == 2

@@ -1,0 +1,250 @@
+import functools
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vaelab.command import CONF
+from vaelab.config import build, check
+from vaelab.errors import UserError
+from vaelab.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
+from vaelab.models import VAE
+from vaelab.networks import Residual
+
+VECTOR = ["mlp", "mlp_512_256", "conv", "resnet", "burgess"]
+MAP = ["conv", "resnet"]
+SIZES = [(8, 8), (9, 13), (28, 28), (64, 64)]
+
+
+@functools.cache
+def option(name, *overrides):
+    """The config of `network=name`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=[f"network={name}", *overrides]).network
+
+
+def network(name, *overrides):
+    """A network as `network=name` gives it."""
+    return build(option(name, *overrides))
+
+
+def shapes(names):
+    """Every network with every image shape that it takes."""
+    return [
+        (name, (channels, *size))
+        for name in names
+        for size in SIZES
+        for channels in (1, 3)
+        if name != "burgess" or size == (64, 64)
+    ]
+
+
+def squares(likelihood_mean, wanted):
+    return (likelihood_mean - wanted).square().mean().item()
+
+
+@pytest.fixture
+def mean_image():
+    """A bright disc on black, [1, 28, 28]: a mean image with pixels that are always 0."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    return (0.6 - x.square() - y.square()).clamp(0, 0.6)[None]
+
+
+@pytest.mark.parametrize(("name", "shape"), shapes(VECTOR))
+def test_an_image_becomes_a_vector_and_a_vector_an_image(name, shape):
+    parts = network(name)
+    assert parts.encoder(shape, 6)(torch.rand(3, *shape)).shape == (3, 6)
+    assert parts.decoder(5, shape)(torch.randn(3, 5)).shape == (3, *shape)
+
+
+@pytest.mark.parametrize(("name", "shape"), shapes(MAP))
+def test_an_image_becomes_a_map_and_a_map_an_image(name, shape):
+    parts = network(name)
+    height, width = parts.map_size(shape)
+    assert (height, width) == (shape[1] // 4, shape[2] // 4)
+    assert parts.map_encoder(shape, 7)(torch.rand(3, *shape)).shape == (3, 7, height, width)
+    assert parts.map_decoder(7, shape)(torch.randn(3, 7, height, width)).shape == (3, *shape)
+
+
+@pytest.mark.parametrize(("name", "shape"), shapes(VECTOR))
+def test_encoders_see_the_context_and_every_pixel_nearly(name, shape):
+    torch.manual_seed(0)
+    encoder = network(name).encoder(shape, 6, context=4)
+    x, context = torch.rand(2, *shape, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    out = encoder(x, context)
+    assert out.shape == (2, 6)
+    out.square().sum().backward()
+    assert context.grad.abs().min() > 0
+    assert (x.grad != 0).double().mean() > 0.8  # an odd size may lose its last row and column
+    with torch.no_grad():
+        assert not torch.allclose(out, encoder(x, context + 1))
+        assert torch.allclose(encoder(x, context)[0], encoder(x[:1], context[:1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "shape"), shapes(VECTOR))
+def test_every_weight_is_used(name, shape):
+    torch.manual_seed(0)
+    parts = network(name)
+    encoder, decoder = parts.encoder(shape, 5), parts.decoder(5, shape)
+    decoder(encoder(torch.rand(4, *shape))).square().sum().backward()
+    for parameter in [*encoder.parameters(), *decoder.parameters()]:
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_the_default_vae_has_973624_parameters():
+    model = VAE((1, 28, 28), None, network("mlp"), Bernoulli(), 20)
+    assert sum(p.numel() for p in model.parameters()) == 973_624
+
+
+def test_hidden_sizes_are_read_from_the_image_inwards():
+    parts = network("mlp_512_256")
+    sizes = [layer.out_features for layer in parts.encoder((1, 8, 8), 6).body if hasattr(layer, "out_features")]
+    assert sizes == [512, 256, 6]
+    sizes = [layer.out_features for layer in parts.decoder(6, (1, 8, 8)).body if hasattr(layer, "out_features")]
+    assert sizes == [256, 512, 64]
+
+
+def test_burgess_has_the_published_layers():
+    encoder = network("burgess").encoder((1, 64, 64), 20)
+    weights = [tuple(layer.weight.shape) for layer in encoder.body if hasattr(layer, "weight")]
+    assert weights == [(32, 1, 4, 4), *3 * [(32, 32, 4, 4)], (256, 512), (256, 256), (20, 256)]
+    decoder = network("burgess").decoder(10, (1, 64, 64))
+    weights = [tuple(layer.weight.shape) for layer in decoder.body if hasattr(layer, "weight")]
+    assert weights == [(256, 10), (256, 256), (512, 256), *3 * [(32, 32, 4, 4)], (32, 1, 4, 4)]
+
+
+def test_conv_has_one_activation_between_two_layers():
+    parts = network("conv")
+    kinds = [type(layer).__name__ for layer in parts.encoder((1, 28, 28), 6).body]
+    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Flatten", "Linear"]
+    kinds = [type(layer).__name__ for layer in parts.decoder(6, (1, 28, 28)).body]
+    assert kinds == ["Linear", "Unflatten", "ReLU", "ConvTranspose2d", "ReLU", "ConvTranspose2d"]
+    kinds = [type(layer).__name__ for layer in parts.map_encoder((1, 28, 28), 6)]
+    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
+
+
+def test_resnet_has_two_residual_blocks_on_each_side():
+    parts = network("resnet")
+    for half in (parts.map_encoder((3, 32, 32), 16), parts.map_decoder(16, (3, 32, 32))):
+        assert sum(isinstance(module, Residual) for module in half.modules()) == 2
+    assert not any(isinstance(m, Residual) for m in network("conv").map_encoder((3, 32, 32), 16).modules())
+
+
+def test_a_residual_block_adds_to_its_input():
+    block = Residual(4, torch.nn.ReLU)
+    torch.nn.init.zeros_(block.body[-1].weight)
+    torch.nn.init.zeros_(block.body[-1].bias)
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(("name", "shape"), shapes(VECTOR))
+def test_decoders_end_without_squashing(name, shape):
+    torch.manual_seed(0)
+    decoder = network(name).decoder(5, shape)
+    z = torch.randn(64, 5) * 1000
+    out = decoder(z)
+    assert out.min() < -1
+    assert out.max() > 2
+
+
+@pytest.mark.parametrize("name", MAP)
+def test_map_decoders_and_encoders_end_without_squashing(name):
+    torch.manual_seed(0)
+    parts = network(name)
+    for out in (
+        parts.map_decoder(5, (1, 28, 28))(1000 * torch.randn(8, 5, 7, 7)),
+        parts.map_encoder((1, 28, 28), 5)(1000 * torch.randn(8, 1, 28, 28)),
+    ):
+        assert out.min() < -1
+        assert out.max() > 2
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_batch_norm_stands_on_both_sides_if_asked_for(name, batch_norm):
+    parts = network(name, f"network.batch_norm={str(batch_norm).lower()}")
+    for half in (parts.encoder((1, 28, 28), 6), parts.decoder(6, (1, 28, 28))):
+        norms = [m for m in half.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+        assert bool(norms) == batch_norm
+    assert network(name, "network.batch_norm=true").encoder((1, 28, 28), 6)(torch.rand(4, 1, 28, 28)).shape == (4, 6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet"])
+def test_the_activation_is_the_one_that_was_asked_for(name, activation):
+    encoder = network(name, f"network.activation={activation}").encoder((1, 28, 28), 6)
+    found = {type(m).__name__.lower() for m in encoder.modules() if type(m).__module__ == "torch.nn.modules.activation"}
+    assert found == {activation.replace("_", "")}
+
+
+def test_without_hidden_layers_encoder_and_decoder_are_linear():
+    torch.manual_seed(0)
+    parts = network("mlp", "network.hidden_dims=[]")
+    encoder, decoder = parts.encoder((1, 8, 8), 6).double(), parts.decoder(6, (1, 8, 8)).double()
+    for part, size in ((encoder, (1, 8, 8)), (decoder, (6,))):
+        a, b, zero = (torch.randn(1, *size).double(), torch.randn(1, *size).double(), torch.zeros(1, *size).double())
+        torch.testing.assert_close(
+            part(2 * a - 3 * b) - part(zero), 2 * (part(a) - part(zero)) - 3 * (part(b) - part(zero))
+        )
+    hidden = network("mlp").encoder((1, 8, 8), 6).double()
+    a = torch.randn(1, 1, 8, 8).double()
+    assert not torch.allclose(hidden(2 * a) - hidden(0 * a), 2 * (hidden(a) - hidden(0 * a)))
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), ContinuousBernoulli(), Gaussian(1.0)])
+def test_a_fresh_vae_decodes_the_mean_image(mean_image, likelihood):
+    torch.manual_seed(0)
+    model = VAE((1, 28, 28), None, network("mlp"), likelihood, 20)
+    model.start_from(mean_image, 0.3)
+    decoded = model.sample(64)
+    assert squares(decoded.mean(0), mean_image) < 0.2 * squares(mean_image.mean(), mean_image)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), ContinuousBernoulli(), Gaussian(1.0)])
+@pytest.mark.parametrize("name", ["conv", "resnet"])
+def test_a_fresh_convolutional_vae_decodes_the_mean_colour(mean_image, name, likelihood):
+    torch.manual_seed(0)
+    image = torch.cat([mean_image, mean_image / 2, 1 - mean_image])
+    model = VAE((3, 28, 28), None, network(name), likelihood, 20)
+    model.start_from(image, 0.3)
+    torch.testing.assert_close(model.sample(64).mean((0, 2, 3)), image.mean((1, 2)), rtol=0, atol=0.05)
+
+
+def test_a_fresh_linear_decoder_has_the_mean_image_at_the_origin():
+    model = VAE((3, 5, 6), None, network("mlp", "network.hidden_dims=[]"), Gaussian(1.0), 4)
+    image = torch.rand(3, 5, 6)
+    model.start_from(image, 0.3)
+    torch.testing.assert_close(model.decode(torch.zeros(2, 4)), image.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: network("conv", "network.hidden_dims=[]"), ["network.hidden_dims"]),
+        (lambda: network("conv", "network.hidden_dims=[8,8,8,8]").encoder((1, 8, 8), 2), ["network.hidden_dims", "3"]),
+        (lambda: network("conv", "network.hidden_dims=[8,8,8,8]").map_decoder(4, (1, 9, 13)), ["network.hidden_dims"]),
+        (lambda: network("burgess").encoder((1, 28, 28), 2), ["network=burgess", "28x28", "conv"]),
+        (lambda: network("burgess").decoder(2, (1, 64, 32)), ["network=burgess", "64x32", "conv"]),
+        (lambda: network("burgess").map_encoder((1, 64, 64), 2), ["network=burgess", "conv"]),
+        (lambda: network("mlp").map_decoder(2, (1, 28, 28)), ["network=mlp", "conv"]),
+        (lambda: network("mlp").map_size((1, 28, 28)), ["network=mlp", "conv"]),
+    ],
+)
+def test_what_a_network_cannot_do_is_refused_by_its_key(make, words):
+    with pytest.raises(UserError) as refused:
+        make()
+    assert all(word in str(refused.value) for word in words)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_most_halvings_an_image_allows_are_allowed(count):
+    parts = network("conv", f"network.hidden_dims={[4] * count}".replace(" ", ""))
+    assert parts.decoder(2, (1, 8, 15))(parts.encoder((1, 8, 15), 2)(torch.rand(2, 1, 8, 15))).shape == (2, 1, 8, 15)
+
+
+@pytest.mark.parametrize("name", VECTOR)
+def test_shipped_options_fit_their_constructors(name):
+    check(OmegaConf.to_container(option(name)), "network")

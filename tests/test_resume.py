@@ -1,0 +1,116 @@
+"""A resumed run is the run that was never interrupted: weights, figures and metrics.csv alike."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import vaelab.callbacks
+
+VARIANTS = {
+    "vae": ["model=vae", "schedule=cyclical", "dataset.binarize=dynamic"],
+    "capacity": ["model=capacity", "schedule.capacity.over=15", "lr_schedule=cosine"],
+    "vqvae": ["model=vqvae", "codebook.restart_after=3"],
+    "ema": ["model=vae", "averaging=ema"],
+}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+class Stop(pl.Callback):
+    """Interrupts training in `hook` after `step` optimiser steps, as Ctrl-C would."""
+
+    def __init__(self, hook: str, step: int):
+        self.step = step
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def interrupted(train, monkeypatch, hook, step, *arguments):
+    monkeypatch.setattr(vaelab.callbacks, "Stop", Stop, raising=False)
+    result = train(*arguments, f"+callbacks.stop={{_target_:vaelab.callbacks.Stop,hook:{hook},step:{step}}}")
+    assert result.code == 130
+    assert result.summary["status"] == "interrupted"
+    assert torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    return result
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    a, b = weights(one), weights(two)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a if torch.is_tensor(a[k]))
+
+
+# an epoch has three steps: in its middle, and after its end
+@pytest.mark.parametrize(("hook", "step"), [("on_train_batch_end", 4), ("on_train_epoch_end", 6)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_is_exact(train, monkeypatch, variant, hook, step):
+    arguments = [*VARIANTS[variant], "trainer.max_epochs=4", "trainer.log_every_n_steps=2"]
+    whole = train(*arguments)
+    assert whole.code == 0, whole.err
+    run = interrupted(train, monkeypatch, hook, step, *arguments).run
+    resumed = train(f"resume={run}", "~callbacks.stop")
+    assert resumed.code == 0, resumed.err
+    assert same_weights(run, whole.run)
+    assert (run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
+    resumed = resumed._replace(run=run)
+    assert resumed.summary["metrics"] == whole.summary["metrics"]
+    assert resumed.summary["status"] == "finished"
+
+
+def test_resume_between_the_last_batch_and_validation(train, monkeypatch):
+    """The interrupted epoch's training figures are kept, and do not leak into the next epoch's."""
+    whole = train("trainer.max_epochs=3")
+    run = interrupted(train, monkeypatch, "on_train_batch_end", 6, "trainer.max_epochs=3").run
+    resumed = train(f"resume={run}", "~callbacks.stop")
+    assert resumed.code == 0, resumed.err
+    assert same_weights(run, whole.run)
+    assert resumed._replace(run=run).series("train/loss") == whole.series("train/loss")
+
+
+def test_a_finished_run_can_be_trained_longer(train):
+    short, long = train("trainer.max_epochs=2"), train("trainer.max_epochs=4")
+    resumed = train(f"resume={short.run}", "trainer.max_epochs=4")
+    assert resumed.code == 0, resumed.err
+    assert short.summary["epochs"] == 4
+    for name, value in weights(long.run).items():
+        torch.testing.assert_close(weights(short.run)[name], value, rtol=0, atol=0)
+
+
+def test_resume_refuses_another_model_and_a_run_without_checkpoint(train):
+    done = train("trainer.max_epochs=1")
+    other = train(f"resume={done.run}", "model=ae", "trainer.max_epochs=2")
+    assert other.code == 2
+    assert "model" in other.err
+    (done.run / "checkpoints" / "last.ckpt").unlink()
+    gone = train(f"resume={done.run}", "trainer.max_epochs=2")
+    assert gone.code == 2
+    assert "last.ckpt" in gone.err
+
+
+def test_sigterm_saves_and_exits_143(tmp_path):
+    command = [Path(sys.executable).parent / "vaelab", "train", "run.dir=run", "trainer.max_epochs=100000"]
+    command += ["trainer.accelerator=cpu", "dataset=fake", "dataset.image_shape=[1,8,8]"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 90
+    while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, out.decode()
+    assert "resume=run" in out.decode()
+    saved = torch.load(last, weights_only=True)
+    assert saved["global_step"] > 0

@@ -1,0 +1,38 @@
+"""Sweeps: a folder per job, failures that stop nothing else, an exit code that says so."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_every_combination_has_its_own_folder(train, tmp_path):
+    result = train("-m", "model=vae,ae", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=1")
+    assert result.code == 0, result.err
+    folders = sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert folders == ["0-vae-fake", "1-vae-fake", "2-ae-fake", "3-ae-fake"]
+    for name in folders:
+        assert (tmp_path / "sweep" / name / "checkpoints" / "best.ckpt").exists()
+        assert name in result.out
+    assert "finished" in result.out
+
+
+def test_a_failed_job_stops_no_other_and_the_exit_code_says_so(train, tmp_path):
+    result = train("-m", "model=vae,cvae,ae", "dataset.classes=null", "sweep.dir=sweep", "trainer.max_epochs=1")
+    assert result.code == 1
+    states = {p.parent.name: json.loads(p.read_text())["status"] for p in (tmp_path / "sweep").glob("*/summary.json")}
+    assert states == {"0-vae-fake": "finished", "1-cvae-fake": "failed", "2-ae-fake": "finished"}
+    assert "model=cvae needs labels" in (tmp_path / "sweep" / "1-cvae-fake" / "run.log").read_text()
+    assert "1-cvae-fake" in result.out
+
+
+def test_a_job_of_a_sweep_can_be_resumed(train, tmp_path):
+    train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+    result = train("resume=sweep/1-ae-fake", "trainer.max_epochs=2")
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "sweep" / "1-ae-fake" / "summary.json").read_text())["epochs"] == 2
+
+
+def test_resume_is_not_for_sweeps(train):
+    result = train("-m", "resume=somewhere", "seed=0,1")
+    assert result.code == 2
+    assert "-m" in result.err

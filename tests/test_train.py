@@ -1,0 +1,167 @@
+"""A run from end to end: its folder, its figures, its reproducibility."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import vaelab
+
+
+def weights(run) -> torch.Tensor:
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([v.flatten().double() for v in state.values() if torch.is_tensor(v)])
+
+
+def test_a_run_folder_is_complete(train):
+    result = train()
+    assert result.code == 0, result.err
+    names = {str(p.relative_to(result.run)) for p in result.run.glob("**/*") if p.is_file()}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "run.log",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "figures/reconstructions.png",
+        "figures/samples.png",
+    }
+    config = OmegaConf.load(result.run / "config.yaml")
+    assert "${" not in (result.run / "config.yaml").read_text()
+    assert config.model.latent_dim == 20
+    assert {"versions", "commit", "device", "seconds", "model", "data", "objective", "metrics"} <= set(result.summary)
+    assert str(result.run) in result.out
+    assert "elbo" in result.out
+    assert not list(result.run.glob("**/*.tmp"))
+
+
+def test_the_summary_states_units_and_the_mean_reduced_beta(train):
+    objective = train("model=beta", "model.beta=4", "schedule=constant", "model.latent_dim=8").summary["objective"]
+    assert objective["beta"] == 4
+    assert objective["beta_if_mean_reduced"] == pytest.approx(4 * 8 / 64)
+    assert "not a density" in objective["log_likelihood_is"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(train):
+    one, two, other = train("seed=1"), train("seed=1"), train("seed=2")
+    assert torch.equal(weights(one.run), weights(two.run))
+    assert one.series("val/elbo") == two.series("val/elbo")
+    assert not torch.equal(weights(one.run), weights(other.run))
+
+
+def test_validation_does_not_touch_training(train):
+    """Neither the noise nor the schedule advances on validation batches."""
+    arguments = ("model=capacity", "schedule.capacity.over=20", "trainer.max_epochs=4")
+    often, seldom = train(*arguments), train(*arguments, "trainer.check_val_every_n_epoch=4")
+    assert len(often.series("val/kl")) == 4
+    assert len(seldom.series("val/kl")) == 1
+    assert torch.equal(weights(often.run), weights(seldom.run))
+    assert often.series("step/capacity") == pytest.approx([25 * min(1, i / 20) for i in range(12)])
+
+
+def test_epoch_figures_are_exact_means_over_images(train):
+    """With a last batch of 16 + 2: the mean over images is not the mean over batches, nor the last batch."""
+    result = train("dataset.size=100", "dataset.val_size=0", "trainer.max_epochs=1", "dataset.batch_size=41")
+    sizes, losses = [41, 41, 18], result.series("step/loss")
+    assert len(losses) == 3
+    exact = sum(n * v for n, v in zip(sizes, losses, strict=True)) / 100
+    assert result.series("train/loss")[0] == pytest.approx(exact, rel=1e-6)
+    assert abs(exact - sum(losses) / 3) > 1e-4
+
+
+def test_the_elbo_is_at_beta_one_whatever_is_minimised(train):
+    result = train("model=beta", "schedule=constant", "model.beta=7", "trainer.max_epochs=1")
+    row = result.rows("val/elbo")[0]
+    loss, elbo, kl, reconstruction = (float(row[f"val/{k}"]) for k in ("loss", "elbo", "kl", "reconstruction"))
+    assert elbo == pytest.approx(-(reconstruction + kl), rel=1e-6)
+    assert loss == pytest.approx(reconstruction + 7 * kl, rel=1e-5)
+
+
+def test_the_best_checkpoint_has_the_best_validation_elbo(train):
+    result = train("trainer.max_epochs=6", "optimizer.lr=0.05")
+    elbos = result.series("val/elbo")
+    best = torch.load(result.run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == max(range(6), key=elbos.__getitem__)
+    assert result.summary["best_score"] == pytest.approx(max(elbos))
+
+
+def test_without_validation_images_training_selects(train):
+    result = train("dataset.val_size=0")
+    assert result.code == 0, result.err
+    assert result.summary["selected_by"] == "train/elbo"
+    assert (result.run / "checkpoints" / "best.ckpt").exists()
+
+
+def test_the_test_images_are_read_once_at_the_end(train):
+    result = train("trainer.max_epochs=3")
+    assert len(result.series("test/elbo")) == 1
+    assert not train("test=false").summary["metrics"].keys() & {"test/elbo"}
+
+
+def test_a_fresh_model_starts_at_the_mean_picture(train):
+    """The first steps cost about what the mean picture costs, not D log 2 nats."""
+    result = train("dataset.val_size=0", "trainer.max_epochs=1", "dataset.image_shape=[1,16,16]")
+    assert result.series("step/reconstruction")[0] < 0.6 * 256 * 0.6931
+
+
+def test_gradient_accumulation_counts_optimiser_steps(train):
+    result = train("trainer.accumulate_grad_batches=3", "dataset.val_size=0", "trainer.max_epochs=2")
+    assert result.code == 0, result.err
+    assert result.summary["steps"] == 2
+    assert len(result.series("train/loss")) == 2
+
+
+def test_a_checkpoint_that_wants_to_execute_is_refused(train):
+    import pickle
+
+    from vaelab.errors import UserError
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    result = train()
+    path = result.run / "checkpoints" / "best.ckpt"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="refused"):
+        vaelab.load(result.run)
+    torch.save({"state_dict": {}, "evil": Evil()}, path)
+    with pytest.raises(UserError, match="refused"):
+        vaelab.load(result.run)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        vaelab.load(result.run)
+
+
+def test_load_takes_last_and_names_what_is_missing(train, tmp_path):
+    from vaelab.errors import UserError
+
+    result = train("run.dir=outputs/a")
+    newest = train("run.dir=outputs/b", "model.latent_dim=3")
+    assert newest.code == result.code == 0
+    assert vaelab.load("last").latent_dim == 3
+    with pytest.raises(UserError, match="no run"):
+        vaelab.load(tmp_path / "nothing")
+    (tmp_path / "outputs/a/checkpoints/best.ckpt").unlink()
+    with pytest.raises(UserError, match=r"best\.ckpt does not exist"):
+        vaelab.load("outputs/a")
+
+
+def test_ema_weights_are_the_saved_model(train):
+    plain, averaged = train("seed=3"), train("seed=3", "averaging=ema")
+    state = torch.load(averaged.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "current_model_state" in state
+    assert not torch.equal(weights(plain.run), weights(averaged.run))
+    trained = torch.cat([v.flatten().double() for v in state["current_model_state"].values() if torch.is_tensor(v)])
+    assert torch.equal(trained, weights(plain.run))
+
+
+def test_metrics_and_summary_agree(train):
+    result = train()
+    metrics = json.loads((result.run / "summary.json").read_text())["metrics"]
+    for part in ("train", "val", "test"):
+        assert metrics[f"{part}/elbo"] == pytest.approx(result.series(f"{part}/elbo")[-1], rel=1e-6)
