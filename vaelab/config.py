@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 from typing import Any, get_type_hints
 
 from hydra.errors import InstantiationException
@@ -47,7 +48,8 @@ def _check_call(config: dict[str, Any], key: str) -> None:
     try:
         target = get_object(config["_target_"])
     except Exception as error:
-        raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({error})") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({reason})") from error
     signature = inspect.signature(target).parameters
     owner = target if dataclasses.is_dataclass(target) or inspect.isfunction(target) else target.__init__
     hints = get_type_hints(owner, include_extras=True)
@@ -63,13 +65,21 @@ def _check_call(config: dict[str, Any], key: str) -> None:
 
 
 def _check_value(hint: Any, value: Any, key: str) -> None:
+    """Refuses what is not of the type `hint`, strictly: "off" is no boolean and 20.0 no integer.
+
+    As JSON, because there a list may stand for a tuple and an integer for a float, as in YAML.
+    """
+    adapter = TypeAdapter(hint, config=None if _has_own_config(hint) else NO_CONFIG)
     try:
-        TypeAdapter(hint, config=None if _has_own_config(hint) else NO_CONFIG).validate_python(value)
+        adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
         place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
-        said = problem["msg"].removeprefix("Input ").replace("should be a valid int", "must be an int")
-        said = said.replace("should be a valid", "must be a").replace("should", "must")
+        if problem["type"] in ("is_instance_of", "is_subclass_of", "needs_python_object"):
+            raise UserError(f"{key}={value!r}: must be a mapping with a _target_") from None
+        said = problem["msg"].removeprefix("Input ").replace("should be a valid array", "must be a list")
+        said = said.replace("should be a valid int", "must be an int").replace("should be a valid", "must be a")
+        said = said.replace("should", "must")
         raise UserError(f"{key}{place}={problem['input']!r}: {said[0].lower() + said[1:]}") from None
 
 

@@ -31,6 +31,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
 
 def pairs(images: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
     """Originals in odd rows, their reconstructions below them: a grid as `grid` gives it."""
+    columns = min(columns, len(images))
     count = len(images) // columns * columns
     rows = zip(images[:count].cpu().split(columns), reconstructions[:count].cpu().split(columns), strict=True)
     return grid(torch.cat([half for row in rows for half in row]), columns)

@@ -76,7 +76,7 @@ class Bernoulli(Likelihood):
     unit_range = True
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -sum_pixels(F.binary_cross_entropy_with_logits(raw, x, reduction="none"))
+        return -sum_pixels(F.binary_cross_entropy_with_logits(raw.float(), x.float(), reduction="none"))
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw.sigmoid()
@@ -165,7 +165,10 @@ class ContinuousBernoulli(Likelihood):
     def mean(self, raw: Tensor) -> Tensor:
         logit = raw.float()
         safe = torch.where(logit.abs() < self.SERIES_BELOW, torch.ones_like(logit), logit)
-        exact = -1 / torch.expm1(-safe) - 1 / safe
+        # 1 / (1 - e^-|l|) - 1 / |l| for a positive logit (no overflow), mirrored for a negative one
+        size = safe.abs()
+        above = -1 / torch.expm1(-size) - 1 / size
+        exact = torch.where(safe > 0, above, 1 - above)
         return torch.where(logit.abs() < self.SERIES_BELOW, 0.5 + logit / 12 - logit.pow(3) / 720, exact)
 
     def sample(self, raw: Tensor) -> Tensor:
@@ -201,5 +204,6 @@ class Laplace(Likelihood):
         return -distance / self.scale - x[0].numel() * (2 * self.scale).log()
 
     def sample(self, raw: Tensor) -> Tensor:
+        raw = raw.float()
         u = torch.rand_like(raw).sub_(0.5).clamp_(-0.4999999, 0.4999999)
         return raw - self.scale * u.sign() * torch.log1p(-2 * u.abs())

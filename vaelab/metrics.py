@@ -48,9 +48,10 @@ class Means:
         if self.sums is None:
             self.names, self.sums = other.names, torch.zeros_like(other.sums)
             self.vectors = {name: torch.zeros_like(value) for name, value in other.vectors.items()}
-        self.sums.add_(other.sums)
+        device = other.sums.device
+        self.sums = self.sums.to(device).add_(other.sums)  # moves after a restore
         for name, value in other.vectors.items():
-            self.vectors[name].add_(value)
+            self.vectors[name] = self.vectors[name].to(device).add_(value)
         self.count += other.count
 
     def compute(self) -> tuple[dict[str, float], dict[str, Tensor]]:

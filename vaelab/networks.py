@@ -10,8 +10,9 @@ output bias starts at the training set's mean image (`Decoder.start_from`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +67,17 @@ class Decoder(nn.Module):
         return self.body(z).view(-1, *self.shape)
 
     @torch.no_grad()
-    def start_from(self, raw: Tensor) -> None:
-        """Sets the output bias so that a zero input to the last layer gives `raw`, [C, H, W]."""
+    def start_from(self, mean: Tensor, raw_from_mean: Callable[[Tensor], Tensor]) -> None:
+        """Sets the output bias so that a zero input to the last layer decodes to the image `mean`, or to its colour.
+
+        mean: [C, H, W]. raw_from_mean: of the likelihood.
+        """
         bias: Any = self.body[-1].bias
-        bias.copy_(raw.flatten() if bias.numel() == raw.numel() else raw.mean((1, 2)))
+        target = mean if bias.numel() == mean.numel() else mean.mean((1, 2), keepdim=True)
+        bias.copy_(raw_from_mean(target).flatten())
 
 
+@runtime_checkable
 class Network(Protocol):
     """What a model may ask of a network. Channels of `shape` come first: (C, H, W)."""
 

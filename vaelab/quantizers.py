@@ -92,8 +92,9 @@ class GradientCodebook(nn.Module):
 
     def search(self, z: Tensor) -> Tensor:
         """Nearest codes of a feature map: [B, D, h, w] -> [B, h, w] int64."""
-        flat = z.detach().movedim(1, -1).flatten(0, -2).float()
-        return nearest_code(flat, self.codes.detach()).view(z.shape[0], *z.shape[2:])
+        with torch.autocast(z.device.type, enabled=False):
+            flat = z.detach().movedim(1, -1).flatten(0, -2).float()
+            return nearest_code(flat, self.codes.detach()).view(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor) -> Quantized:
         """z: encoder output, [B, D, h, w]; computed in float32 under any autocast."""

@@ -62,9 +62,9 @@ def sigmoid(
 
     `steepness` is the logistic's argument at the ends; the curve is rescaled to meet both exactly.
     """
-    edge = 1 / (1 + math.exp(steepness))
-    value = 1 / (1 + math.exp(-steepness * (2 * ramp(progress, over, unit) - 1)))
-    return start + (end - start) * (value - edge) / (1 - 2 * edge)
+    # the logistic function is (1 + tanh(x / 2)) / 2
+    value = math.tanh(steepness * (ramp(progress, over, unit) - 0.5)) / math.tanh(steepness / 2)
+    return start + (end - start) * 0.5 * (1 + value)
 
 
 def cyclical(
@@ -75,10 +75,10 @@ def cyclical(
     Each cycle rises linearly during its first part `rise` (R in the paper) and stays at `end` for
     the rest.
     """
-    done = elapsed(progress, unit) / over
-    if done >= 1:
+    now = elapsed(progress, unit)
+    if now >= over:
         return end
-    within = math.fmod(done * cycles, 1.0)
+    within = math.fmod(now * cycles / over, 1.0)
     return start + (end - start) * (min(1.0, within / rise) if rise > 0 else 1.0)
 
 

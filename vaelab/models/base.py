@@ -88,7 +88,7 @@ class Model(pl.LightningModule):
         mean_image: [C, H, W] in the data's range, which the output bias is set to. spread: the
         pixels' standard deviation around it, where a learned noise level starts.
         """
-        self.decoder.start_from(self.likelihood.raw_from_mean(mean_image))
+        self.decoder.start_from(mean_image, self.likelihood.raw_from_mean)
         self.likelihood.start_from(spread)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
