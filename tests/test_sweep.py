@@ -32,6 +32,18 @@ def test_a_job_of_a_sweep_can_be_resumed(train, tmp_path):
     assert json.loads((tmp_path / "sweep" / "1-ae-fake" / "summary.json").read_text())["epochs"] == 2
 
 
+def test_every_job_is_a_wandb_run_of_its_own_in_one_group(train, tmp_path):
+    arguments = ("logger=wandb", "sweep.dir=sweep", "trainer.max_epochs=1", "model.latent_dim=2")
+    result = train("-m", "model=vae,ae", *arguments)
+    assert result.code == 0, result.err
+    for name in ("0-vae-fake", "1-ae-fake"):
+        (log,) = (tmp_path / "sweep" / name).glob("wandb/offline-run-*/run-*.wandb")
+        text = log.read_bytes()
+        assert text.count(b"train/reconstruction") > 0
+        assert b"sweep" in text
+        assert b"latent_dim" in text
+
+
 def test_resume_is_not_for_sweeps(train):
     result = train("-m", "resume=somewhere", "seed=0,1")
     assert result.code == 2

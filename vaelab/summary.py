@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from vaelab import __version__
+
 PARTS = ("train", "val", "test")
-PACKAGES = ("vaelab", "torch", "pytorch-lightning", "hydra-core", "omegaconf")
+PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf")
 
 
 def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
@@ -98,7 +100,8 @@ def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, best: s
             "beta": beta,
             "beta_if_mean_reduced": None if beta is None or latents is None else beta * latents / pixels,
         },
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {"vaelab": __version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": _commit(),
         "device": str(trainer.strategy.root_device),
         "processes": trainer.world_size,

@@ -157,6 +157,8 @@ def _run(config: dict[str, Any], run: Path) -> None:
     finally:
         sys.argv = sys_argv
         _leave_process_group(environment)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # or a sweep's next job would log into this run
 
 
 MAY_MOVE = ("root", "download", "storage", "num_workers")
