@@ -19,13 +19,19 @@ log = logging.getLogger("vaelab")
 Schedule = Callable[[Progress], float]
 
 
-def progress_of(trainer: pl.Trainer, batch_idx: int) -> Progress:
-    """How far training is before the batch `batch_idx` of the current epoch."""
-    batches, total = trainer.num_training_batches, trainer.estimated_stepping_batches
-    return Progress(trainer.global_step, trainer.current_epoch + batch_idx / batches, trainer.global_step / total)
+class Scheduled(pl.Callback):
+    """A callback that follows training's progress; the length of the run is asked for once."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.batches, self.steps = trainer.num_training_batches, trainer.estimated_stepping_batches
+
+    def progress(self, trainer: pl.Trainer, batch_idx: int) -> Progress:
+        """How far training is before the batch `batch_idx` of the current epoch."""
+        step, epoch = trainer.global_step, trainer.current_epoch + batch_idx / self.batches
+        return Progress(step, epoch, step / self.steps)
 
 
-class Anneal(pl.Callback):
+class Anneal(Scheduled):
     """Writes each schedule's value into the model's scalar of that name before every training batch.
 
     schedules: a function of `Progress` per scalar (`Model.scalars`).
@@ -50,7 +56,7 @@ class Anneal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.schedules:
-            progress = progress_of(trainer, batch_idx)
+            progress = self.progress(trainer, batch_idx)
             for name, schedule in self.schedules.items():
                 getattr(pl_module, name).fill_(schedule(progress))
 
@@ -67,7 +73,7 @@ class Anneal(pl.Callback):
                 )
 
 
-class LearningRate(pl.Callback):
+class LearningRate(Scheduled):
     """Sets the learning rate to `factor` of progress times the optimiser's own, before every batch."""
 
     def __init__(self, factor: Schedule):
@@ -76,7 +82,7 @@ class LearningRate(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        factor = self.factor(progress_of(trainer, batch_idx))
+        factor = self.factor(self.progress(trainer, batch_idx))
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * factor

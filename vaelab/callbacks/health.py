@@ -19,7 +19,8 @@ SAMPLE = 512
 class Health(pl.Callback):
     """Looks at every epoch's figures and warns once of each ailment; `findings` holds those of the last look.
 
-    A run is judged once a fifth of it or 1,000 steps are done: before that, every model looks ill.
+    A run is judged once a fifth of it is done, but not before 200 steps nor after 1,000, and at its
+    end: a model that has just begun always looks ill.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,8 @@ class Health(pl.Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.global_step < min(1000, 0.2 * trainer.estimated_stepping_batches):
+        total = trainer.estimated_stepping_batches
+        if trainer.global_step < min(1000, max(200, 0.2 * total), total):
             return
         metrics = trainer.callback_metrics
         part = "val" if "val/reconstruction" in metrics else "train"

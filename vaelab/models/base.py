@@ -113,7 +113,13 @@ class Model(pl.LightningModule):
         return batch
 
     def _seed_noise(self, *place: int) -> None:
-        torch.manual_seed(hash((self.seed, self.global_rank, *place)) % 2**63)
+        seed = hash((self.seed, self.global_rank, *place)) % 2**63
+        # not torch.manual_seed: without a GPU it formats and keeps a traceback at every call
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def _step(self, batch: Any, means: Means) -> Tensor:
         terms = self.terms(batch.images, batch.labels)
