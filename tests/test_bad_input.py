@@ -13,6 +13,8 @@ from PIL import Image
 CASES = {
     "model=nope": ("model=nope", "vqvae"),
     "model=vea": ("did you mean vae?",),
+    "model.beta=2": ("it belongs to model=beta",),
+    "codebook=ema": ("model=vqvae",),
     "model.latent_dim=abc": ("model.latent_dim", "integer"),
     "model.latent_dim=0": ("model.latent_dim=0", "greater than 0"),
     "model.latent_dim=2.5": ("model.latent_dim", "integer"),

@@ -72,7 +72,7 @@ def test_the_checkpoint_before_a_divergence_is_kept(train, monkeypatch):
 
 
 def test_collapse_is_reported_with_evidence_and_remedy(train):
-    result = train("model=beta", "schedule=constant", "model.beta=1000", "trainer.max_epochs=8")
+    result = train("model=beta", "schedule=constant", "model.beta=1000", "trainer.max_epochs=70")
     assert "posterior_collapse" in result.out
     assert "Remedy" in result.out
     assert "posterior_collapse" in (result.run / "run.log").read_text()
@@ -81,7 +81,7 @@ def test_collapse_is_reported_with_evidence_and_remedy(train):
 
 def test_codebook_collapse_is_reported(train):
     arguments = ("model=vqvae", "codebook=gradient", "codebook.restart_after=null", "model.num_embeddings=4096")
-    result = train(*arguments, "trainer.max_epochs=4")
+    result = train(*arguments, "trainer.max_epochs=70")
     assert "codebook_collapse" in [f["code"] for f in result.summary["findings"]]
 
 

@@ -4,16 +4,16 @@ import torch
 from vaelab.health import Finding, diagnose_codebook, diagnose_latents, diagnose_output
 
 HEALTHY = {"reconstruction": 80.0, "kl": 25.0}
-BASELINE = 205.0
+BASELINE, PERFECT = 205.0, 60.0
 
 
-def codes(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0):
+def codes(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0, perfect=PERFECT):
     """The codes of what is found in a healthy model with these changes."""
-    return [finding.code for finding in diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, beta)]
+    return [finding.code for finding in diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, perfect, beta)]
 
 
-def found(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0):
-    (finding,) = diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, beta)
+def found(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0, perfect=PERFECT):
+    (finding,) = diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, perfect, beta)
     return finding
 
 
@@ -55,12 +55,21 @@ def test_kl_that_buys_no_reconstruction_is_found():
 
 @pytest.mark.parametrize(("gain", "ill"), [(-10.0, True), (0.0, True), (12.4, True), (12.6, False), (125.0, False)])
 def test_kl_must_buy_half_its_nats(gain, ill):
-    assert ("kl_without_information" in codes({"reconstruction": BASELINE - gain})) == ill
+    """Where little can be gained at all, half a nat per nat is enough."""
+    ailments = codes({"reconstruction": BASELINE - gain}, perfect=BASELINE - 30)
+    assert ("kl_without_information" in ailments) == ill
+
+
+@pytest.mark.parametrize(("kl", "reconstruction", "ill"), [(25, 176, True), (25, 150, False), (4.9, 176, False)])
+def test_many_nats_must_explain_a_third_of_the_way(kl, reconstruction, ill):
+    """The published penalty at gamma = 1000 on MNIST: 25 nats and a reconstruction of 176, of 205 to 60."""
+    assert ("kl_without_information" in codes({"kl": kl, "reconstruction": reconstruction})) == ill
 
 
 def test_kl_that_costs_little_need_buy_little():
-    assert codes({"reconstruction": BASELINE - 3}, beta=0.1) == []
-    assert codes({"reconstruction": BASELINE - 1}, beta=0.1) == ["kl_without_information"]
+    perfect = BASELINE - 5
+    assert codes({"reconstruction": BASELINE - 3}, beta=0.1, perfect=perfect) == []
+    assert codes({"reconstruction": BASELINE - 1}, beta=0.1, perfect=perfect) == ["kl_without_information"]
 
 
 @pytest.mark.parametrize(("used", "unused", "ill"), [(10, 0, False), (6, 4, False), (5, 5, True), (1, 9, True)])

@@ -12,8 +12,8 @@ import vaelab
 ROOT = Path(vaelab.__file__).parent
 HYDRA = {"command", "config", "runs", "train"}
 PARTS = ("models", "datasets", "callbacks")
-COMMANDS = {"cli", "command", "train", "__main__"}
-NEEDS_LIGHTNING = {"loggers", "train", "summary"}
+COMMANDS = {"cli", "command", "train", "fit", "__main__"}
+NEEDS_LIGHTNING = {"loggers"}
 
 
 def imports(path: Path) -> set[str]:

@@ -86,13 +86,15 @@ def test_the_best_checkpoint_has_the_best_validation_elbo(train):
     elbos = result.series("val/elbo")
     best = torch.load(result.run / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["epoch"] == max(range(6), key=elbos.__getitem__)
-    assert result.summary["best_score"] == pytest.approx(max(elbos))
+    assert result.summary["best"]["value"] == pytest.approx(max(elbos))
+    assert result.summary["best"]["epoch"] == best["epoch"] + 1
+    assert f"of epoch {best['epoch'] + 1}, the best by val/elbo" in result.out
 
 
 def test_without_validation_images_training_selects(train):
     result = train("dataset.val_size=0")
     assert result.code == 0, result.err
-    assert result.summary["selected_by"] == "train/elbo"
+    assert result.summary["best"]["by"] == "train/elbo"
     assert (result.run / "checkpoints" / "best.ckpt").exists()
 
 
@@ -158,6 +160,7 @@ def test_ema_weights_are_the_saved_model(train):
     assert not torch.equal(weights(plain.run), weights(averaged.run))
     trained = torch.cat([v.flatten().double() for v in state["current_model_state"].values() if torch.is_tensor(v)])
     assert torch.equal(trained, weights(plain.run))
+    assert averaged.series("test/elbo") != plain.series("test/elbo")
 
 
 def test_metrics_and_summary_agree(train):

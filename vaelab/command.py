@@ -42,8 +42,11 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
             raise
         print(f"vaelab: {_message(error, name, arguments)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
-        if traceback_wanted or error in failures:
+        if traceback_wanted or error in failures or error.filename is None:
             raise
         # before the job began, Hydra had only the run folder to make
         problem = f"cannot write {error.filename} ({error.strerror})"
@@ -91,8 +94,8 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
         return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1]
-        near = _near(key, _keys(name, arguments))
-        return f"{key}: no such key{near}\n  vaelab {name} --cfg job prints all keys; +{key}=… adds a new one"
+        hint = _elsewhere(key) or _near(key, _keys(name, arguments))
+        return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
         return f"{key}: this value must be given: {key}=…"
@@ -100,8 +103,22 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
 
 
 def _near(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1, 0.5)
+    parent = word.rpartition(".")[0]
+    siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]  # a shared parent is no likeness
+    last = difflib.get_close_matches(word.rpartition(".")[2], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
+    near = [f"{parent}.{last[0]}"] if last else difflib.get_close_matches(word, known, 1, 0.65)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _elsewhere(key: str) -> str:
+    """Which options of the key's group have such a key: model.beta is one of model=beta."""
+    import yaml
+
+    group, _, rest = key.partition(".")
+    first = rest.partition(".")[0]
+    files = sorted((CONF / group).glob("*.yaml")) if first else []
+    having = [f"{group}={p.stem}" for p in files if first in (yaml.safe_load(p.read_text()) or {})]
+    return f"; it belongs to {' and '.join(having)}" if having else ""
 
 
 def _keys(name: str, arguments: list[str]) -> list[str]:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 COLLAPSED_KL = 0.5
 """Nats below which a posterior says nothing of the image."""
+MUCH_KL, LITTLE_EXPLAINED = 5.0, 1 / 3
+"""Nats that must explain more than this part of the way from the mean picture to the images."""
 DEAD_DIMENSION = 0.01
 """Nats below which a latent dimension is not used."""
 CODEBOOK_COLLAPSE, CODEBOOK_HEALTHY = 0.10, (0.30, 0.70)
@@ -26,16 +28,21 @@ class Finding(NamedTuple):
 
 
 def diagnose_latents(
-    figures: dict[str, float], kl_per_dim: Tensor | None, baseline: float, beta: float
+    figures: dict[str, float], kl_per_dim: Tensor | None, baseline: float, perfect: float, beta: float
 ) -> list[Finding]:
     """Health of a Gaussian posterior.
 
     figures: exact means in nats per image: `reconstruction`, `kl` and, for a constrained model,
-    `capacity`. kl_per_dim: [d], nats. baseline: reconstruction of the mean image. beta: weight of
-    the KL.
+    `capacity`. kl_per_dim: [d], nats. baseline: reconstruction term of the mean image; perfect: of
+    the images themselves. beta: weight of the KL.
+
+    KL is spent without information if it buys less than half of what any optimum would (at weight
+    beta an optimal code gains at least beta nats per nat), or if many nats close little of the way
+    from the mean picture to the images.
     """
     findings = []
     kl, gain = figures["kl"], baseline - figures["reconstruction"]
+    explained = gain / max(baseline - perfect, 1e-9)
     capacity = figures.get("capacity")
     if kl < COLLAPSED_KL and (capacity is None or capacity > 1):
         findings.append(
@@ -45,12 +52,12 @@ def diagnose_latents(
                 "lower beta or warm it up (schedule=warmup or cyclical), or take a less noisy likelihood",
             )
         )
-    if kl > 1 and gain < 0.5 * min(1.0, beta) * kl:
+    if (kl > 1 and gain < 0.5 * min(1.0, beta) * kl) or (kl > MUCH_KL and explained < LITTLE_EXPLAINED):
         findings.append(
             Finding(
                 "kl_without_information",
-                f"KL is {kl:.3g} nats, but the reconstruction, {figures['reconstruction']:.4g}, is hardly better "
-                f"than the mean picture's, {baseline:.4g}",
+                f"KL is {kl:.3g} nats, but the reconstruction, {figures['reconstruction']:.4g}, is little better than "
+                f"the mean picture's, {baseline:.4g} (perfect: {perfect:.4g})",
                 "for model=capacity, model.constraint=lagrangian or a smaller model.gamma; else a lower optimizer.lr",
             )
         )

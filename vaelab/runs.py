@@ -67,7 +67,9 @@ def checkpoint_path(run: Path, name: str) -> Path:
     """checkpoints/`name`.ckpt of a run. Raises UserError if it is missing."""
     path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
-        raise UserError(f"{path} does not exist: the run was stopped before its first checkpoint; train it again")
+        others = [other.stem for other in path.parent.glob("*.ckpt")]
+        remedy = f"the run was not validated yet; take {others[0]}.ckpt" if others else "train the run again"
+        raise UserError(f"{path} does not exist: {remedy}")
     return path
 
 

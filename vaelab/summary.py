@@ -16,19 +16,20 @@ PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf")
 
 
 def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
-    """The line that opens a run: model, data, device, folder."""
+    """The line that opens a run: model, data, device."""
     shape = "x".join(map(str, data.shape))
     counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
     parameters = sum(p.numel() for p in model.parameters())
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     return (
         f"{config['run']['name']}: {counts} images of {shape}; {parameters:,} parameters; "
-        f"on {trainer.strategy.root_device.type}{processes}\n{config['run']['dir']}"
+        f"on {trainer.strategy.root_device.type}{processes}"
     )
 
 
-def table(metrics: dict[str, float]) -> str:
-    """Final figures, a row each, a column per part of the data."""
+def table(summary: dict[str, Any]) -> str:
+    """Final figures, a row each, a column per part of the data, and which weights they are of."""
+    metrics, best = summary["metrics"], summary["best"]
     parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in metrics)]
     names = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
     width = max(map(len, names), default=0)
@@ -36,6 +37,8 @@ def table(metrics: dict[str, float]) -> str:
     for name in names:
         cells = (metrics.get(f"{part}/{name}") for part in parts)
         lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else _number(cell):>12}" for cell in cells))
+    of = f"of epoch {best['epoch']}, the best by {best['by']}" if best["by"] else "of the last epoch, too"
+    lines.append(f"train and val of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
     return "\n".join(lines)
 
 
@@ -49,14 +52,15 @@ def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name in sorted(summaries, key=lambda n: int(n.partition("-")[0])):
         summary = summaries[name]
-        figure = summary.get("selected_by", "")
-        value = summary.get("metrics", {}).get(figure)
-        shown = f"{figure} {_number(value)}" if value is not None else (summary.get("error") or "")
+        best = summary.get("best", {})
+        shown = f"{best['by']} {_number(best['value'])}" if best.get("by") else (summary.get("error") or "")
         lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}")
     return "\n".join(lines)
 
 
-def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, best: str, seconds: float) -> dict[str, Any]:
+def collect(
+    config: dict[str, Any], model: Any, data: Any, trainer: Any, best: dict[str, Any], seconds: float
+) -> dict[str, Any]:
     """The content of summary.json.
 
     `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
@@ -64,15 +68,12 @@ def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, best: s
     """
     pixels, latents = math.prod(data.shape), getattr(model, "latent_dim", None)
     beta = float(model.beta) if hasattr(model, "beta") else None
-    selecting = f"{'val' if len(data.val) else 'train'}/{model.monitor}"
     health = [c for c in trainer.callbacks if hasattr(c, "findings")]
     return {
         "status": "finished",
         "name": config["run"]["name"],
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "selected_by": selecting,
-        "best_score": _score(trainer),
-        "best_checkpoint": str(Path(best).name),
+        "best": best,
         "epochs": trainer.current_epoch,
         "steps": trainer.fit_loop.epoch_loop.global_step,
         "findings": [finding._asdict() for callback in health for finding in callback.findings],
@@ -107,11 +108,6 @@ def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, best: s
         "processes": trainer.world_size,
         "seconds": round(seconds, 2),
     }
-
-
-def _score(trainer: Any) -> float | None:
-    scores = [c.best_model_score for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
-    return float(scores[0]) if scores and scores[0] is not None else None
 
 
 def _commit() -> str | None:

@@ -91,7 +91,7 @@ class LearningRate(Scheduled):
 class Plateau(pl.Callback):
     """Lowers the learning rate when the metric that selects the best checkpoint stops improving.
 
-    factor: what the rate is multiplied by. patience: validations without improvement to wait for.
+    factor: what the rate is multiplied by. patience: epochs without improvement to wait for.
     threshold: what counts as an improvement, in the metric's unit (nats). min_lr: the least rate.
     """
 
@@ -115,8 +115,10 @@ class Plateau(pl.Callback):
         if self.state:
             self.scheduler.load_state_dict(self.state)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.scheduler.step(trainer.callback_metrics[f"val/{pl_module.monitor}"].item())
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        metrics = trainer.callback_metrics
+        part = "val" if f"val/{pl_module.monitor}" in metrics else "train"
+        self.scheduler.step(metrics[f"{part}/{pl_module.monitor}"].item())
 
     def state_dict(self) -> dict[str, Any]:
         return self.scheduler.state_dict()

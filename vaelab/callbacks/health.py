@@ -12,15 +12,15 @@ from vaelab.health import Finding, diagnose_codebook, diagnose_latents, diagnose
 
 log = logging.getLogger("vaelab")
 
-SAMPLE = 512
-"""Images that the mean picture's reconstruction and the outputs' contrast are measured on."""
+SAMPLE, FEW = 512, 64
+"""Images that the mean picture and the outputs' contrast, and a perfect reconstruction, are measured on."""
 
 
 class Health(pl.Callback):
     """Looks at every epoch's figures and warns once of each ailment; `findings` holds those of the last look.
 
-    A run is judged once a fifth of it is done, but not before 200 steps nor after 1,000, and at its
-    end: a model that has just begun always looks ill.
+    A run is judged once a fifth of it is done, but not before 200 steps, and after 1,000 at the
+    latest: a model that has just begun always looks ill.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Health(pl.Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         total = trainer.estimated_stepping_batches
-        if trainer.global_step < min(1000, max(200, 0.2 * total), total):
+        if trainer.global_step < min(1000, max(200, 0.2 * total)):
             return
         metrics = trainer.callback_metrics
         part = "val" if "val/reconstruction" in metrics else "train"
@@ -48,8 +48,10 @@ class Health(pl.Callback):
         if "kl" in figures:
             raw = model.likelihood.raw_from_mean(data.mean_image.to(model.device)).expand_as(batch.images)
             baseline = -model.likelihood.log_prob(raw, batch.images).mean().item()
+            few = batch.images[:FEW]
+            perfect = -model.likelihood.log_prob(model.likelihood.raw_from_mean(few), few).mean().item()
             per_dim = model.epoch_vectors[part]["kl_per_dim"]
-            findings += diagnose_latents(figures, per_dim, baseline, figures.get("beta", 1.0))
+            findings += diagnose_latents(figures, per_dim, baseline, perfect, figures.get("beta", 1.0))
         if "codebook_usage" in figures:
             # the training epoch's: a small validation set cannot choose every code
             usage, perplexity = (

@@ -64,7 +64,7 @@ class ProgressLine(ProgressBar):
             self.bar.set_postfix_str(words, refresh=False)
             self.bar.n = trainer.global_step
             self.bar.refresh()
-        else:
+        elif figures:
             print(f"{place} step {trainer.global_step} {words}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -224,7 +224,7 @@ def gather(split: Split) -> TensorSplit:
     from tqdm import tqdm
 
     parts = torch.arange(len(split)).split(256)
-    bar = tqdm(parts, desc="reading images", unit="batch", delay=2, leave=False)
+    bar = tqdm(parts, desc="reading images", unit="batch", delay=2, leave=False, disable=None)
     images, labels, factors = zip(*(split.batch(part) for part in bar), strict=True)
     return TensorSplit(
         torch.cat(images),

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vaelab.errors import DivergenceError
+from vaelab.errors import DivergenceError, UserError
 from vaelab.likelihoods import Likelihood
 from vaelab.metrics import Means
 from vaelab.networks import Decoder
@@ -77,8 +77,8 @@ class Model(pl.LightningModule):
         raise NotImplementedError
 
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
-        """Mean images of `count` draws from the prior, [count, C, H, W]."""
-        raise NotImplementedError
+        """Mean images of `count` draws from the prior, [count, C, H, W]. Raises UserError without a prior."""
+        raise UserError(f"{type(self).__name__} has no prior to draw samples from: use model=vae")
 
     # --- start and optimisation ---------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Model(pl.LightningModule):
 
     def _figures(self, means: Means) -> tuple[dict[str, float], dict[str, Tensor]]:
         values, vectors = means.compute()
-        for name, value in values.items():
+        for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):  # a term rather than their sum
             if not math.isfinite(value):
                 raise DivergenceError(
                     f"training diverged: {name} became {value} by step {self.global_step}; "

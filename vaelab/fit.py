@@ -1,0 +1,129 @@
+"""One run: data, model and trainer from a resolved config, trained, tested and written to its folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from vaelab import runs, summary
+from vaelab.callbacks import LastOnException, ProgressLine
+from vaelab.config import build
+from vaelab.errors import UserError
+from vaelab.loggers import MetricsFile
+from vaelab.quiet import Terminal, quieten
+
+log = logging.getLogger("vaelab")
+
+
+def fit(config: dict[str, Any], run: Path) -> None:
+    """Trains what `config` says and writes the run folder. With several processes, each calls it."""
+    started = time.monotonic()
+    quieten()
+    _log_to(run)
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    data = build(config["dataset"])
+    data.setup()
+    model = _build_model(config, data)
+    checkpoint = runs.checkpoint_path(run, "last") if config["resume"] is not None else None
+    if checkpoint is None:
+        model.start_from(data.mean_image, data.spread)
+    trainer = _build_trainer(config, run, model, data, checkpoint)
+    if trainer.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        runs.write_config(run, config)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        log.info(summary.opening(config, model, data, trainer))
+        log.info(config["run"]["dir"])
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    best = _take_best_weights(trainer, model)
+    if config["test"]:
+        trained = dict(trainer.callback_metrics)
+        trainer.test(model, datamodule=data, verbose=False)
+        trainer.callback_metrics.update(trained)
+    if trainer.is_global_zero:
+        result = summary.collect(config, model, data, trainer, best, time.monotonic() - started)
+        runs.write_summary(run, result)
+        print(summary.table(result))
+        print(f"run: {run}")
+
+
+def _build_model(config: dict[str, Any], data: Any) -> Any:
+    model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
+    model.likelihood.check(data.pixel_range)
+    model.seed = config["seed"]
+    model.optimizer = build(config["optimizer"])
+    try:
+        model.configure_optimizers()
+    except ValueError as error:
+        raise UserError(f"optimizer: {str(error)[0].lower()}{str(error)[1:]}") from error
+    return model
+
+
+def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, checkpoint: Path | None) -> pl.Trainer:
+    """Lightning's trainer with the config's callbacks and loggers, and the lab's own."""
+    callbacks = [build(node) for node in config["callbacks"].values() if node]
+    for callback in callbacks:
+        if hasattr(callback, "check"):
+            callback.check(model)
+    part, folder = "val" if len(data.val) else "train", run / "checkpoints"
+    if config["trainer"]["enable_checkpointing"]:
+        callbacks += [
+            ModelCheckpoint(
+                folder,
+                "best",
+                monitor=f"{part}/{model.monitor}",
+                mode=model.best,
+                save_on_train_epoch_end=part == "train",
+                enable_version_counter=False,
+            ),
+            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            LastOnException(folder / "last.ckpt"),
+        ]
+    if config["trainer"]["enable_progress_bar"]:
+        callbacks.append(ProgressLine())
+    resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    loggers = [MetricsFile(run / "metrics.csv", resumed_step)]
+    loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
+    try:
+        return build(config["trainer"], callbacks=callbacks, logger=loggers)
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+
+
+def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
+    """Gives the model its best checkpoint's weights. Returns which those are: epoch, figure and value.
+
+    Without a validated checkpoint the model stays as it ended. (`trainer.test(ckpt_path=...)` would
+    give a model with averaged weights its raw ones back.)
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            saved = runs.read_checkpoint(Path(callback.best_model_path))
+            model.load_state_dict(saved["state_dict"])
+            score = callback.best_model_score
+            assert score is not None
+            return {"epoch": saved["epoch"] + 1, "by": callback.monitor, "value": score.item()}
+    return {"epoch": trainer.current_epoch, "by": None, "value": None}
+
+
+def _log_to(run: Path) -> None:
+    """Sends the lab's messages to the terminal and to run.log, until the next run; from the first process only."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.propagate = False
+    log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
+    if rank_zero_only.rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run / "run.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+    log.addHandler(Terminal())
