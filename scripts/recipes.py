@@ -89,8 +89,8 @@ def gain(better: str, worse: str) -> Callable[[dict[str, Path]], float]:
 
 
 FIGURES = [
-    Figure("mnist_vae", "test −ELBO", metric("mnist_vae", "test/loss"), 45.53, 103.0),
-    Figure("mnist_vae_small", "test −ELBO", metric("mnist_vae_small", "test/loss"), 105.0, 106.2),
+    Figure("mnist_vae", "test ELBO", metric("mnist_vae", "test/elbo"), -103.0, -45.53),
+    Figure("mnist_vae_small", "test ELBO", metric("mnist_vae_small", "test/elbo"), -106.2, -105.0),
     Figure("mnist_ppca", "train ELBO", metric("mnist_ppca", "train/elbo"), 181.655, 182.155),
     Figure("mnist_ppca", "train KL", metric("mnist_ppca", "train/kl"), 20.83, 21.23),
     Figure("mnist_capacity", "train KL, last epoch", metric("mnist_capacity", "train/kl"), 24.9, 25.1),

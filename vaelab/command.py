@@ -42,6 +42,11 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
             raise
         print(f"vaelab: {_message(error, name, arguments)}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        if traceback_wanted or error in failures:
+            raise
+        print(f"vaelab: {error}", file=sys.stderr)  # Hydra's, about its own flags
+        return 2
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -14,6 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vaelab.errors import UserError
 
+GIVEN_LATER = {"shape", "num_classes", "run"}
+"""Constructor arguments that the program gives, not the config."""
 NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
 
 
@@ -51,6 +53,11 @@ def _check_call(config: dict[str, Any], key: str) -> None:
         reason = " ".join(str(error).split())
         raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({reason})") from error
     signature = inspect.signature(target).parameters
+    for name, parameter in signature.items():
+        needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        needed |= dataclasses.is_dataclass(target) and parameter.default is parameter.empty
+        if needed and name not in config and name not in GIVEN_LATER and not config.get("_partial_"):
+            raise UserError(f"{key}.{name}: this value must be given: {key}.{name}=…")
     owner = target if dataclasses.is_dataclass(target) or inspect.isfunction(target) else target.__init__
     hints = get_type_hints(owner, include_extras=True)
     for name, value in config.items():

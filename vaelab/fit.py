@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vaelab import runs, summary
-from vaelab.callbacks import LastOnException, ProgressLine
+from vaelab.callbacks import LastOnException, ProgressLine, RunCheckpoint
 from vaelab.config import build
 from vaelab.errors import UserError
 from vaelab.loggers import MetricsFile
@@ -42,17 +41,29 @@ def fit(config: dict[str, Any], run: Path) -> None:
             logger.log_hyperparams(config)
         log.info(summary.opening(config, model, data, trainer))
         log.info(config["run"]["dir"])
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    best = _take_best_weights(trainer, model)
-    if config["test"]:
-        trained = dict(trainer.callback_metrics)
-        trainer.test(model, datamodule=data, verbose=False)
-        trainer.callback_metrics.update(trained)
+    _train(trainer, model, data, checkpoint)
+    result = summary.collect(config, model, data, trainer, time.monotonic() - started)
+    if not trainer.callback_metrics:  # nothing was left to train: only the test had been interrupted
+        result["metrics"] = runs.read_summary(run).get("metrics", {})
     if trainer.is_global_zero:
-        result = summary.collect(config, model, data, trainer, best, time.monotonic() - started)
+        runs.write_summary(run, result | {"status": "trained"})
+    result["best"] = _take_best_weights(trainer, model)
+    if config["test"]:
+        trainer.test(model, datamodule=data, verbose=False)
+        result["metrics"] |= summary.numbers(trainer.callback_metrics)
+    if trainer.is_global_zero:
         runs.write_summary(run, result)
         print(summary.table(result))
         print(f"run: {run}")
+
+
+def _train(trainer: pl.Trainer, model: Any, data: Any, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
+            raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        raise
 
 
 def _build_model(config: dict[str, Any], data: Any) -> Any:
@@ -76,7 +87,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     part, folder = "val" if len(data.val) else "train", run / "checkpoints"
     if config["trainer"]["enable_checkpointing"]:
         callbacks += [
-            ModelCheckpoint(
+            RunCheckpoint(
                 folder,
                 "best",
                 monitor=f"{part}/{model.monitor}",
@@ -84,7 +95,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
                 save_on_train_epoch_end=part == "train",
                 enable_version_counter=False,
             ),
-            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            RunCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
             LastOnException(folder / "last.ckpt"),
         ]
     if config["trainer"]["enable_progress_bar"]:
@@ -94,7 +105,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:
         return build(config["trainer"], callbacks=callbacks, logger=loggers)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
 
 
@@ -105,12 +116,10 @@ def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
     give a model with averaged weights its raw ones back.)
     """
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+        if isinstance(callback, RunCheckpoint) and callback.monitor and callback.best_model_path:
             saved = runs.read_checkpoint(Path(callback.best_model_path))
             model.load_state_dict(saved["state_dict"])
-            score = callback.best_model_score
-            assert score is not None
-            return {"epoch": saved["epoch"] + 1, "by": callback.monitor, "value": score.item()}
+            return {"epoch": saved["epoch"] + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
     return {"epoch": trainer.current_epoch, "by": None, "value": None}
 
 

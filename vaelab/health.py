@@ -61,7 +61,7 @@ def diagnose_latents(
                 "for model=capacity, model.constraint=lagrangian or a smaller model.gamma; else a lower optimizer.lr",
             )
         )
-    if kl_per_dim is not None and kl >= COLLAPSED_KL:
+    if kl_per_dim is not None and kl >= COLLAPSED_KL and capacity is None:  # a low C closes dimensions on purpose
         dead = int((kl_per_dim < DEAD_DIMENSION).sum())
         if 2 * dead >= len(kl_per_dim) and dead:
             findings.append(

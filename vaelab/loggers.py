@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -124,11 +124,9 @@ class WandB(WandbLogger):
         if mode == "online" and wandb.setup().settings.api_key is None and not _has_key():
             log.warning("logger.wandb.mode=online, but there is no W&B key (wandb login makes one): logging offline")
             mode = "offline"
-        # the same id after a resume
-        run_id = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]
         settings = wandb.Settings(silent=True, console="off", init_timeout=CONNECT_SECONDS)
         arguments: dict[str, Any] = {"project": project, "name": name, "group": group, "tags": tags}
-        arguments |= {"dir": str(run), "id": run_id, "settings": settings}
+        arguments |= {"dir": str(run), "id": _run_id(run), "settings": settings}
         try:
             experiment = wandb.init(**arguments, mode=mode, resume="allow" if mode == "online" else None)
         except wandb.Error as error:
@@ -156,6 +154,15 @@ class WandB(WandbLogger):
         bars = np.add.reduceat(values.numpy(), np.arange(0, len(values), joined))
         histogram = wandb.Histogram(np_histogram=(bars, edges))
         self.experiment.log({f"histograms/{name}": histogram, "trainer/global_step": step})
+
+
+def _run_id(run: Path) -> str:
+    """The W&B id of a run folder: drawn once, the same after a resume or a move."""
+    path = run / "wandb" / "id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(6))
+    return path.read_text()
 
 
 def _has_key() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Means:
         self.sums: Tensor | None = None
         self.vectors: dict[str, Tensor] = {}
         self.count = 0
+        self.bad: Tensor | None = None
 
     @torch.no_grad()
     def update(self, means: dict[str, Tensor], vectors: dict[str, Tensor], count: int) -> None:
@@ -40,6 +42,8 @@ class Means:
         for name, value in vectors.items():
             self.vectors[name] = self.vectors[name].to(row.device).add_(value.detach())
         self.count += count
+        bad = ~row.isfinite()
+        self.bad = bad if self.bad is None else torch.where(self.bad.any(), self.bad, bad)
 
     def merge(self, other: Means) -> None:
         """Adds all that `other` has seen."""
@@ -73,6 +77,20 @@ class Means:
         count = int(all_sum(torch.tensor([self.count], device=self.sums.device)).item())
         return {"names": self.names, "sums": all_sum(self.sums.clone()), "vectors": vectors, "count": count}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], empty: bool = False) -> None:
+        """Goes on from a `state`; `empty` takes its names alone, so that every process has the same."""
+        self.clear()
         self.names, self.sums = state["names"], state["sums"]
         self.vectors, self.count = state["vectors"], state["count"]
+        if empty and self.sums is not None:
+            self.sums, self.count = torch.zeros_like(self.sums), 0
+            self.vectors = {name: torch.zeros_like(value) for name, value in self.vectors.items()}
+
+    def first_bad(self) -> list[str]:
+        """Names of the figures that were infinite or NaN in the first batch that had one, terms before their sum."""
+        values = self.compute()[0]
+        if self.bad is not None and bool(self.bad.any()):
+            found = [name for name, bad in zip(self.names, self.bad.tolist(), strict=True) if bad]
+        else:  # another process's batch
+            found = [name for name, value in values.items() if not math.isfinite(value)]
+        return [name for name in found if name != "loss"] or found

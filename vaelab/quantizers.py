@@ -122,14 +122,18 @@ class GradientCodebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, indices: Tensor) -> None:
-        """After a training batch: restarts the codes that have been idle too long.
+        """After a training batch: moves the codes if they learn by averages, restarts those idle too long.
 
         flat: [N, D]; indices: [N].
         """
         counts = all_sum(code_counts(indices, self.num_embeddings))
+        self._average(flat, indices, counts)
         self.idle.add_(1).mul_(counts == 0)
         if self.restart_after is not None:
             self._place(self.idle >= self.restart_after, flat)
+
+    def _average(self, flat: Tensor, indices: Tensor, counts: Tensor) -> None:
+        """Nothing: the optimiser moves the codes. counts: [K], over all processes."""
 
     @torch.no_grad()
     def _place(self, which: Tensor, flat: Tensor) -> None:
@@ -169,16 +173,13 @@ class EMACodebook(GradientCodebook):
     def _codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
         return z.new_zeros(len(z))
 
-    @torch.no_grad()
-    def _update(self, flat: Tensor, indices: Tensor) -> None:
+    def _average(self, flat: Tensor, indices: Tensor, counts: Tensor) -> None:
         sums = all_sum(torch.zeros_like(self.codes).index_add_(0, indices, flat))
-        counts = all_sum(code_counts(indices, self.num_embeddings))
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.cluster_sum.lerp_(sums, 1 - self.decay)
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
         self.codes.copy_(self.cluster_sum / smoothed[:, None])
-        super()._update(flat, indices)
 
     @torch.no_grad()
     def _place(self, which: Tensor, flat: Tensor) -> None:

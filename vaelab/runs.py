@@ -35,9 +35,15 @@ def find(run: str | Path) -> Path:
 
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved config of a run, as plain containers."""
-    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    assert isinstance(config, dict)
-    return config  # type: ignore[return-value]
+    import yaml
+
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{run / 'config.yaml'} cannot be read: it is no YAML") from error
+    if not isinstance(config, dict) or not {"run", "model", "dataset"} <= config.keys():
+        raise UserError(f"{run} is no run of vaelab: its config.yaml is another program's")
+    return config
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
@@ -53,13 +59,13 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a run; empty if it has none yet."""
     path = run / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -58,10 +58,13 @@ def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def collect(
-    config: dict[str, Any], model: Any, data: Any, trainer: Any, best: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    """The content of summary.json.
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Figures as Python floats."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, seconds: float) -> dict[str, Any]:
+    """The content of summary.json after training: `best` and the test's figures are added to it.
 
     `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
     docs/ explains each key.
@@ -72,8 +75,8 @@ def collect(
     return {
         "status": "finished",
         "name": config["run"]["name"],
-        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "best": best,
+        "metrics": numbers(trainer.callback_metrics),
+        "best": {},
         "epochs": trainer.current_epoch,
         "steps": trainer.fit_loop.epoch_loop.global_step,
         "findings": [finding._asdict() for callback in health for finding in callback.findings],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import traceback
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +17,75 @@ from vaelab.errors import DivergenceError, UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        arguments, sweep = _prepare(arguments)
+        arguments = _with_resumed(arguments)
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
-    code = command.run("train", job, arguments)
-    if sweep and code == 0:
-        return _close_sweep(sweep)
-    if sweep and [p.name for p in sweep.glob("*")] == ["multirun.yaml"]:  # refused before the first job
-        (sweep / "multirun.yaml").unlink()
-        sweep.rmdir()
-    return code
+    sweeps: set[Path] = set()
+    code = command.run("train", lambda config: job(config, sweeps), arguments)
+    return max([code, *(_close_sweep(sweep) for sweep in sweeps)])
 
 
-def _prepare(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """The arguments as Hydra gets them, and the sweep's folder if this is a sweep.
+def _with_resumed(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra gets them: `resume=RUN` becomes the run's own, then those given now."""
+    given = {_key(a): a for a in arguments}
+    _, _, resume = given.get("resume", "").partition("=")
+    if resume in ("", "null"):
+        return arguments
+    from vaelab import runs
 
-    `resume=RUN` becomes the run's own arguments, then those given now; the run folder stays.
-    """
-    values = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
-    sweeping = any(a in ("-m", "--multirun") for a in arguments)
-    if values.get("resume", "null") != "null":
-        from vaelab import runs
-
-        if sweeping:
-            raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
-        run = runs.find(values["resume"])
-        saved = {_key(a): a for a in runs.read_config(run)["run"]["overrides"]}
-        now = {_key(a): a for a in arguments} | {"resume": f"resume='{run}'", "run.dir": f"run.dir='{run}'"}
-        for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
-            del saved[key], now[key]  # added then, taken away now
-        return list((saved | now).values()), None
-    if not sweeping:
-        return arguments, None
-    if "sweep.dir" not in values:
-        values["sweep.dir"] = f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}-sweep"
-        arguments = [*arguments, f"sweep.dir={values['sweep.dir']}"]
-    return arguments, Path(values["sweep.dir"])
+    if {"-m", "--multirun"} & given.keys():
+        raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
+    run = runs.find(resume.strip("'\""))
+    started = runs.read_config(run)["run"]
+    saved = {_key(a): a for a in started["overrides"]}
+    quoted = "'" + str(run).replace("'", "\\'") + "'"
+    now = given | {"resume": f"resume={quoted}", "run.dir": f"run.dir={quoted}"}
+    for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
+        del saved[key], now[key]  # added then, taken away now
+    own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
+    return own + list((saved | now).values())
 
 
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
 
 
-def job(config: Any) -> None:
+def job(config: Any, sweeps: set[Path]) -> None:
     """Hydra's job: checks the config, makes the run folder and trains.
 
-    In a sweep nothing is raised: a failed job leaves its error in run.log and its state in
-    summary.json, and the next job goes on.
+    In a sweep, whose folder is added to `sweeps`, nothing is raised: a failed job leaves its error
+    in run.log and its state in summary.json, and the next job goes on.
     """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
 
     hydra: Any = HydraConfig.get()
     instance: Any = HydraConfig.instance()
     run = Path(os.path.relpath(hydra.runtime.output_dir))
     in_sweep = hydra.mode.name == "MULTIRUN"
     overrides = [o for o in hydra.overrides.task if _key(o) not in ("resume", "run.dir", "sweep.dir")]
+    if in_sweep:
+        sweeps.add(Path(os.path.relpath(hydra.sweep.dir)))
+    used = (run / "config.yaml").exists()
     with open_dict(config):
         config.run.dir, config.run.overrides = str(run), overrides
+        config.run.config_dir = next(
+            (s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None
+        )
         if in_sweep and "wandb" in config.logger and config.logger.wandb.group is None:
             config.logger.wandb.group = Path(hydra.sweep.dir).name
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    instance.cfg = None  # or Lightning would rerun this command line in every process
     try:
         if in_sweep:
             print(f"\n[{hydra.job.num}] {' '.join(overrides)}")
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        instance.cfg = None  # or Lightning would rerun this command line in every process
         _run(plain, run)
     except Exception as error:
-        known = isinstance(error, UserError | DivergenceError)
-        if in_sweep or not isinstance(error, UserError):
+        known = isinstance(error, UserError | DivergenceError | OmegaConfBaseException)
+        refused = isinstance(error, UserError) and (used or not in_sweep)  # no word about it in a run that was there
+        if not refused:
             _record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error)
         if not in_sweep:
             raise
@@ -124,7 +123,10 @@ def worker(run: str) -> int:
     from vaelab.fit import fit
 
     path = Path(run)
-    fit(runs.read_config(path), path)
+    try:
+        fit(runs.read_config(path), path)
+    except (UserError, DivergenceError):  # the first process says it
+        return 1
     return 0
 
 
@@ -174,14 +176,26 @@ def _check(config: dict[str, Any], run: Path) -> None:
     first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"  # as torchrun and srun count
     if first and config["resume"] is None and (run / "config.yaml").exists():
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
-    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
-        raise UserError(f"seed={config['seed']!r}: must be an integer")
+    seed, trainer = config["seed"], config["trainer"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
+    if not config["model"]:
+        raise UserError("model=null: choose a model, such as model=vae")
     if config["codebook"] and "codebook" not in config["model"]:
         raise UserError("codebook= is for models that have one: add model=vqvae, or leave it out")
     # a model's parts last: what is wrong with them is named where the user set it
     check({key: config[key] for key in sorted(config, key=lambda k: k in ("model", "callbacks"))})
-    if 0 in (config["trainer"]["max_epochs"], config["trainer"]["max_steps"]):
+    if 0 in (trainer["max_epochs"], trainer["max_steps"]):
         raise UserError("trainer.max_epochs=0 or max_steps=0: there is nothing to train")
+    if trainer["accumulate_grad_batches"] < 1:
+        raise UserError(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}: must be 1 or more")
+    if str(trainer["precision"]).endswith("-true") and trainer["precision"] != "32-true":
+        raise UserError(f"trainer.precision={trainer['precision']}: use bf16-mixed, 16-mixed or 32-true")
+    try:
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
     if config["resume"] is not None:
         runs.checkpoint_path(run, "last")
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))

@@ -1,9 +1,19 @@
 """What happens around the training steps: schedules, learning rates, warnings, pictures, the progress bar."""
 
 from vaelab.callbacks.anneal import Anneal, LearningRate, Plateau
-from vaelab.callbacks.checkpoint import LastOnException
+from vaelab.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint
 from vaelab.callbacks.health import Health
 from vaelab.callbacks.pictures import Pictures
 from vaelab.callbacks.progress import ProgressLine
 
-__all__ = ["Anneal", "Health", "LastOnException", "LearningRate", "Pictures", "Plateau", "ProgressLine"]
+__all__ = [
+    "EMA",
+    "Anneal",
+    "Health",
+    "LastOnException",
+    "LearningRate",
+    "Pictures",
+    "Plateau",
+    "ProgressLine",
+    "RunCheckpoint",
+]

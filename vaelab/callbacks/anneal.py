@@ -37,8 +37,8 @@ class Anneal(Scheduled):
     schedules: a function of `Progress` per scalar (`Model.scalars`).
     """
 
-    def __init__(self, schedules: dict[str, Schedule]):
-        self.schedules = schedules
+    def __init__(self, schedules: dict[str, Schedule] | None):
+        self.schedules = schedules or {}
 
     def check(self, model: Any) -> None:
         """Raises UserError if a schedule names what the model does not have."""
@@ -91,7 +91,8 @@ class LearningRate(Scheduled):
 class Plateau(pl.Callback):
     """Lowers the learning rate when the metric that selects the best checkpoint stops improving.
 
-    factor: what the rate is multiplied by. patience: epochs without improvement to wait for.
+    factor: what the rate is multiplied by. patience: validations (epochs, without
+    validation images) without improvement to wait for.
     threshold: what counts as an improvement, in the metric's unit (nats). min_lr: the least rate.
     """
 
@@ -115,10 +116,20 @@ class Plateau(pl.Callback):
         if self.state:
             self.scheduler.load_state_dict(self.state)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        for group, rate in zip(trainer.optimizers[0].param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._look(trainer, f"val/{pl_module.monitor}")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        metrics = trainer.callback_metrics
-        part = "val" if f"val/{pl_module.monitor}" in metrics else "train"
-        self.scheduler.step(metrics[f"{part}/{pl_module.monitor}"].item())
+        if not any(trainer.num_val_batches):
+            self._look(trainer, f"train/{pl_module.monitor}")
+
+    def _look(self, trainer: pl.Trainer, name: str) -> None:
+        if name in trainer.callback_metrics:
+            self.scheduler.step(trainer.callback_metrics[name].item())
 
     def state_dict(self) -> dict[str, Any]:
         return self.scheduler.state_dict()

@@ -34,6 +34,8 @@ class Health(pl.Callback):
             return
         metrics = trainer.callback_metrics
         part = "val" if "val/reconstruction" in metrics else "train"
+        if f"{part}/reconstruction" not in metrics or "train/reconstruction" not in metrics:
+            return  # training ended before the first epoch did
         figures = {k.removeprefix(f"{part}/"): v.item() for k, v in metrics.items() if k.startswith(f"{part}/")}
         self.findings = self._look(trainer, pl_module, part, figures)
         for finding in self.findings:
@@ -44,7 +46,10 @@ class Health(pl.Callback):
     def _look(self, trainer: pl.Trainer, model: Any, part: str, figures: dict[str, float]) -> list[Finding]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         batch = data.sample_batch(SAMPLE, model.device)
+        training = model.training
+        model.eval()
         findings = diagnose_output(model.reconstruct(batch.images, batch.labels), batch.images)
+        model.train(training)
         if "kl" in figures:
             raw = model.likelihood.raw_from_mean(data.mean_image.to(model.device)).expand_as(batch.images)
             baseline = -model.likelihood.log_prob(raw, batch.images).mean().item()

@@ -34,7 +34,7 @@ class Pictures(pl.Callback):
         for logger in loggers:
             for name, picture in pictures.items():
                 logger.log_picture(name, picture, trainer.global_step)
-            for name, values in pl_module.epoch_vectors["train"].items():
+            for name, values in pl_module.epoch_vectors.get("train", {}).items():
                 logger.log_bars(name, values, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

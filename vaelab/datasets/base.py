@@ -194,6 +194,8 @@ class ImageData(pl.LightningDataModule):
 
     def _loader(self, split: Split, order: Any) -> tuple[Split, Any]:
         assert self.trainer is not None
+        if len(split) < self.trainer.world_size:
+            raise UserError(f"dataset: {len(split)} images cannot be dealt out to {self.trainer.world_size} processes")
         device = self.trainer.strategy.root_device
         resident = isinstance(split, TensorSplit) or not split.nbytes
         if resident and self.storage != "stream" and split.nbytes <= _free_memory(device) // 2:

@@ -45,6 +45,7 @@ class Model(pl.LightningModule):
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self.seed = 0  # of the noise
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
+        self.closed_at = 0  # the step at which the window was last closed
         self.latest: dict[str, float] = {}  # figures of the last closed window, for the progress bar
         self.epoch_vectors: dict[str, dict[str, Tensor]] = {}  # per-image means of the last train/val/test epoch
         for name, value in self.scalars.items():
@@ -98,8 +99,11 @@ class Model(pl.LightningModule):
     # --- steps --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """After a resume, reports what the interruption came before."""
-        self.on_train_batch_end(None, None, 0)
+        """After a resume: reports what the interruption came before, and takes the optimiser's present settings."""
+        self._report_if_due()
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group.update({key: value for key, value in optimizer.defaults.items() if key in group})
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seeds the noise of a training step by (seed, epoch, batch, rank).
@@ -133,14 +137,24 @@ class Model(pl.LightningModule):
         return self._step(batch, self.window)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        self._report_if_due()
+
+    def _report_if_due(self) -> None:
+        """Closes the window every log_every_n_steps optimiser steps, and the epoch after its last batch.
+
+        The epoch is closed here, before validation, so that callbacks find both parts' figures at its
+        end.
+        """
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0 and step != self.closed_at:
             self._close_window()
-        if self.trainer.is_last_batch:  # before validation, so that callbacks find both at the epoch's end
-            self.on_train_epoch_end()
+        if self.trainer.is_last_batch or step == self.trainer.max_steps:
+            self._close_epoch()
 
     def _close_window(self) -> None:
         """Hands the means since the last call to the loggers, as `step/...`."""
-        if self.window.count:
+        self.closed_at = self.trainer.global_step
+        if self.window.sums is not None:
             self.latest, _ = self._figures(self.window)
             rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
             self._log({f"step/{name}": value for name, value in (self.latest | {"lr": rate}).items()})
@@ -148,6 +162,9 @@ class Model(pl.LightningModule):
             self.window.clear()
 
     def on_train_epoch_end(self) -> None:
+        self._close_epoch()  # where training ends in the middle of an epoch
+
+    def _close_epoch(self) -> None:
         self._close_window()
         self._report("train", self.epoch_means)
 
@@ -173,17 +190,16 @@ class Model(pl.LightningModule):
 
     def _figures(self, means: Means) -> tuple[dict[str, float], dict[str, Tensor]]:
         values, vectors = means.compute()
-        for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):  # a term rather than their sum
-            if not math.isfinite(value):
-                raise DivergenceError(
-                    f"training diverged: {name} became {value} by step {self.global_step}; "
-                    "lower optimizer.lr, or set trainer.gradient_clip_val=1"
-                )
+        if not all(map(math.isfinite, values.values())):
+            raise DivergenceError(
+                f"training diverged: {' and '.join(means.first_bad())} became infinite or NaN by step "
+                f"{self.global_step}; lower optimizer.lr, or set trainer.gradient_clip_val=1"
+            )
         return values | self.derived(values, vectors), vectors
 
     def _report(self, part: str, means: Means) -> None:
         """Logs an epoch's exact figures as `part/...` and leaves them to callbacks under the same names."""
-        if not means.count:
+        if means.sums is None:
             return
         values, self.epoch_vectors[part] = self._figures(means)
         figures = {f"{part}/{name}": value for name, value in values.items()}
@@ -201,6 +217,6 @@ class Model(pl.LightningModule):
         checkpoint["window"], checkpoint["epoch_means"] = self.window.state(), self.epoch_means.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.global_rank == 0:  # the saved figures are those of all processes
-            self.window.restore(checkpoint["window"])
-            self.epoch_means.restore(checkpoint["epoch_means"])
+        first = self.global_rank == 0  # the saved figures are those of all processes
+        self.window.restore(checkpoint["window"], empty=not first)
+        self.epoch_means.restore(checkpoint["epoch_means"], empty=not first)

@@ -33,10 +33,12 @@ class CapacityVAE(VAE):
     multiplier per step and nat.
     """
 
-    scalars = {"capacity": 0.0, "gamma": 0.0, "multiplier": 1.0}
+    scalars = {"capacity": 0.0, "gamma": 0.0, "multiplier": 1.0, "penalty": 0.0, "multiplier_rate": 0.0}
     capacity: Tensor
     gamma: Tensor
     multiplier: Tensor
+    penalty: Tensor
+    multiplier_rate: Tensor
 
     def __init__(
         self,
@@ -52,9 +54,11 @@ class CapacityVAE(VAE):
         multiplier_rate: PositiveFloat,
     ):
         super().__init__(shape, num_classes, network, likelihood, latent_dim)
-        self.constraint, self.penalty, self.multiplier_rate = constraint, penalty, multiplier_rate
+        self.constraint = constraint
         self.capacity.fill_(capacity)
         self.gamma.fill_(gamma)
+        self.penalty.fill_(penalty)
+        self.multiplier_rate.fill_(multiplier_rate)
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
         gap = global_mean(terms["kl"].mean()) - self.capacity
