@@ -48,6 +48,21 @@ CASES = {
     "run.dir=/dev/null/x": ("/dev/null/x", "run.dir"),
     "resume=nowhere": ("nowhere", "no run"),
     "resume=last": ("there is no run",),
+    "seed=-1": ("seed=-1",),
+    "seed=5000000000": ("seed=",),
+    "seed=abc": ("seed='abc'",),
+    "model=null": ("group",),
+    "~model.latent_dim": ("model.latent_dim",),
+    "trainer.devices=abc": ("trainer",),
+    "trainer.accumulate_grad_batches=0": ("trainer.accumulate_grad_batches",),
+    "trainer.precision=bf16-true": ("bf16-mixed",),
+    "trainer.val_check_interval=1000": ("val_check_interval",),
+    "run.dir=/proc": ("/proc", "run.dir"),
+    "-m seed=0,1 --cfg job": ("--cfg",),
+    "+foo=1": ("foo: no such key",),
+    "run.dir=": ("run.dir=",),
+    "-m seed=0,1 run.dir=x": ("sweep.dir",),
+    "model.latent_dim=100000000": ("memory", "model.latent_dim"),
     "nonsense": ("nonsense", "key=value"),
 }
 
@@ -107,6 +122,40 @@ def test_a_truncated_mnist_file(train, tmp_path):
     refused(train(*arguments, small=False), "train-images-idx3-ubyte")
     path.write_bytes(gzip.compress(b"something else"))
     refused(train(*arguments, small=False), "train-images-idx3-ubyte")
+
+
+def test_a_folder_with_anything_in_it_is_not_written_to(train, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.json").write_text("my own")
+    refused(train("run.dir=mine"), "mine", "not empty")
+    assert (tmp_path / "mine" / "summary.json").read_text() == "my own"
+
+
+def test_two_processes_do_not_train_in_one_folder(train):
+    import fcntl
+
+    done = train("run.dir=mine")
+    assert done.code == 0
+    with open("mine/run.log", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        again = train("resume=mine", "trainer.max_epochs=5")
+    assert again.code == 2
+    assert "another process" in again.err
+    assert train("resume=mine", "trainer.max_epochs=5").code == 0
+
+
+@pytest.mark.parametrize("folder", ["with space/a=b", "ünïcödé", "it's"])
+def test_any_path_does(train, folder):
+    result = train(f"run.dir={folder}")
+    assert result.code == 0, result.err
+    again = train(f"resume={folder}", "trainer.max_epochs=3")
+    assert again.code == 0, again.err
+
+
+def test_nested_class_folders_are_refused(train, tmp_path):
+    folder_of_images(tmp_path / "images", 10)
+    (tmp_path / "images" / "train" / "cat" / "inner").mkdir()
+    refused(train("dataset=folder", "dataset.root=images", small=False), "inner")
 
 
 def test_a_used_run_folder_is_not_overwritten(train):

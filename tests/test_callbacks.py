@@ -45,7 +45,7 @@ def test_divergence_stops_and_names_the_term(train):
     assert result.code == 1
     assert "diverged" in result.err
     assert "optimizer.lr" in result.err
-    assert any(term in result.err for term in ("loss", "kl", "reconstruction"))
+    assert "kl" in result.err or "reconstruction" in result.err
     assert "Traceback" not in result.err
     assert result.summary["status"] == "diverged"
 

@@ -80,6 +80,98 @@ def test_resume_between_the_last_batch_and_validation(train, monkeypatch):
     assert resumed._replace(run=run).series("train/loss") == whole.series("train/loss")
 
 
+class CtrlC(pl.Callback):
+    """Sends this process SIGINT in `hook`, at the step after `step` optimiser steps."""
+
+    def __init__(self, hook: str, step: int):
+        self.step = step
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer, *_):
+        if trainer.global_step == self.step and trainer.state.fn == "fit":
+            self.step = -1
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_before_zero_grad"])
+@pytest.mark.parametrize("options", [["model=vqvae"], ["trainer.accumulate_grad_batches=2"]], ids=" ".join)
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, monkeypatch, hook, options):
+    arguments = [*options, "trainer.max_epochs=4"]
+    whole = train(*arguments)
+    monkeypatch.setattr(vaelab.callbacks, "CtrlC", CtrlC, raising=False)
+    stopped = train(*arguments, f"+callbacks.stop={{_target_:vaelab.callbacks.CtrlC,hook:{hook},step:4}}")
+    assert stopped.code == 130, stopped.err
+    assert f"resume={stopped.run}" in stopped.out
+    resumed = train(f"resume={stopped.run}", "~callbacks.stop")
+    assert resumed.code == 0, resumed.err
+    assert same_weights(stopped.run, whole.run)
+    assert (stopped.run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
+
+
+def test_an_interrupted_test_costs_nothing_but_the_test(train, monkeypatch):
+    class StopTest(pl.Callback):
+        def on_test_batch_end(self, *_):
+            raise KeyboardInterrupt
+
+    arguments = ["trainer.max_epochs=5", "optimizer.lr=0.05"]
+    whole = train(*arguments)
+    monkeypatch.setattr(vaelab.callbacks, "StopTest", StopTest, raising=False)
+    stopped = train(*arguments, "+callbacks.stop={_target_:vaelab.callbacks.StopTest}")
+    assert stopped.code == 130
+    assert same_weights(stopped.run, whole.run)
+    assert train(f"resume={stopped.run}", "~callbacks.stop").code == 0
+    assert stopped.summary["metrics"] == whole.summary["metrics"]
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(train, tmp_path):
+    first = train("trainer.max_epochs=3")
+    best = max(first.series("val/elbo"))
+    first.run.rename(tmp_path / "a place, moved")
+    moved = first._replace(run=tmp_path / "a place, moved")
+    result = train(f"resume={moved.run}", "trainer.max_epochs=4", "optimizer.lr=0.02")
+    assert result.code == 0, result.err
+    elbos = moved.series("val/elbo")
+    assert best == max(elbos[:3])
+    assert moved.summary["best"]["value"] == pytest.approx(max(elbos))
+    saved = torch.load(moved.run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert saved["epoch"] == elbos.index(max(elbos))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_new_learning_rate_counts_on_resume(train, schedule):
+    run = train("trainer.max_epochs=2", f"lr_schedule={schedule}").run
+    result = train(f"resume={run}", "trainer.max_epochs=4", "optimizer.lr=0.02")._replace(run=run)
+    assert result.code == 0, result.err
+    assert max(result.series("step/lr")[6:]) > 0.005
+
+
+def test_resume_remembers_the_folder_of_ones_own_options(train, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    text = "_target_: vaelab.models.VAE\nnetwork: ${network}\nlikelihood: ${likelihood}\nlatent_dim: 2\n"
+    (tmp_path / "mine" / "model" / "tiny.yaml").write_text(text)
+    run = train("--config-dir", "mine", "model=tiny").run
+    result = train(f"resume={run}", "trainer.max_epochs=3")
+    assert result.code == 0, result.err
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(train, tmp_path):
+    (tmp_path / "other").mkdir()
+    for text in ("a: 1\n", "a: [1\n", ""):
+        (tmp_path / "other" / "config.yaml").write_text(text)
+        result = train("resume=other")
+        assert result.code == 2, text
+        assert "config.yaml" in result.err
+
+
+def test_a_finished_run_is_left_alone(train):
+    done = train()
+    before = (done.run / "summary.json").read_text()
+    again = train(f"resume={done.run}")
+    assert again.code == 2
+    assert "trainer.max_epochs" in again.err
+    assert (done.run / "summary.json").read_text() == before
+
+
 def test_a_finished_run_can_be_trained_longer(train):
     short, long = train("trainer.max_epochs=2"), train("trainer.max_epochs=4")
     resumed = train(f"resume={short.run}", "trainer.max_epochs=4")

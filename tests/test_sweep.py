@@ -25,6 +25,29 @@ def test_a_failed_job_stops_no_other_and_the_exit_code_says_so(train, tmp_path):
     assert "1-cvae-fake" in result.out
 
 
+def test_the_exit_code_does_not_depend_on_how_the_folder_is_given(train):
+    for folder in ("hydra.sweep.dir=a", "sweep.dir='b c'"):
+        result = train("-m", "model=cvae", "seed=0,1", "dataset.classes=null", folder)
+        assert result.code == 1
+        assert result.out.count("failed") == 2
+
+
+def test_a_sweep_again_leaves_finished_runs_alone(train, tmp_path):
+    arguments = ("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+    train(*arguments)
+    before = {p: p.read_text() for p in (tmp_path / "sweep").glob("*/summary.json")}
+    again = train(*arguments)
+    assert "holds a run already" in again.err
+    assert before == {p: p.read_text() for p in (tmp_path / "sweep").glob("*/summary.json")}
+
+
+def test_a_job_without_a_needed_value_fails_alone(train):
+    result = train("-m", "dataset=folder,fake", "trainer.max_epochs=1", "sweep.dir=sweep", small=False)
+    assert result.code == 1
+    assert "dataset.root" in result.out + result.err
+    assert "finished" in result.out
+
+
 def test_a_job_of_a_sweep_can_be_resumed(train, tmp_path):
     train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
     result = train("resume=sweep/1-ae-fake", "trainer.max_epochs=2")

@@ -114,7 +114,23 @@ def test_gradient_accumulation_counts_optimiser_steps(train):
     result = train("trainer.accumulate_grad_batches=3", "dataset.val_size=0", "trainer.max_epochs=2")
     assert result.code == 0, result.err
     assert result.summary["steps"] == 2
+    # a row's figures are of all three batches of its step, and here a step is an epoch
+    assert [row["step"] for row in result.rows("step/loss")] == ["1", "2"]
+    assert result.series("step/loss") == pytest.approx(result.series("train/loss"))
+
+
+@pytest.mark.parametrize("option", ["model=vqvae", "lr_schedule=plateau", "logger=tensorboard", "model=capacity"])
+def test_training_may_end_in_the_middle_of_an_epoch(train, option):
+    result = train(option, "trainer.max_steps=4", "trainer.max_epochs=-1")
+    assert result.code == 0, result.err
+    assert result.summary["steps"] == 4
     assert len(result.series("train/loss")) == 2
+    assert vaelab.load(result.run, checkpoint="last")
+
+
+def test_plateau_waits_for_validations(train):
+    arguments = ("lr_schedule=plateau", "lr_schedule.patience=1", "trainer.check_val_every_n_epoch=4")
+    assert set(train(*arguments, "trainer.max_epochs=8").series("step/lr")) == {0.001}
 
 
 def test_a_checkpoint_that_wants_to_execute_is_refused(train):
@@ -161,6 +177,12 @@ def test_ema_weights_are_the_saved_model(train):
     trained = torch.cat([v.flatten().double() for v in state["current_model_state"].values() if torch.is_tensor(v)])
     assert torch.equal(trained, weights(plain.run))
     assert averaged.series("test/elbo") != plain.series("test/elbo")
+
+
+def test_ema_does_not_average_scheduled_scalars(train):
+    result = train("averaging=ema", "model=beta", "schedule.beta.over=1", "trainer.max_epochs=4")
+    assert result.series("val/beta")[-1] == 4.0
+    assert result.summary["objective"]["beta"] == 4.0
 
 
 def test_metrics_and_summary_agree(train):

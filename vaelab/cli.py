@@ -25,7 +25,7 @@ commands:
   vaelab completion SHELL    tab completion: eval "$(vaelab completion bash)"; also zsh and fish
 
 start here:
-  vaelab train model=vqvae                        train on the embedded handwritten digits, about a minute
+  vaelab train model=vqvae                        train on the embedded handwritten digits, half a minute
   vaelab train model=beta dataset=mnist           MNIST, downloaded to ./data
   vaelab train -m model=vae,beta,vqvae seed=0,1   a sweep
 """

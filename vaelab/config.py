@@ -86,7 +86,7 @@ def _check_value(hint: Any, value: Any, key: str) -> None:
             raise UserError(f"{key}={value!r}: must be a mapping with a _target_") from None
         said = problem["msg"].removeprefix("Input ").replace("should be a valid array", "must be a list")
         said = said.replace("should be a valid int", "must be an int").replace("should be a valid", "must be a")
-        said = said.replace("should", "must")
+        said = said.replace("should", "must").replace("Field required", "too few values")
         raise UserError(f"{key}{place}={problem['input']!r}: {said[0].lower() + said[1:]}") from None
 
 

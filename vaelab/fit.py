@@ -41,7 +41,14 @@ def fit(config: dict[str, Any], run: Path) -> None:
             logger.log_hyperparams(config)
         log.info(summary.opening(config, model, data, trainer))
         log.info(config["run"]["dir"])
-    _train(trainer, model, data, checkpoint)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
+            if checkpoint is None:
+                (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained
+            raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        raise
     result = summary.collect(config, model, data, trainer, time.monotonic() - started)
     if not trainer.callback_metrics:  # nothing was left to train: only the test had been interrupted
         result["metrics"] = runs.read_summary(run).get("metrics", {})
@@ -57,17 +64,13 @@ def fit(config: dict[str, Any], run: Path) -> None:
         print(f"run: {run}")
 
 
-def _train(trainer: pl.Trainer, model: Any, data: Any, checkpoint: Path | None) -> None:
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (MisconfigurationException, ValueError) as error:
-        if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
-            raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
-        raise
-
-
 def _build_model(config: dict[str, Any], data: Any) -> Any:
-    model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
+    try:
+        model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise UserError("model: it does not fit the memory; make it smaller (model.latent_dim, network)") from error
     model.likelihood.check(data.pixel_range)
     model.seed = config["seed"]
     model.optimizer = build(config["optimizer"])

@@ -18,15 +18,15 @@ OUTPUTS = Path("outputs")
 
 
 def find(run: str | Path) -> Path:
-    """The folder of a run: a path, or `last` for the newest run under ./outputs.
+    """The folder of a run: a path, or `last` for the newest under ./outputs that has a checkpoint.
 
     Raises UserError if there is none.
     """
     if str(run) == "last":
-        configs = sorted(OUTPUTS.glob("**/config.yaml"), key=lambda p: p.stat().st_mtime_ns)
+        configs = [path for path in OUTPUTS.glob("**/config.yaml") if any(path.parent.glob("checkpoints/*.ckpt"))]
         if not configs:
-            raise UserError("run=last: there is no run under ./outputs yet; vaelab train makes one")
-        return configs[-1].parent
+            raise UserError("last: there is no run with a checkpoint under ./outputs yet; vaelab train makes one")
+        return max(configs, key=lambda path: path.stat().st_mtime_ns).parent
     path = Path(run)
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is no run: it has no config.yaml; give the folder that vaelab train printed")
@@ -74,7 +74,7 @@ def checkpoint_path(run: Path, name: str) -> Path:
     path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
         others = [other.stem for other in path.parent.glob("*.ckpt")]
-        remedy = f"the run was not validated yet; take {others[0]}.ckpt" if others else "train the run again"
+        remedy = f"take {others[0]}.ckpt" if others else f"the run has no checkpoint; delete {run} and train again"
         raise UserError(f"{path} does not exist: {remedy}")
     return path
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import sys
-import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from vaelab.errors import DivergenceError, UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        arguments = _with_resumed(arguments)
+        arguments = _with_resumed([_quoted(argument) for argument in arguments])
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
@@ -26,21 +29,41 @@ def main(arguments: list[str]) -> int:
     return max([code, *(_close_sweep(sweep) for sweep in sweeps)])
 
 
+def _quoted(argument: str) -> str:
+    """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
+    key, _, value = argument.partition("=")
+    if key not in ("run.dir", "sweep.dir", "dataset.root") or re.fullmatch(
+        r"[\w./~+-]+|['\"].*|.*\$\{.*", value, re.ASCII
+    ):
+        return argument
+    if not value.strip():
+        raise UserError(f"{key}= is empty: name a folder, or leave it out")
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
+
+
 def _with_resumed(arguments: list[str]) -> list[str]:
     """The arguments as Hydra gets them: `resume=RUN` becomes the run's own, then those given now."""
     given = {_key(a): a for a in arguments}
     _, _, resume = given.get("resume", "").partition("=")
+    sweeping = {"-m", "--multirun"} & given.keys()
+    if sweeping and "run.dir" in given:
+        raise UserError("run.dir= is one run's folder: with -m, name the sweep's with sweep.dir=")
     if resume in ("", "null"):
         return arguments
     from vaelab import runs
 
-    if {"-m", "--multirun"} & given.keys():
+    if "run.dir" in given:
+        raise UserError("resume= continues a run in its own folder: leave out run.dir")
+    if sweeping:
         raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
     run = runs.find(resume.strip("'\""))
     started = runs.read_config(run)["run"]
     saved = {_key(a): a for a in started["overrides"]}
-    quoted = "'" + str(run).replace("'", "\\'") + "'"
-    now = given | {"resume": f"resume={quoted}", "run.dir": f"run.dir={quoted}"}
+    now = given | {"resume": f"resume={_in_quotes(str(run))}", "run.dir": f"run.dir={_in_quotes(str(run))}"}
     for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
         del saved[key], now[key]  # added then, taken away now
     own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
@@ -63,11 +86,11 @@ def job(config: Any, sweeps: set[Path]) -> None:
 
     hydra: Any = HydraConfig.get()
     instance: Any = HydraConfig.instance()
-    run = Path(os.path.relpath(hydra.runtime.output_dir))
+    run = _shown(hydra.runtime.output_dir)
     in_sweep = hydra.mode.name == "MULTIRUN"
     overrides = [o for o in hydra.overrides.task if _key(o) not in ("resume", "run.dir", "sweep.dir")]
     if in_sweep:
-        sweeps.add(Path(os.path.relpath(hydra.sweep.dir)))
+        sweeps.add(_shown(hydra.sweep.dir))
     used = (run / "config.yaml").exists()
     with open_dict(config):
         config.run.dir, config.run.overrides = str(run), overrides
@@ -95,6 +118,12 @@ def job(config: Any, sweeps: set[Path]) -> None:
             (run / "run.log").unlink(missing_ok=True)
             run.rmdir()  # nothing was trained
         instance.cfg = OmegaConf.create({"hydra": hydra})
+
+
+def _shown(path: str) -> Path:
+    """A path as the user would write it: relative to the current folder if it lies there."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
 
 
 def _record(run: Path, status: str, error: BaseException | None = None) -> None:
@@ -133,9 +162,40 @@ def worker(run: str) -> int:
 LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
 
 
+FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+"""Whether this is the first of the processes that torchrun or srun may have started."""
+
+
+@contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """Keeps any other process from training into the run folder; a lock that ends with this process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (run / "run.log").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
+    with file:
+        try:
+            if FIRST:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{run} is being trained by another process: wait for it, or choose another run") from error
+        yield
+
+
 def _run(config: dict[str, Any], run: Path) -> None:
+    """Checks the config and trains, alone in the run folder."""
+    with _claimed(run):
+        _check(config, run)
+        _train(config, run)
+
+
+def _train(config: dict[str, Any], run: Path) -> None:
     """Trains in this process, and puts back what training changes about it."""
-    _check(config, run)
     from vaelab.fit import fit
 
     sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # what Lightning starts further processes with
@@ -144,7 +204,7 @@ def _run(config: dict[str, Any], run: Path) -> None:
         fit(config, run)
     except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
         _record(run, "interrupted")
-        print(f"interrupted; continue with: vaelab train resume={run}")
+        print(f"interrupted; continue with: vaelab train {shlex.quote(f'resume={run}')}")
         if stop.code == 1:
             raise KeyboardInterrupt from None
         sys.exit(128 + signal.SIGTERM)
@@ -173,9 +233,13 @@ def _check(config: dict[str, Any], run: Path) -> None:
     from vaelab import runs
     from vaelab.config import check
 
-    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"  # as torchrun and srun count
-    if first and config["resume"] is None and (run / "config.yaml").exists():
+    if FIRST and config["resume"] is None and any(path.name != "run.log" for path in run.iterdir()):
+        if not any(run.glob("checkpoints/*.ckpt")):
+            raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
+    known = {path.stem for path in command.CONF.iterdir() if path.is_dir()} | {"seed", "test", "resume", "run"}
+    if unknown := sorted(config.keys() - known - {"sweep", "trainer", "callbacks"}):
+        raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
     seed, trainer = config["seed"], config["trainer"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
@@ -191,11 +255,6 @@ def _check(config: dict[str, Any], run: Path) -> None:
         raise UserError(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}: must be 1 or more")
     if str(trainer["precision"]).endswith("-true") and trainer["precision"] != "32-true":
         raise UserError(f"trainer.precision={trainer['precision']}: use bf16-mixed, 16-mixed or 32-true")
-    try:
-        with tempfile.TemporaryFile(dir=run):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
     if config["resume"] is not None:
         runs.checkpoint_path(run, "last")
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))

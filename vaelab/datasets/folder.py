@@ -113,6 +113,12 @@ def _listing(folder: Path, like: Listing | None = None) -> Listing:
         if not flat:
             raise UserError(f"{folder} holds no images ({_suffixes()})\nset dataset.root to a folder of images")
         return Listing(flat, torch.zeros(len(flat), dtype=torch.int64), None)
+    for name in names:
+        if inner := [entry.name for entry in os.scandir(folder / name) if entry.is_dir() and entry.name[0] != "."]:
+            raise UserError(
+                f"{folder / name} holds a folder (`{inner[0]}`): classes are one level deep\n"
+                "move its images up, or the folder elsewhere"
+            )
     classes = names if like is None or like.classes is None else like.classes
     unknown = [name for name in names if name not in classes]
     if unknown:
