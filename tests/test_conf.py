@@ -61,6 +61,15 @@ def test_every_model_takes_any_image_or_refuses(train, model, shape):
     assert vaelab.load(result.run).reconstruct(torch.rand(2, *shape), torch.zeros(2).long()).shape == (2, *shape)
 
 
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_trains_in_bf16(train, model):
+    """With batch norm, too; the figures stay close to those in float32."""
+    arguments = (f"model={model}", "network.batch_norm=true", "trainer.max_epochs=1")
+    half, full = train(*arguments, "trainer.precision=bf16-mixed"), train(*arguments)
+    assert half.code == 0, half.err
+    assert half.series("train/reconstruction") == pytest.approx(full.series("train/reconstruction"), rel=0.05)
+
+
 @pytest.mark.parametrize("network", options("network"))
 def test_every_network_trains(train, network):
     size = 64 if network == "burgess" else 8

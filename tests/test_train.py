@@ -190,3 +190,22 @@ def test_metrics_and_summary_agree(train):
     metrics = json.loads((result.run / "summary.json").read_text())["metrics"]
     for part in ("train", "val", "test"):
         assert metrics[f"{part}/elbo"] == pytest.approx(result.series(f"{part}/elbo")[-1], rel=1e-6)
+
+
+def test_every_step_draws_other_noise_on_other_images(train, monkeypatch):
+    """Seeding by the place in the run repeats neither the noise nor the order of the images."""
+    import pytorch_lightning as pl
+
+    import vaelab.callbacks
+
+    seeds, first = [], []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seeds.append(torch.default_generator.initial_seed())
+            first.append(batch.images[0].sum().item())
+
+    monkeypatch.setattr(vaelab.callbacks, "Watch", Watch, raising=False)
+    assert train("+callbacks.watch={_target_:vaelab.callbacks.Watch}", "trainer.max_epochs=4").code == 0
+    assert len(set(seeds)) == len(seeds) == 12
+    assert len(set(first)) > 9
