@@ -40,7 +40,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
         log.info(summary.opening(config, model, data, trainer))
-        log.info(config["run"]["dir"])
+        log.info("run folder: %s", config["run"]["dir"])
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (MisconfigurationException, ValueError) as error:
