@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
 import vaelab
+import vaelab.callbacks
+from vaelab.config import build
 
 
 def weights(run) -> torch.Tensor:
@@ -89,6 +92,31 @@ def test_the_best_checkpoint_has_the_best_validation_elbo(train):
     assert result.summary["best"]["value"] == pytest.approx(max(elbos))
     assert result.summary["best"]["epoch"] == best["epoch"] + 1
     assert f"of epoch {best['epoch'] + 1}, the best by val/elbo" in result.out
+
+
+class Spoil(pl.Callback):
+    """Shifts all weights before the last epoch, so that it is not the best."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == trainer.max_epochs - 1:
+            for parameter in pl_module.parameters():
+                parameter.data.add_(0.1)
+
+
+def test_the_test_is_of_the_best_checkpoint(train, monkeypatch):
+    monkeypatch.setattr(vaelab.callbacks, "Spoil", Spoil, raising=False)
+    result = train("model=ae", "trainer.max_epochs=4", "+callbacks.spoil={_target_:vaelab.callbacks.Spoil}")
+    figures = result.series("val/reconstruction")
+    assert min(figures) < figures[-1]  # the last epoch is not the best
+    data = build(OmegaConf.to_container(OmegaConf.load(result.run / "config.yaml"))["dataset"])
+    data.setup()
+    x = data.as_model_sees(data.test.batch(torch.arange(len(data.test)))).images
+    with torch.no_grad():
+        best, last = (
+            vaelab.load(result.run, name).terms(x, None)["reconstruction"].mean().item() for name in ("best", "last")
+        )
+    assert result.series("test/reconstruction")[0] == pytest.approx(best, rel=1e-5)
+    assert abs(best - last) > 1e-3 * best
 
 
 def test_without_validation_images_training_selects(train):
@@ -194,10 +222,6 @@ def test_metrics_and_summary_agree(train):
 
 def test_every_step_draws_other_noise_on_other_images(train, monkeypatch):
     """Seeding by the place in the run repeats neither the noise nor the order of the images."""
-    import pytorch_lightning as pl
-
-    import vaelab.callbacks
-
     seeds, first = [], []
 
     class Watch(pl.Callback):
