@@ -120,6 +120,7 @@ def test_values_carry_no_gradient():
     means = Means()
     weight = torch.tensor(2.0, requires_grad=True)
     means.update({"x": weight * 3}, {"v": weight[None] * 3}, 1)
+    means.compute()
     assert not means.sums.requires_grad
     assert not means.vectors["v"].requires_grad
 
@@ -150,6 +151,7 @@ def test_restored_sums_move_to_the_device_of_what_is_merged_in():
     """A resumed run restores its sums on the CPU and merges windows of the training device; `meta` stands for it."""
     restored, window = Means(), fed(batches()[1:])
     restored.restore(fed(batches()[:1]).state())
+    window.compute()
     window.sums = window.sums.to("meta")
     window.vectors = {name: value.to("meta") for name, value in window.vectors.items()}
     restored.merge(window)

@@ -14,8 +14,12 @@ from vaelab.distributed import all_sum
 class Means:
     """Running sums of per-batch figures, weighted by the batches' sizes.
 
-    `update` costs a few small kernels and no host sync; `compute` copies one tensor to the host.
+    `update` keeps a batch's figures as they are, on the device: nothing is computed and nothing
+    waits for it. Every `HELD` batches they are folded into sums; `compute` copies one tensor to the
+    host.
     """
+
+    HELD = 64
 
     def __init__(self) -> None:
         self.clear()
@@ -26,27 +30,49 @@ class Means:
         self.vectors: dict[str, Tensor] = {}
         self.count = 0
         self.bad: Tensor | None = None
+        self.held: list[tuple[list[Tensor], list[Tensor], int]] = []
 
-    @torch.no_grad()
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return self.sums is None and not self.held
+
     def update(self, means: dict[str, Tensor], vectors: dict[str, Tensor], count: int) -> None:
         """Adds a batch.
 
-        means: 0-dim tensors, each a mean over the batch. vectors: tensors summed over the batch.
-        count: images in the batch.
+        means: 0-dim tensors, each a mean over the batch, which nobody changes afterwards. vectors:
+        tensors summed over the batch. count: images in the batch.
         """
-        row = torch.stack([value.detach() for value in means.values()]).double()
-        if self.sums is None:
-            self.names, self.sums = list(means), torch.zeros_like(row)
-            self.vectors = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in vectors.items()}
-        self.sums = self.sums.to(row.device).add_(row, alpha=count)  # moves after a restore
-        for name, value in vectors.items():
-            self.vectors[name] = self.vectors[name].to(row.device).add_(value.detach())
-        self.count += count
-        bad = ~row.isfinite()
-        self.bad = bad if self.bad is None else torch.where(self.bad.any(), self.bad, bad)
+        if self.empty:
+            self.names = list(means)
+            self.vectors = {name: torch.zeros_like(value, dtype=_wide(value)) for name, value in vectors.items()}
+        self.held.append(([m.detach() for m in means.values()], [v.detach() for v in vectors.values()], count))
+        if len(self.held) == self.HELD:
+            self._fold()
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        """Adds what is held to the sums: one stack and one product, whatever the number of batches."""
+        if not self.held:
+            return
+        held, self.held = self.held, []
+        rows = torch.stack([m for means, _, _ in held for m in means]).view(len(held), -1)
+        rows = rows.to(_wide(rows))
+        counts = torch.tensor([count for _, _, count in held], dtype=rows.dtype)
+        total = counts.to(rows.device, non_blocking=True) @ rows
+        self.sums = total if self.sums is None else self.sums.to(rows.device).add_(total)  # moves after a restore
+        bad = ~rows.isfinite()
+        first = bad[bad.any(1).int().argmax()]
+        self.bad = first if self.bad is None else torch.where(self.bad.any(), self.bad, first)
+        for i, (name, value) in enumerate(self.vectors.items()):
+            added = torch.stack([vectors[i] for _, vectors, _ in held]).sum(0, dtype=value.dtype)
+            self.vectors[name] = value.to(added.device).add_(added)
+        self.count += sum(count for _, _, count in held)
 
     def merge(self, other: Means) -> None:
         """Adds all that `other` has seen."""
+        self._fold()
+        other._fold()
         if other.sums is None:
             return
         if self.sums is None:
@@ -60,6 +86,7 @@ class Means:
 
     def compute(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Means over all images of all processes, of the figures and of the vectors (on the CPU)."""
+        self._fold()
         if self.sums is None:
             return {}, {}
         packed = [self.sums, *(v.flatten() for v in self.vectors.values()), self.sums.new_tensor([self.count])]
@@ -71,6 +98,7 @@ class Means:
 
     def state(self) -> dict[str, Any]:
         """All that the processes have added, as tensors and plain data; every process must call it."""
+        self._fold()
         if self.sums is None:
             return {"names": [], "sums": None, "vectors": {}, "count": 0}
         vectors = {name: all_sum(value.clone()) for name, value in self.vectors.items()}
@@ -94,3 +122,8 @@ class Means:
         else:  # another process's batch
             found = [name for name, value in values.items() if not math.isfinite(value)]
         return [name for name in found if name != "loss"] or found
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type that sums of `x` are kept in: float64, where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64

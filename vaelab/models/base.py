@@ -128,9 +128,10 @@ class Model(pl.LightningModule):
     def _step(self, batch: Any, means: Means) -> Tensor:
         terms = self.terms(batch.images, batch.labels)
         loss = self.objective(terms)
-        figures = {"loss": loss} | {name: term.mean() for name, term in terms.items() if term.ndim == 1}
-        figures |= {name: getattr(self, name) for name in self.scalars}
-        means.update(figures, self.vectors(terms), len(batch.images))
+        with torch.no_grad():
+            figures = {"loss": loss} | {name: term.mean() for name, term in terms.items() if term.ndim == 1}
+            figures |= {name: getattr(self, name).clone() for name in self.scalars}  # schedules write in place
+            means.update(figures, self.vectors(terms), len(batch.images))
         return loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -154,7 +155,7 @@ class Model(pl.LightningModule):
     def _close_window(self) -> None:
         """Hands the means since the last call to the loggers, as `step/...`."""
         self.closed_at = self.trainer.global_step
-        if self.window.sums is not None:
+        if not self.window.empty:
             self.latest, _ = self._figures(self.window)
             rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
             self._log({f"step/{name}": value for name, value in (self.latest | {"lr": rate}).items()})
@@ -199,7 +200,7 @@ class Model(pl.LightningModule):
 
     def _report(self, part: str, means: Means) -> None:
         """Logs an epoch's exact figures as `part/...` and leaves them to callbacks under the same names."""
-        if means.sums is None:
+        if means.empty:
             return
         values, self.epoch_vectors[part] = self._figures(means)
         figures = {f"{part}/{name}": value for name, value in values.items()}
