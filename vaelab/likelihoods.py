@@ -7,6 +7,7 @@ likelihood turns them into a log-density in nats per image, a mean image and a s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,40 @@ def sum_pixels(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1, dtype=torch.float32)
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """max(l, 0) - l x + log(1 + e^-|l|) of each pixel, with its gradient sigmoid(l) - x in one pass.
+
+    torch computes it with log1p, which takes a processor three times as long as all the rest. Here
+    the logarithm's argument lies in [1, 2], so it is wrong by at most 6e-8 nats.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logit: Tensor, x: Tensor) -> Tensor:
+        tail = logit.abs().neg_().exp_().add_(1).log_()
+        return tail.add_(logit.clamp_min(0)).sub_(logit * x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        logit, x = ctx.saved_tensors
+        of_x = -logit * gradient if ctx.needs_input_grad[1] else None
+        return (logit.sigmoid() - x) * gradient, of_x
+
+
+def cross_entropy(logit: Tensor, x: Tensor) -> Tensor:
+    """-x log s - (1 - x) log(1 - s) with s = sigmoid(logit), of each pixel, nats; any shape, float32."""
+    logit, x = logit.float(), x.float()
+    if logit.device.type == "cpu":
+        result: Any = _CrossEntropy.apply(logit, x)
+        return result
+    return F.binary_cross_entropy_with_logits(logit, x, reduction="none")
+
+
 class Bernoulli(Likelihood):
     """Independent binary pixels, from logits.
 
@@ -76,7 +111,7 @@ class Bernoulli(Likelihood):
     unit_range = True
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -sum_pixels(F.binary_cross_entropy_with_logits(raw.float(), x.float(), reduction="none"))
+        return -sum_pixels(cross_entropy(raw, x))
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw.sigmoid()
@@ -154,7 +189,7 @@ class ContinuousBernoulli(Likelihood):
     def _log_normaliser(cls, logit: Tensor) -> Tensor:
         half = logit.abs() / 2
         large = half.clamp_min(cls.SERIES_BELOW)
-        exact = large + torch.log(-torch.expm1(-2 * large)) - torch.log(2 * large)
+        exact = large + torch.log(1 - torch.exp(-2 * large)) - torch.log(2 * large)
         series = half.square() / 6 - half.pow(4) / 180
         return logit / 2 + torch.where(half < cls.SERIES_BELOW, series, exact)
 
