@@ -13,7 +13,7 @@ ROOT = Path(vaelab.__file__).parent
 HYDRA = {"command", "config", "runs", "train"}
 PARTS = ("models", "datasets", "callbacks")
 COMMANDS = {"cli", "command", "train", "fit", "__main__"}
-NEEDS_LIGHTNING = {"loggers"}
+NEEDS_LIGHTNING = {"loggers", "loop"}
 
 
 def imports(path: Path) -> set[str]:

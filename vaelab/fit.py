@@ -16,6 +16,7 @@ from vaelab.callbacks import LastOnException, ProgressLine, RunCheckpoint
 from vaelab.config import build
 from vaelab.errors import UserError
 from vaelab.loggers import MetricsFile
+from vaelab.loop import quicken
 from vaelab.quiet import Terminal, quieten
 
 log = logging.getLogger("vaelab")
@@ -107,9 +108,11 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     loggers = [MetricsFile(run / "metrics.csv", resumed_step)]
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:
-        return build(config["trainer"], callbacks=callbacks, logger=loggers)
+        trainer = build(config["trainer"], callbacks=callbacks, logger=loggers)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+    quicken(trainer)
+    return trainer
 
 
 def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:

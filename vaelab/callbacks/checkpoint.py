@@ -14,7 +14,9 @@ from vaelab.errors import DivergenceError
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints, whose memory of the best one survives a move of the run folder."""
+    """Lightning's checkpoints at epochs' ends, whose memory of the best one survives a move of the run folder."""
+
+    on_train_batch_end = pl.Callback.on_train_batch_end  # nothing: no work in a step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         here = Path(str(self.dirpath))

@@ -1,0 +1,136 @@
+"""Lightning's training loop without the machinery that a plain run does not use.
+
+Lightning spends half a millisecond around every step on hooks that nobody overrides, profiler
+contexts, closures and message strings: as much as a small model's whole step takes on a GPU.
+`LeanLoop` takes the same step in the same order, counted by the same counters, and calls what is
+overridden. One optimiser step stays one step, so schedules, logging, checkpoints, validation inside
+an epoch and resume are what they are with Lightning's own loop, to the bit.
+
+The loop that it replaces is private to Lightning. It is used with the versions it was written for,
+and where a run needs nothing else of Lightning's step; all other runs get Lightning's own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.strategies import SingleDeviceStrategy
+
+WRITTEN_FOR = "2.6."
+"""Versions of Lightning whose loop this is."""
+
+CALLED = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
+"""Hooks of a step that the lean loop calls."""
+NOT_CALLED = (
+    "backward",
+    "on_after_backward",
+    "on_before_backward",
+    "on_before_zero_grad",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "transfer_batch_to_device",
+)
+"""Hooks of a step that it does not: a model or a callback which has one gets Lightning's loop."""
+
+
+def quicken(trainer: pl.Trainer) -> bool:
+    """Gives the trainer the lean loop, before it fits. Returns whether the run can have it."""
+    if not _suits(trainer):
+        return False
+    loop = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = LeanLoop(trainer, min_steps=loop.min_steps, max_steps=loop.max_steps)
+    if trainer.strategy.root_device.type == "cpu":
+        # Lightning asks torch to look for a GPU through the driver's library; the fused optimiser looks at every step
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    return True
+
+
+def _suits(trainer: pl.Trainer) -> bool:
+    """Whether nothing in the trainer needs more than the lean loop does. The model is looked at when it is known."""
+    precision = trainer.precision_plugin
+    plain = type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None)
+    return (
+        pl.__version__.startswith(WRITTEN_FOR)
+        and type(trainer.strategy) is SingleDeviceStrategy
+        and plain
+        and trainer.accumulate_grad_batches == 1
+        and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+        and not any(map(_foreign, trainer.callbacks))  # type: ignore[attr-defined]
+    )
+
+
+def _overrides(part: Any, name: str) -> bool:
+    base = pl.Callback if isinstance(part, pl.Callback) else pl.LightningModule
+    return hasattr(base, name) and getattr(getattr(part, name), "__func__", None) is not getattr(base, name)
+
+
+def _foreign(callback: pl.Callback) -> bool:
+    """Whether a callback is not the lab's and has something to do in a step: it may log there."""
+    ours = type(callback).__module__.startswith("vaelab.")
+    return any(_overrides(callback, name) for name in ((*NOT_CALLED, *CALLED) if not ours else NOT_CALLED))
+
+
+class LeanLoop(_TrainingEpochLoop):
+    """The training loop of one epoch; see the module's docstring."""
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        super().on_run_start(data_fetcher)
+        trainer, model = self.trainer, self.trainer.lightning_module
+        self.lean = len(trainer.optimizers) == 1 and not trainer.lr_scheduler_configs
+        self.lean &= not any(_overrides(model, name) for name in (*NOT_CALLED, "on_train_batch_start"))
+        self.starts, self.befores, self.ends = ([] for _ in range(3))
+        for found, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
+            found += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
+
+    def advance(self, data_fetcher: Any) -> None:
+        if self.restarting or not self.lean:
+            super().advance(data_fetcher)
+            return
+        trainer, model = self.trainer, self.trainer.lightning_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batch = next(data_fetcher)[0]
+        batch_idx, progress = self.batch_idx + 1, self.batch_progress
+        progress.is_last_batch = data_fetcher.done
+        batch = model.on_before_batch_transfer(batch, 0)
+        batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+        batch = data.on_after_batch_transfer(batch, 0)
+        progress.increment_ready()
+        trainer._logger_connector.on_batch_start(batch)
+        for hook in self.starts:
+            hook(trainer, model, batch, batch_idx)
+        progress.increment_started()
+        self._step(batch, batch_idx)
+        progress.increment_processed()
+        for hook in self.ends:
+            hook(trainer, model, None, batch, batch_idx)
+        model.on_train_batch_end(None, batch, batch_idx)
+        trainer._logger_connector.on_batch_end()
+        progress.increment_completed()
+        trainer._logger_connector.update_train_step_metrics()
+
+    def _step(self, batch: Any, batch_idx: int) -> None:
+        """Forward, backward and the optimiser's step, as in Lightning's automatic optimisation."""
+        trainer, model, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
+        counts = self.automatic_optimization.optim_progress.optimizer
+        model._current_fx_name = "training_step"  # for a variant that calls self.log
+        with trainer.precision_plugin.train_step_context():
+            loss: Any = model.training_step(batch, batch_idx)
+        model._current_fx_name = None
+        counts.zero_grad.increment_ready()
+        counts.zero_grad.increment_started()
+        optimizer.zero_grad()
+        counts.zero_grad.increment_completed()
+        loss.backward()
+        for hook in self.befores:
+            hook(trainer, model, optimizer)
+        model.on_before_optimizer_step(optimizer)
+        if trainer.gradient_clip_val:
+            model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        counts.step.increment_ready()
+        optimizer.step()
+        counts.step.increment_completed()
