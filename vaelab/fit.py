@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -35,6 +38,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread)
     trainer = _build_trainer(config, run, model, data, checkpoint)
+    _hasten(config, model, data, trainer.strategy.root_device.type)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         runs.write_config(run, config)
@@ -42,6 +46,8 @@ def fit(config: dict[str, Any], run: Path) -> None:
             logger.log_hyperparams(config)
         log.info(summary.opening(config, model, data, trainer))
         log.info("run folder: %s", config["run"]["dir"])
+        if config["compile"]:
+            log.info("compile=true: the second step compiles the model, which may take a minute")
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (MisconfigurationException, ValueError) as error:
@@ -113,6 +119,19 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
     quicken(trainer)
     return trainer
+
+
+def _hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
+    """Memory layout and compilation, as the config wants them on such a device."""
+    if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
+        model.to(memory_format=torch.channels_last)
+    if config["compile"]:
+        compilers = (os.environ.get("CXX"), "g++", "clang++")
+        if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
+            raise UserError(
+                "compile=true needs a C++ compiler (g++ or clang++, or CXX=…): install one, or leave it out"
+            )
+        model.compile_terms(data.batch_size)
 
 
 def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:

@@ -20,13 +20,19 @@ NOISE = (
 )
 
 
-LOUD = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric", "lightning.fabric")
+LOUD = (
+    "pytorch_lightning",
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric",
+    "lightning.fabric",
+    "torch.utils.cpp_extension",
+)
 
 
 def quieten() -> None:
     """Silences hints and device listings that say nothing about the user's run."""
     for name in LOUD:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("torch.") else logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -228,6 +229,10 @@ def _leave_process_group(environment: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
+SWITCHES = {"test": (True, False), "compile": (True, False), "channels_last": (True, False, None)}
+"""What the config switches on and off, and the values it takes."""
+
+
 def _check(config: dict[str, Any], run: Path) -> None:
     """Raises UserError for what can be told to be wrong before data and model are built."""
     from vaelab import runs
@@ -237,12 +242,15 @@ def _check(config: dict[str, Any], run: Path) -> None:
         if not any(run.glob("checkpoints/*.ckpt")):
             raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
-    known = {path.stem for path in command.CONF.iterdir() if path.is_dir()} | {"seed", "test", "resume", "run"}
+    known = {path.stem for path in command.CONF.iterdir() if path.is_dir()} | {"seed", "resume", "run", *SWITCHES}
     if unknown := sorted(config.keys() - known - {"sweep", "trainer", "callbacks"}):
         raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
     seed, trainer = config["seed"], config["trainer"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
+    for key, values in SWITCHES.items():
+        if config[key] not in values or isinstance(config[key], int) > isinstance(config[key], bool):
+            raise UserError(f"{key}={config[key]}: must be {' or '.join(json.dumps(value) for value in values)}")
     if not config["model"]:
         raise UserError("model=null: choose a model, such as model=vae")
     if config["codebook"] and "codebook" not in config["model"]:

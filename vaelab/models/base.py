@@ -44,6 +44,7 @@ class Model(pl.LightningModule):
         self.num_classes, self.likelihood = num_classes, likelihood
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self.seed = 0  # of the noise
+        self.compiled: tuple[Callable[..., dict[str, Tensor]], int] | None = None  # terms, and for which batch size
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
         self.closed_at = 0  # the step at which the window was last closed
         self.latest: dict[str, float] = {}  # figures of the last closed window, for the progress bar
@@ -96,6 +97,15 @@ class Model(pl.LightningModule):
         assert self.optimizer is not None, "set model.optimizer to a function of the parameters first"
         return self.optimizer(self.parameters())
 
+    def compile_terms(self, batch_size: int) -> None:
+        """Has torch.compile make `terms` faster for training batches of `batch_size` images.
+
+        One graph: what a schedule sets is a tensor, and neither evaluation, nor the odd last batch of
+        an epoch, nor the very first (which places a codebook's codes) goes through it. The noise is
+        drawn as without it, so that the same seed gives the same run up to rounding.
+        """
+        self.compiled = torch.compile(self.terms, dynamic=False, options={"fallback_random": True}), batch_size
+
     # --- steps --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
@@ -126,7 +136,10 @@ class Model(pl.LightningModule):
             torch.mps.manual_seed(seed)
 
     def _step(self, batch: Any, means: Means) -> Tensor:
-        terms = self.terms(batch.images, batch.labels)
+        measure = self.terms
+        if self.compiled and self.training and len(batch.images) == self.compiled[1] and self.trainer.global_step:
+            measure = self.compiled[0]
+        terms = measure(batch.images, batch.labels)
         loss = self.objective(terms)
         with torch.no_grad():
             figures = {"loss": loss} | {name: term.mean() for name, term in terms.items() if term.ndim == 1}

@@ -1,0 +1,212 @@
+"""The lean loop does what Lightning's does, and a step's work is counted: seconds would depend on the machine."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import vaelab
+import vaelab.fit
+import vaelab.loop
+
+VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """Which runs got the lean loop, in order; `loops.lean = False` gives all others Lightning's own."""
+
+    class Loops(list):
+        lean = True
+
+    found = Loops()
+
+    def quicken(trainer):
+        found.append(vaelab.loop.quicken(trainer) if found.lean else False)
+
+    monkeypatch.setattr(vaelab.fit, "quicken", quicken)
+    return found
+
+
+def figures(result):
+    with (result.run / "metrics.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def weights(result):
+    return torch.load(result.run / "checkpoints/last.ckpt", weights_only=True)
+
+
+SETTINGS = {
+    **{name: [f"model={name}"] for name in VARIANTS},
+    "validation inside an epoch": ["trainer.val_check_interval=2"],
+    "clipping": ["trainer.gradient_clip_val=0.5"],
+    "steps": ["trainer.max_steps=4", "trainer.max_epochs=-1"],
+    "few batches": ["trainer.limit_train_batches=2"],
+    "averaged weights": ["averaging=ema"],
+    "learning rate": ["lr_schedule=plateau", "schedule=warmup"],
+    "bf16": ["trainer.precision=bf16-mixed"],
+    "dynamic": ["dataset.binarize=dynamic"],
+    "streamed": ["dataset.storage=stream", "dataset.num_workers=0"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=SETTINGS.keys())
+def test_the_lean_loop_is_lightnings_to_the_bit(train, loops, setting):
+    lean = train(*SETTINGS[setting])
+    loops.lean = False
+    full = train(*SETTINGS[setting])
+    assert loops == [True, False]
+    assert figures(lean) == figures(full)
+    ours, theirs = weights(lean), weights(full)
+    assert ours["global_step"] == theirs["global_step"] > 0
+    assert ours["loops"] == theirs["loops"]
+    for name, value in theirs["state_dict"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(ours["state_dict"][name], value), name
+
+
+class Foreign(pl.Callback):
+    """A callback from elsewhere, which logs from a step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        assert outputs["loss"].isfinite()
+        pl_module.log("mine", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("lean", "arguments"),
+    [
+        (True, []),
+        (True, ["trainer.enable_progress_bar=false", "logger=tensorboard"]),
+        (False, ["trainer.accumulate_grad_batches=2"]),
+        (False, ["trainer.profiler=simple"]),
+        (False, ["+callbacks.mine={_target_: vaelab.loop.Foreign}"]),
+    ],
+)
+def test_what_needs_more_gets_lightnings_loop(train, loops, monkeypatch, lean, arguments):
+    monkeypatch.setattr(vaelab.loop, "Foreign", Foreign, raising=False)
+    assert train(*arguments).code == 0
+    assert loops == [lean]
+
+
+def test_other_versions_of_lightning_get_their_own_loop(train, loops, monkeypatch):
+    monkeypatch.setattr(vaelab.loop, "WRITTEN_FOR", "0.")
+    assert train().code == 0
+    assert loops == [False]
+
+
+def test_a_variant_may_log_from_its_terms(train, loops, monkeypatch):
+    terms = vaelab.models.VAE.terms
+
+    def logging(self, x, labels):
+        self.log("largest", x.max())
+        return terms(self, x, labels)
+
+    monkeypatch.setattr(vaelab.models.VAE, "terms", logging)
+    result = train("test=false", "dataset.val_size=0")
+    assert loops == [True]
+    assert result.code == 0, result.err
+    assert result.series("largest")
+
+
+class Count(TorchDispatchMode):
+    """Operations, and among them those that make the host wait for the device."""
+
+    WAITING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default")
+
+    def __init__(self):
+        super().__init__()
+        self.all = self.waiting = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.all += 1
+        self.waiting += str(func) in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+def work(train, steps, *arguments):
+    """What a run of so many steps takes, in operations, waits and calls of self.log; and the run."""
+    logs = []
+    with pytest.MonkeyPatch.context() as patch, Count() as count:
+        patch.setattr(pl.LightningModule, "log", lambda *_, **__: logs.append(1))
+        result = train(
+            "dataset=digits",
+            "dataset.batch_size=32",
+            f"trainer.max_steps={steps}",
+            "test=false",
+            *arguments,
+            small=False,
+        )
+    assert result.code == 0, result.err
+    return (count.all, count.waiting, len(logs)), result
+
+
+def bare_work(run):
+    """Operations of a step of the same model in a loop without Lightning, figures and schedules."""
+    model = vaelab.load(run, "last").train()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    images, labels = torch.zeros(64, *model.shape, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)
+    for _ in range(3):  # the first makes the optimiser's state
+        with Count() as count:
+            index = torch.arange(64)[:32]
+            loss = model.objective(model.terms(images[index].float().div_(255), labels[index]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return count.all
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+def test_work_of_a_step(train, model):
+    (few, _), (many, result) = (work(train, steps, f"model={model}") for steps in (10, 40))
+    operations, waits, logs = ((b - a) / 30 for a, b in zip(few, many, strict=True))
+    assert waits == 0
+    assert logs == 0
+    scalars = len(vaelab.load(result.run, "last").scalars)
+    assert operations <= bare_work(result.run) + 12 + 3 * scalars  # the figures' means, and a copy of each scalar
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+def test_compiled_once_whatever_the_schedule_does(train, monkeypatch, model):
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, dynamic=False, backend=backend))
+    scheduled = {"beta": "beta", "capacity": "capacity", "vae": "warmup", "cvae": "warmup"}.get(model, "constant")
+    arguments = (f"model={model}", f"schedule={scheduled}", "trainer.max_epochs=3")
+    result = train("compile=true", *arguments)  # 2 batches of 32, one of 22; validation; the test
+    assert result.code == 0, result.err
+    assert len(compiled) == 1
+    assert result.series("step/loss") == pytest.approx(train(*arguments).series("step/loss"), rel=1e-5)
+
+
+def test_compiled_without_a_compiler(train, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    result = train("compile=true")
+    assert result.code == 2
+    assert "compile=true needs a C++ compiler" in result.err
+
+
+@pytest.mark.parametrize("given", ["compile=maybe", "compile=1", "channels_last=off", "test=2"])
+def test_switches(train, given):
+    result = train(given)
+    assert result.code == 2
+    assert given.partition("=")[0] in result.err
+
+
+def test_convolutions_are_channels_last_on_a_processor(train):
+    for arguments, last in ((["network=conv"], True), (["network=conv", "channels_last=false"], False)):
+        result = train(*arguments, "dataset.image_shape=[3,8,8]", "likelihood=gaussian")
+        weight = weights(result)["state_dict"]["encoder.body.2.weight"]
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
