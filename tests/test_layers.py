@@ -10,9 +10,9 @@ import pytest
 import vaelab
 
 ROOT = Path(vaelab.__file__).parent
-HYDRA = {"command", "config", "runs", "train"}
+HYDRA = {"command", "config", "runs", "train", "bench"}
 PARTS = ("models", "datasets", "callbacks")
-COMMANDS = {"cli", "command", "train", "fit", "__main__"}
+COMMANDS = {"cli", "command", "train", "bench", "fit", "timing", "__main__"}
 NEEDS_LIGHTNING = {"loggers", "loop"}
 
 

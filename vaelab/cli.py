@@ -11,6 +11,7 @@ from vaelab import __version__
 
 COMMANDS = {
     "train": ("vaelab.train", "train a model, or sweep over many with -m"),
+    "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 
 HELP = """vaelab: a lab for variational autoencoders

@@ -28,17 +28,9 @@ log = logging.getLogger("vaelab")
 def fit(config: dict[str, Any], run: Path) -> None:
     """Trains what `config` says and writes the run folder. With several processes, each calls it."""
     started = time.monotonic()
-    quieten()
     _log_to(run)
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    data = build(config["dataset"])
-    data.setup()
-    model = _build_model(config, data)
     checkpoint = runs.checkpoint_path(run, "last") if config["resume"] is not None else None
-    if checkpoint is None:
-        model.start_from(data.mean_image, data.spread)
-    trainer = _build_trainer(config, run, model, data, checkpoint)
-    _hasten(config, model, data, trainer.strategy.root_device.type)
+    data, model, trainer = prepare(config, run, checkpoint)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         runs.write_config(run, config)
@@ -71,7 +63,21 @@ def fit(config: dict[str, Any], run: Path) -> None:
         print(f"run: {run}")
 
 
-def _build_model(config: dict[str, Any], data: Any) -> Any:
+def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -> tuple[Any, Any, pl.Trainer]:
+    """Data, model and trainer of a run, ready to fit."""
+    quieten()
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    data = build(config["dataset"])
+    data.setup()
+    model = build_model(config, data)
+    if checkpoint is None:
+        model.start_from(data.mean_image, data.spread)
+    trainer = _build_trainer(config, run, model, data, checkpoint)
+    hasten(config, model, data, trainer.strategy.root_device.type)
+    return data, model, trainer
+
+
+def build_model(config: dict[str, Any], data: Any) -> Any:
     try:
         model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
     except RuntimeError as error:
@@ -121,7 +127,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     return trainer
 
 
-def _hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
+def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
     """Memory layout and compilation, as the config wants them on such a device."""
     if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
         model.to(memory_format=torch.channels_last)

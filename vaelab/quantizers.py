@@ -15,7 +15,9 @@ from vaelab.distributed import all_sum, from_first
 from vaelab.types import Fraction, PositiveFloat, PositiveInt
 
 SEARCH_ELEMENTS = 2**19
-"""Distances held at a time by the nearest-code search (2 MiB of float32, whatever N and K)."""
+"""Distances that the nearest-code search holds at a time, whatever N and K: 2 MiB, for a processor's cache."""
+SEARCH_ELEMENTS_GPU = 2**26
+"""The same on a GPU: 256 MiB, so that few kernels are launched."""
 
 
 class Quantized(NamedTuple):
@@ -36,11 +38,16 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     """Index of the nearest code by Euclidean distance, [N] int64.
 
     z: [N, D]; codes: [K, D]. |z - e|^2 is searched as |e|^2 - 2 z.e, one matrix product with the
-    norms folded in, in chunks of rows: the temporary memory does not grow with N * K.
+    norms folded in, in chunks of rows through one buffer: the memory does not grow with N * K.
     """
     minus_twice, norms = -2 * codes.t(), codes.square().sum(1)
-    rows = max(1, SEARCH_ELEMENTS // len(codes))
-    return torch.cat([torch.addmm(norms, part, minus_twice).argmin(1) for part in z.split(rows)])
+    elements = SEARCH_ELEMENTS if z.device.type == "cpu" else SEARCH_ELEMENTS_GPU
+    rows = min(len(z), max(1, elements // len(codes)))
+    distances = z.new_empty(rows, len(codes))
+    indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    for part, found in zip(z.split(rows), indices.split(rows), strict=True):
+        torch.argmin(torch.addmm(norms, part, minus_twice, out=distances[: len(part)]), 1, out=found)
+    return indices
 
 
 def code_counts(indices: Tensor, num_embeddings: int) -> Tensor:

@@ -191,7 +191,7 @@ def _claimed(run: Path) -> Iterator[None]:
 def _run(config: dict[str, Any], run: Path) -> None:
     """Checks the config and trains, alone in the run folder."""
     with _claimed(run):
-        _check(config, run)
+        check_run(config, run)
         _train(config, run)
 
 
@@ -233,7 +233,7 @@ SWITCHES = {"test": (True, False), "compile": (True, False), "channels_last": (T
 """What the config switches on and off, and the values it takes."""
 
 
-def _check(config: dict[str, Any], run: Path) -> None:
+def check_run(config: dict[str, Any], run: Path) -> None:
     """Raises UserError for what can be told to be wrong before data and model are built."""
     from vaelab import runs
     from vaelab.config import check

@@ -57,8 +57,8 @@ class ProgressLine(ProgressBar):
             return
         figures = {name: pl_module.latest[name] for name in SHOWN if name in pl_module.latest}
         words = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
-        place = f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 10**9)}/{epochs}"
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        place = f"epoch {min(trainer.current_epoch + 1, epochs or 10**9)}/{epochs or '?'}"
         if self.terminal:
             self.bar.set_description_str(place, refresh=False)
             self.bar.set_postfix_str(words, refresh=False)
