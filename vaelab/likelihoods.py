@@ -67,18 +67,17 @@ def sum_pixels(x: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """max(l, 0) - l x + log(1 + e^-|l|) of each pixel, with its gradient sigmoid(l) - x in one pass.
+    """max(l, 0) - log sigmoid(|l|) - l x of each pixel, with its gradient sigmoid(l) - x in one pass.
 
-    torch computes it with log1p, which takes a processor three times as long as all the rest. Here
-    the logarithm's argument lies in [1, 2], so it is wrong by at most 6e-8 nats.
+    torch computes it with log1p, for which a processor may take ten times as long as for log. Here
+    the logarithm's argument lies in [1/2, 1], so it is wrong by at most 6e-8 nats.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(logit: Tensor, x: Tensor) -> Tensor:
-        tail = logit.abs().neg_().exp_().add_(1).log_()
-        return tail.add_(logit.clamp_min(0)).sub_(logit * x)
+        return logit.clamp_min(0).sub_(logit.abs().sigmoid_().log_()).addcmul_(logit, x, value=-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -88,7 +87,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         logit, x = ctx.saved_tensors
         of_x = -logit * gradient if ctx.needs_input_grad[1] else None
-        return (logit.sigmoid() - x) * gradient, of_x
+        return logit.sigmoid().sub_(x).mul_(gradient), of_x
 
 
 def cross_entropy(logit: Tensor, x: Tensor) -> Tensor:

@@ -109,9 +109,10 @@ class LeanLoop(_TrainingEpochLoop):
         for hook in self.ends:
             hook(trainer, model, None, batch, batch_idx)
         model.on_train_batch_end(None, batch, batch_idx)
-        trainer._logger_connector.on_batch_end()
+        if self._results:  # a variant has called self.log
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
         progress.increment_completed()
-        trainer._logger_connector.update_train_step_metrics()
 
     def _step(self, batch: Any, batch_idx: int) -> None:
         """Forward, backward and the optimiser's step, as in Lightning's automatic optimisation."""

@@ -1,0 +1,309 @@
+"""The variants written by hand: a bare loop, a loop as in tutorials, and one with Lightning's defaults. Not a command.
+
+A loop is a function that trains so many steps more, and returns the seconds they took. All objectives
+are in nats per image, on networks of the lab.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from common import clock
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm import tqdm
+
+from vaelab.networks import MLP, Conv, Network
+
+Loop = Callable[[int], float]
+Terms = dict[str, Tensor]
+
+
+class Data(NamedTuple):
+    """images: [N, C, H, W] uint8. labels: [N], of 10 classes. batch: images per step."""
+
+    images: Tensor
+    labels: Tensor
+    batch: int
+
+
+# --- objectives -------------------------------------------------------------------------------
+
+
+def bernoulli(raw: Tensor, x: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(raw, x, reduction="sum") / len(x)
+
+
+def draw(mean: Tensor, logvar: Tensor) -> Tensor:
+    return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / len(mean)
+
+
+class AE(nn.Module):
+    """Every model returns the loss and what it is made of. step: how many were made before."""
+
+    def __init__(self, network: Network, shape: tuple[int, int, int]):
+        super().__init__()
+        self.encoder, self.decoder = network.encoder(shape, 20), network.decoder(20, shape)
+
+    def forward(self, x: Tensor, labels: Tensor, step: int) -> Terms:
+        return {"loss": bernoulli(self.decoder(self.encoder(x)), x)}
+
+    def after_step(self) -> None:
+        """What follows an optimiser step."""
+
+
+class VAE(AE):
+    """over: steps in which beta goes from 1 to `beta`."""
+
+    def __init__(self, network: Network, shape: tuple[int, int, int], latent: int = 20, beta: float = 1, over: int = 1):
+        nn.Module.__init__(self)
+        self.encoder, self.decoder = network.encoder(shape, 2 * latent), network.decoder(latent, shape)
+        self.beta, self.over = beta, over
+
+    def forward(self, x: Tensor, labels: Tensor, step: int) -> Terms:
+        mean, logvar = self.encoder(x).chunk(2, 1)
+        reconstruction, kl = bernoulli(self.decoder(draw(mean, logvar)), x), gaussian_kl(mean, logvar)
+        return {"loss": self.weigh(reconstruction, kl, step), "reconstruction": reconstruction, "kl": kl}
+
+    def weigh(self, reconstruction: Tensor, kl: Tensor, step: int) -> Tensor:
+        return reconstruction + (1 + (self.beta - 1) * min(1.0, step / self.over)) * kl
+
+
+class Capacity(VAE):
+    """The lab's defaults: C to 25 nats in 5,000 steps, gamma 1,000, latents 10."""
+
+    multiplier: Tensor
+
+    def __init__(self, network: Network, shape: tuple[int, int, int], l1: bool):
+        super().__init__(network, shape, latent=10)
+        self.l1 = l1
+        self.register_buffer("multiplier", torch.tensor(1.0))
+
+    def weigh(self, reconstruction: Tensor, kl: Tensor, step: int) -> Tensor:
+        gap = kl - 25 * min(1.0, step / 5000)
+        self.gap = gap.detach()
+        if self.l1:
+            return reconstruction + 1000 * gap.abs()
+        return reconstruction + self.multiplier * (gap + 0.5 * gap.square())
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if not self.l1:
+            self.multiplier.mul_((0.02 * self.gap).exp()).clamp_(max=1000)
+
+
+class CVAE(VAE):
+    def __init__(self, network: Network, shape: tuple[int, int, int]):
+        nn.Module.__init__(self)
+        self.embedding = nn.Embedding(10, 10)
+        self.encoder, self.decoder = network.encoder(shape, 40, context=10), network.decoder(30, shape)
+
+    def forward(self, x: Tensor, labels: Tensor, step: int) -> Terms:
+        context = self.embedding(labels)
+        mean, logvar = self.encoder(x, context).chunk(2, 1)
+        raw = self.decoder(torch.cat([draw(mean, logvar), context], 1))
+        reconstruction, kl = bernoulli(raw, x), gaussian_kl(mean, logvar)
+        return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+
+class VQVAE(AE):
+    """512 codes of 64 by moving averages; normal pixels with one learned scale. Idle codes are not restarted."""
+
+    codes: Tensor
+    sizes: Tensor
+    sums: Tensor
+
+    def __init__(self, network: Network, shape: tuple[int, int, int]):
+        nn.Module.__init__(self)
+        self.encoder, self.decoder = network.map_encoder(shape, 64), network.map_decoder(64, shape)
+        self.log_sigma = nn.Parameter(torch.tensor(-1.0))
+        self.register_buffer("codes", torch.randn(512, 64) / 64)
+        self.register_buffer("sizes", torch.ones(512))
+        self.register_buffer("sums", self.codes.clone())
+
+    def forward(self, x: Tensor, labels: Tensor, step: int) -> Terms:
+        z = self.encoder(x)
+        flat = z.detach().movedim(1, -1).flatten(0, -2)
+        indices = torch.addmm(self.codes.square().sum(1), flat, self.codes.t(), alpha=-2).argmin(1)
+        codes = self.codes[indices].view(len(z), *z.shape[2:], -1).movedim(-1, 1)
+        raw = self.decoder(z + (codes - z).detach())
+        commitment = 0.25 * (z - codes).square().sum() / len(x)
+        squares = (x - raw).square().sum() / len(x)
+        constant = x[0].numel() * (self.log_sigma + 0.5 * math.log(2 * math.pi))
+        reconstruction = 0.5 * squares * (-2 * self.log_sigma).exp() + constant
+        self.average(flat, indices)
+        return {"loss": reconstruction + commitment, "reconstruction": reconstruction, "commitment": commitment}
+
+    @torch.no_grad()
+    def average(self, flat: Tensor, indices: Tensor) -> None:
+        self.sizes.mul_(0.99).index_add_(0, indices, flat.new_ones(len(flat)), alpha=0.01)
+        self.sums.mul_(0.99).index_add_(0, indices, flat, alpha=0.01)
+        total = self.sizes.sum()
+        self.codes.copy_(self.sums / ((self.sizes + 1e-5) / (total + 512e-5) * total)[:, None])
+
+
+def model(variant: str, data: Data) -> AE:
+    """The variant by hand, with the lab's default network and values."""
+    shape: Any = tuple(data.images.shape[1:])
+    small, wide = MLP([400, 400], "relu", False), MLP([512, 256], "relu", False)
+    conv = Conv([32, 64], "relu", False, 0)
+    make: dict[str, Callable[[], AE]] = {
+        "ae": lambda: AE(small, shape),
+        "vae": lambda: VAE(small, shape),
+        "vae_conv": lambda: VAE(conv, shape),
+        "beta": lambda: VAE(small, shape, latent=10, beta=4, over=10 * -(-len(data.images) // data.batch)),
+        "capacity_l1": lambda: Capacity(wide, shape, l1=True),
+        "capacity_lagrangian": lambda: Capacity(wide, shape, l1=False),
+        "cvae": lambda: CVAE(wide, shape),
+        "vqvae": lambda: VQVAE(conv, shape),
+    }
+    return make[variant]().to(data.images.device)
+
+
+LAB = {
+    "ae": ["model=ae"],
+    "vae": ["model=vae"],
+    "vae_conv": ["model=vae", "network=conv"],
+    "beta": ["model=beta"],
+    "capacity_l1": ["model=capacity", "model.constraint=l1"],
+    "capacity_lagrangian": ["model=capacity"],
+    "cvae": ["model=cvae"],
+    "vqvae": ["model=vqvae"],
+}
+"""What `vaelab train` is given for the same."""
+
+
+# --- loops ------------------------------------------------------------------------------------
+
+
+def bare(variant: str, data: Data) -> Loop:
+    """The least that trains it: bytes in one tensor, batches by index, fused Adam; no logging, nothing read back."""
+    net = model(variant, data)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+    images, labels, batch = data
+    device, made = images.device, 0
+
+    def loop(steps: int) -> float:
+        nonlocal made
+        started = clock(device)
+        order = torch.randperm(len(images), device=device)[: steps * batch]
+        for index in order.split(batch):
+            x = images[index].float().div_(255)
+            loss = net(x, labels[index], made)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            net.after_step()
+            made += 1
+        return clock(device) - started
+
+    return loop
+
+
+class Pictures(Dataset):
+    """One picture at a time, as torchvision's data sets with ToTensor give it."""
+
+    def __init__(self, data: Data):
+        self.arrays, self.labels = data.images.cpu().squeeze(1).numpy(), data.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture = Image.fromarray(self.arrays[index])
+        array = torch.from_numpy(np.array(picture, copy=True)).view(picture.height, picture.width, 1)
+        return array.permute(2, 0, 1).contiguous().float().div(255), self.labels[index]
+
+
+def tutorial(variant: str, data: Data) -> Loop:
+    """As tutorials have it: pictures one by one, Adam by default, every figure read at every step, a bar."""
+    net = model(variant, data)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    loader = DataLoader(Pictures(data), batch_size=data.batch, shuffle=True)
+    device, made = data.images.device, 0
+
+    def loop(steps: int) -> float:
+        nonlocal made
+        started = clock(device)
+        totals: dict[str, float] = {}
+        bar = tqdm(loader, total=steps)
+        for step, (x, labels) in enumerate(bar, 1):
+            terms = net(x.to(device), labels.to(device), made)
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+            net.after_step()
+            made += 1
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.item()
+            bar.set_postfix({name: total / step for name, total in totals.items()}, refresh=False)
+            if step == steps:
+                break
+        return clock(device) - started
+
+    return loop
+
+
+class Default(pl.LightningModule):
+    """A model in a LightningModule with four figures logged per step."""
+
+    def __init__(self, net: AE):
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        terms = self.net(*batch, self.global_step)
+        for name, term in (terms | {"elbo": -terms["reconstruction"] - terms["kl"]}).items():
+            self.log(name, term, prog_bar=True)
+        return terms["loss"]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.net.after_step()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class Stopwatch(pl.Callback):
+    """Times one epoch, with what Lightning does at its end."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = clock(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = clock(pl_module.device) - self.started
+
+
+def lightning(variant: str, data: Data, folder: Path) -> Loop:
+    """Lightning with its defaults: its Trainer, loader, logger, bar and checkpoints, floats in a TensorDataset."""
+    module = Default(model(variant, data))
+    dataset = TensorDataset(data.images.cpu().float().div(255), data.labels.cpu())
+    loader = DataLoader(dataset, batch_size=data.batch, shuffle=True)
+
+    def loop(steps: int) -> float:
+        watch = Stopwatch()
+        accelerator = "gpu" if data.images.is_cuda else "cpu"
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=1,
+            limit_train_batches=steps,
+            default_root_dir=folder,
+            callbacks=[watch],
+        )
+        trainer.fit(module, loader)
+        return watch.seconds
+
+    return loop

@@ -1,0 +1,185 @@
+"""Table "quantizer": the lab's codebooks beside other ways to quantise a feature map; time and memory.
+
+    python scripts/benchmarks/quantizer.py
+
+Forward and backward: nearest-code search, straight-through gradient, losses and, where codes are moving
+averages, their update. `vector_quantize_pytorch` is measured too if it can be imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from common import Row, arguments, clock, compare, fresh_process, interleave, parse, peak_memory, save
+from torch import Tensor
+
+from vaelab.quantizers import EMACodebook, GradientCodebook
+
+DIM = 64
+SIZES = [((128, 32, 32), 512), ((8, 32, 32), 8192)]
+QUICK = [((8, 16, 16), 64), ((4, 8, 8), 128)]
+Shape = tuple[int, int, int]
+"""(B, h, w) of a feature map."""
+Output = tuple[Tensor, Tensor]
+"""Vectors [B, D, h, w], and a loss that is a scalar."""
+
+
+def unchunked(flat: Tensor, codes: Tensor) -> Tensor:
+    return torch.addmm(codes.square().sum(1), flat, -2 * codes.t()).argmin(1)
+
+
+def cdist(flat: Tensor, codes: Tensor) -> Tensor:
+    return torch.cdist(flat, codes).argmin(1)
+
+
+def by_hand(search: Callable[[Tensor, Tensor], Tensor], codes: Tensor) -> Callable[[Tensor], Output]:
+    """What GradientCodebook returns, with another search."""
+
+    def forward(z: Tensor) -> Output:
+        flat = z.detach().movedim(1, -1).flatten(0, -2)
+        indices = search(flat, codes.detach()).view(len(z), *z.shape[2:])
+        chosen = F.embedding(indices, codes).movedim(-1, 1)
+        loss = (z.detach() - chosen).square().sum() + 0.25 * (z - chosen.detach()).square().sum()
+        return z + (chosen - z).detach(), loss
+
+    return forward
+
+
+def tutorial(codes: Tensor) -> Callable[[Tensor], Output]:
+    """As tutorials have it: all squares written out with their gradients, one-hot rows times the codes."""
+
+    def forward(z: Tensor) -> Output:
+        z = z.permute(0, 2, 3, 1).contiguous()
+        flat = z.view(-1, DIM)
+        distances = (flat**2).sum(1, keepdim=True) + (codes**2).sum(1) - 2 * flat @ codes.t()
+        one_hot = torch.zeros_like(distances).scatter_(1, distances.argmin(1)[:, None], 1)
+        chosen = (one_hot @ codes).view(z.shape)
+        loss = F.mse_loss(chosen, z.detach()) + 0.25 * F.mse_loss(chosen.detach(), z)
+        return (z + (chosen - z).detach()).permute(0, 3, 1, 2).contiguous(), loss
+
+    return forward
+
+
+def lab(codebook: GradientCodebook) -> Callable[[Tensor], Output]:
+    def forward(z: Tensor) -> Output:
+        quantized = codebook(z)
+        return quantized.vectors, (quantized.codebook_loss + 0.25 * quantized.commitment).sum()
+
+    return forward
+
+
+def library(count: int) -> Callable[[Tensor], Output]:
+    from vector_quantize_pytorch import VectorQuantize
+
+    module = VectorQuantize(dim=DIM, codebook_size=count, commitment_weight=0.25, accept_image_fmap=True)
+
+    def forward(z: Tensor) -> Output:
+        vectors, _, loss = module(z)
+        return vectors, loss.sum()
+
+    return forward
+
+
+LAB = "lab, GradientCodebook"
+
+
+def candidates(count: int) -> dict[str, Callable[[], Callable[[Tensor], Output]]]:
+    """How to make each, with `count` codes."""
+
+    def codes() -> Tensor:
+        return torch.randn(count, DIM).requires_grad_()
+
+    make: dict[str, Callable[[], Callable[[Tensor], Output]]] = {
+        LAB: lambda: lab(GradientCodebook(count, DIM, restart_after=100)),
+        "lab, EMACodebook": lambda: lab(EMACodebook(count, DIM, restart_after=100, decay=0.99, epsilon=1e-5)),
+        "the same product in one piece": lambda: by_hand(unchunked, codes()),
+        "torch.cdist": lambda: by_hand(cdist, codes()),
+        "tutorial's expanded squares": lambda: tutorial(codes()),
+    }
+    with contextlib.suppress(ImportError):
+        import vector_quantize_pytorch  # noqa: F401
+
+        make["vector_quantize_pytorch (EMA)"] = lambda: library(count)
+    return make
+
+
+def feature_map(shape: Shape) -> Tensor:
+    return torch.randn(shape[0], DIM, *shape[1:]).requires_grad_()
+
+
+def step(forward: Callable[[Tensor], Output], z: Tensor, slope: Tensor) -> float:
+    """Seconds of forward and backward with `slope` as the gradient of the vectors."""
+    z.grad = None
+    started = clock()
+    vectors, loss = forward(z)
+    torch.autograd.backward([vectors, loss], [slope, torch.ones_like(loss)])
+    return clock() - started
+
+
+def extra_memory(label: str, shape: Shape, count: int) -> int:
+    """Bytes that a step adds to what is resident before, in this process. The gradient of z is there before."""
+    forward = candidates(count)[label]()
+    step(forward, feature_map((1, 2, 2)), torch.ones(1, DIM, 2, 2))  # what libraries allocate once
+    z, slope = feature_map(shape), torch.ones(shape[0], DIM, *shape[1:])
+    z.grad = torch.zeros_like(z)
+    gc.collect()
+    before = peak_memory(anew=True)
+    vectors, loss = forward(z)
+    torch.autograd.backward([vectors, loss], [slope, torch.ones_like(loss)])
+    return peak_memory() - before
+
+
+def statistics(shape: Shape, count: int) -> dict[str, Callable[[], float]]:
+    """Sum and number of the vectors that chose each code, in two ways."""
+    total = shape[0] * shape[1] * shape[2]
+    flat, indices = torch.randn(total, DIM), torch.randint(count, (total,))
+
+    def added() -> float:
+        started = clock()
+        torch.zeros(count, DIM).index_add_(0, indices, flat)
+        torch.zeros(count).index_add_(0, indices, torch.ones(total))
+        return clock() - started
+
+    def product() -> float:
+        started = clock()
+        one_hot = torch.zeros(total, count).scatter_(1, indices[:, None], 1)
+        _, _ = one_hot.t() @ flat, one_hot.sum(0)
+        return clock() - started
+
+    return {"lab, index_add_": added, "one-hot product": product}
+
+
+def measure(shape: Shape, count: int, rounds: int) -> list[Row]:
+    total = shape[0] * shape[1] * shape[2]
+    group = f"N={total}, K={count}"
+    z, slope = feature_map(shape), torch.ones(shape[0], DIM, *shape[1:])
+    made = {label: make() for label, make in candidates(count).items()}
+    runs = {label: lambda forward=forward: step(forward, z, slope) for label, forward in made.items()}
+    rows = compare(interleave(runs, rounds), LAB, group)
+    code = "import sys, quantizer as q; print(q.extra_memory(sys.argv[1], eval(sys.argv[2]), int(sys.argv[3])))"
+    for row, label in zip(rows, made, strict=True):
+        row["extra"] = {"extra memory": f"{int(fresh_process(code, label, repr(shape), str(count))) / 2**20:,.0f} MiB"}
+    own, *_ = counters = statistics(shape, count)
+    return rows + compare(interleave(counters, rounds), own, f"{group}, EMA statistics")
+
+
+def main() -> int:
+    assert __doc__
+    options = parse(arguments(__doc__, rounds=9))
+    rows: list[Row] = []
+    for shape, count in QUICK if options.quick else SIZES:
+        rows += measure(shape, count, options.rounds)
+    notes = """One step forward and backward on N vectors of 64 from a feature map, K codes. Ratios are to the lab's
+        GradientCodebook. Extra memory: what the step adds to the resident memory of a process of its own, with
+        everything that autograd keeps for the backward pass."""
+    save("quantizer", rows, notes, keep=not options.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Table "training": an epoch of `vaelab train` beside hand-written loops and other programs, interleaved in one run.
+
+    python scripts/benchmarks/training.py --root data                   MNIST from ./data; without it, random images
+    python scripts/benchmarks/training.py --all                         the tutorial's loop for every variant
+    python scripts/benchmarks/training.py --pythae ../env/bin/python    beside pythae 0.1.2 in another environment
+
+The lab is the real command with its log files, progress bar and checkpoints. Between two of its epochs
+the other loops train as many steps, on the same data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from common import HERE, Row, arguments, compare, parse, save
+from lab import noise_set, train
+from loops import LAB, Data, Loop, bare, lightning, tutorial
+
+BATCH = 128
+
+
+class Pythae:
+    """pythae's trainer in another interpreter, which waits while it is not its turn."""
+
+    def __init__(self, python: str, data: Data, folder: Path):
+        self.python, self.file, self.folder = python, folder / "images.pt", folder / "pythae"
+        self.images, self.log, self.process = data.images, folder / "pythae.log", None
+
+    def __call__(self, steps: int) -> float:
+        if self.process is None:
+            torch.save(self.images[: steps * BATCH].cpu(), self.file)
+            command = [self.python, HERE / "pythae_epochs.py", self.file, self.folder, str(BATCH)]
+            command.append(str(torch.get_num_threads()))
+            with self.log.open("w") as log:
+                pipe = subprocess.PIPE
+                self.process = subprocess.Popen([*map(str, command)], stdin=pipe, stdout=pipe, stderr=log, text=True)
+        say, hear = self.process.stdin, self.process.stdout
+        assert say is not None
+        assert hear is not None
+        with contextlib.suppress(BrokenPipeError):
+            say.write("go\n")
+            say.flush()
+        for line in hear:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise SystemExit(f"{self.log.read_text()}\npythae ended early")
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def rivals(variant: str, data: Data, options: Any, stack: ExitStack) -> dict[str, Loop]:
+    """The loops beside the lab's."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    loops = {"bare loop": bare(variant, data)}
+    if variant == "vae" or options.all:
+        loops["tutorial's loop"] = tutorial(variant, data)
+    if variant == "vae":
+        loops["Lightning with its defaults"] = lightning(variant, data, folder)
+    if variant == "vae" and options.pythae:
+        other = Pythae(options.pythae, data, folder)
+        stack.callback(other.close)
+        loops["pythae"] = other
+    return loops
+
+
+def measure(variant: str, options: Any) -> list[Row]:
+    """Rows of one variant: the median of an epoch, and ratios to the bare loop."""
+    if options.root:
+        chosen = ["dataset=mnist", f"dataset.root={options.root}", f"dataset.batch_size={BATCH}"]
+    else:
+        chosen = noise_set(60_000)
+    limit = ["trainer.limit_train_batches=20"] if options.quick else []
+    others: dict[str, list[float]] = {}
+    loops: dict[str, Loop] = {}
+    steps = 0
+
+    def between(trainer: pl.Trainer) -> None:
+        nonlocal steps
+        if not loops:
+            split, device = trainer.datamodule.train, trainer.strategy.root_device  # type: ignore[attr-defined]
+            steps = int(trainer.num_training_batches)
+            loops.update(rivals(variant, Data(split.images.to(device), split.labels.to(device), BATCH), options, stack))
+            others.update({name: [] for name in loops})
+        epoch, names = trainer.current_epoch, list(loops)
+        start = epoch % len(names)
+        for name in names[start:] + names[:start]:
+            others[name].append(loops[name](steps))
+
+    with ExitStack() as stack:
+        epochs = options.rounds + 1  # the first one warms up
+        own = train([*LAB[variant], *chosen, *limit, f"accelerator={options.accelerator}"], epochs, between)
+    seconds = {name: taken[1:] for name, taken in ({"lab": own} | others).items()}
+    rows = compare(seconds, "bare loop", variant)
+    for row in rows:
+        row["extra"] = {"per step": f"{1e3 * statistics.median(row['seconds']) / steps:.2f} ms"}
+    return rows
+
+
+def main() -> int:
+    assert __doc__
+    parser = arguments(__doc__, rounds=7)
+    parser.add_argument("--root", help="where MNIST lies, as torchvision puts it")
+    parser.add_argument("--all", action="store_true", help="the tutorial's loop for every variant, not for vae alone")
+    parser.add_argument("--pythae", metavar="PYTHON", help="a Python with pythae 0.1.2")
+    parser.add_argument("--accelerator", default="cpu", help="cpu or gpu (default: %(default)s)")
+    parser.add_argument("--variants", nargs="*", default=list(LAB), metavar="NAME", help=f"of {', '.join(LAB)}")
+    options = parse(parser)
+    if unknown := set(options.variants) - set(LAB):
+        parser.error(f"no such variant: {', '.join(sorted(unknown))}")
+    if options.pythae and options.accelerator != "cpu":
+        parser.error("--pythae is measured on the processor only")
+    rows: list[Row] = []
+    for variant in options.variants:
+        rows += measure(variant, options)
+        print(f"measured: {variant}", file=sys.stderr, flush=True)
+    images = "MNIST" if options.root else "60,000 random images of 1x28x28"
+    notes = f"""An epoch of {images}, batch {BATCH}, accelerator={options.accelerator}.
+        Lab: `vaelab train` with log files, progress bar and checkpoints, from the start of an epoch to the start of
+        the next. Bare: the same network, the objective by hand, fused Adam, nothing logged; its VQ-VAE does not
+        restart idle codes. Ratios are of neighbouring epochs to the bare loop's."""
+    if options.pythae:
+        code = "from importlib.metadata import version; print('pythae', version('pythae'), 'torch', version('torch'))"
+        command = [options.pythae, "-c", code]
+        notes += f" Beside it: {subprocess.run(command, capture_output=True, text=True).stdout.strip()}."
+    save("training", rows, notes, keep=not options.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
