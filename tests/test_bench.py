@@ -50,6 +50,16 @@ def test_operations_of_a_linear_layer_are_counted(bench):
     assert figures["operations"] == 5 * once  # two forward; backward twice each, less that of the images
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["trainer.fast_dev_run=true"], ["trainer.max_time=00:00:00:01"], ["dataset.val_size=0"], ["compile=true"]],
+)
+def test_what_would_bend_a_run_does_not_bend_the_figures(bench, arguments):
+    code, figures, _, err = bench(*arguments)
+    assert code == 0, err
+    assert figures["operations"] == bench()[1]["operations"]
+
+
 class Slow(pl.Callback):
     def on_train_batch_end(self, *_):
         time.sleep(0.05)
@@ -74,6 +84,12 @@ def test_what_slows_the_lab_shows_in_the_labs_figures_alone(bench, monkeypatch):
         (["bench.steps=many"], "bench.steps"),
         (["bench.output=nowhere/figures.json"], "bench.output"),
         (["accelerator=ddp_cpu"], "accelerator"),
+        (["dataset.batch_size=2000"], "dataset.batch_size"),
+        (["trainer.limit_train_batches=1"], "dataset.batch_size"),
+        (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches"),
+        (["logger=wandb"], "logger=wandb"),
+        (["bench=null"], "bench"),
+        (["~bench.steps"], "bench.steps"),
         (["model.latnt_dim=3"], "model.latent_dim"),
         (["model.latent_dim=-3"], "model.latent_dim"),
     ],

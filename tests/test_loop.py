@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import pytest
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vaelab
 import vaelab.fit
 import vaelab.loop
+from vaelab.metrics import Means
 
 VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
 
@@ -26,7 +28,15 @@ def loops(monkeypatch):
     found = Loops()
 
     def quicken(trainer):
-        found.append(vaelab.loop.quicken(trainer) if found.lean else False)
+        if found.lean and vaelab.loop.quicken(trainer):
+            trainer.callbacks.append(Look())
+        else:
+            found.append(False)
+
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                found.append(trainer.fit_loop.epoch_loop.lean)
 
     monkeypatch.setattr(vaelab.fit, "quicken", quicken)
     return found
@@ -70,6 +80,9 @@ def test_the_lean_loop_is_lightnings_to_the_bit(train, loops, setting):
             assert torch.equal(ours["state_dict"][name], value), name
 
 
+ACCUMULATE = "pytorch_lightning.callbacks.GradientAccumulationScheduler"
+
+
 class Foreign(pl.Callback):
     """A callback from elsewhere, which logs from a step."""
 
@@ -86,12 +99,29 @@ class Foreign(pl.Callback):
         (False, ["trainer.accumulate_grad_batches=2"]),
         (False, ["trainer.profiler=simple"]),
         (False, ["+callbacks.mine={_target_: vaelab.loop.Foreign}"]),
+        (False, [f"+callbacks.mine={{_target_: {ACCUMULATE}, scheduling: {{0: 2}}}}"]),
     ],
 )
 def test_what_needs_more_gets_lightnings_loop(train, loops, monkeypatch, lean, arguments):
     monkeypatch.setattr(vaelab.loop, "Foreign", Foreign, raising=False)
     assert train(*arguments).code == 0
     assert loops == [lean]
+
+
+@pytest.mark.parametrize("hook", ["on_after_backward", "configure_gradient_clipping", "training_step"])
+def test_a_variant_with_hooks_of_its_own_gets_lightnings_loop(train, loops, monkeypatch, hook):
+    called = []
+    former = getattr(vaelab.models.VAE, hook)
+
+    def own(self, *args, **kwargs):
+        called.append(hook)
+        return former(self, *args, **kwargs)
+
+    monkeypatch.setattr(vaelab.models.VAE, hook, own, raising=False)
+    own.__module__ = "mine"
+    assert train().code == 0
+    assert loops == [False]
+    assert len(called) == 2 * 3  # epochs, batches
 
 
 def test_other_versions_of_lightning_get_their_own_loop(train, loops, monkeypatch):
@@ -108,10 +138,11 @@ def test_a_variant_may_log_from_its_terms(train, loops, monkeypatch):
         return terms(self, x, labels)
 
     monkeypatch.setattr(vaelab.models.VAE, "terms", logging)
-    result = train("test=false", "dataset.val_size=0")
-    assert loops == [True]
-    assert result.code == 0, result.err
-    assert result.series("largest")
+    lean = train("test=false", "dataset.val_size=0")
+    loops.lean = False
+    full = train("test=false", "dataset.val_size=0")
+    assert loops == [True, False]
+    assert lean.series("largest") == full.series("largest") != []
 
 
 class Count(TorchDispatchMode):
@@ -190,19 +221,66 @@ def test_compiled_once_whatever_the_schedule_does(train, monkeypatch, model):
     assert result.series("step/loss") == pytest.approx(train(*arguments).series("step/loss"), rel=1e-5)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiles for real")
+@pytest.mark.parametrize(
+    "arguments", [["model=vqvae", "trainer.precision=bf16-mixed"], ["schedule=warmup", "averaging=ema"]]
+)
+def test_compiled_for_real(train, arguments):
+    losses = [train(f"compile={on}", "test=false", *arguments).series("step/loss") for on in ("true", "false")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2 if "model=vqvae" in arguments else 1e-4)
+
+
 def test_compiled_without_a_compiler(train, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     result = train("compile=true")
     assert result.code == 2
     assert "compile=true needs a C++ compiler" in result.err
+    assert not (result.run / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("given", ["compile=maybe", "compile=1", "channels_last=off", "test=2"])
+@pytest.mark.parametrize("given", ["compile=maybe", "compile=1", "compile=1.0", "channels_last=off", "test=2"])
 def test_switches(train, given):
     result = train(given)
     assert result.code == 2
     assert given.partition("=")[0] in result.err
+
+
+def test_clipping_in_16_bits_names_the_remedy(train):
+    arguments = ("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1")
+    refused = train(*arguments)
+    assert refused.code == 2
+    assert "optimizer.fused=false" in refused.err
+    assert train(*arguments, "optimizer.fused=false").code == 0
+
+
+def test_a_layout_changed_on_resume_leaves_the_optimiser_right(train):
+    ends = []
+    for fused in ("true", "false"):
+        shape = ("network=conv", "dataset.image_shape=[3,8,8]", f"optimizer.fused={fused}")
+        first = train(*shape, "trainer.max_epochs=1")
+        assert train(f"resume={first.run}", "trainer.max_epochs=3", "channels_last=false").code == 0
+        ends.append(weights(first)["state_dict"])
+    for name, value in ends[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(value, ends[1][name], atol=1e-4), name
+
+
+def test_validation_after_a_resume_sees_all_images(train):
+    data = ("dataset.size=160", "dataset.val_size=64", "trainer.max_epochs=-1", "test=false")  # 3 and 2 batches
+    whole = train(*data, "trainer.max_steps=12")
+    part = train(*data, "trainer.max_steps=6")
+    assert train(f"resume={part.run}", "trainer.max_steps=12").code == 0
+    assert part.series("val/reconstruction") == whole.series("val/reconstruction")
+
+
+def test_figures_are_folded_without_waiting():
+    means = Means()
+    with Count() as count:
+        for _ in range(3 * Means.HELD):
+            means.update({"a": torch.ones(())}, {"v": torch.ones(3)}, 2)
+    assert count.all > 0
+    assert count.waiting == 0
+    assert not means.held
 
 
 def test_convolutions_are_channels_last_on_a_processor(train):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,13 @@ def main(arguments: list[str]) -> int:
     """Runs `vaelab bench` with these arguments. Returns the exit code."""
     if {"-m", "--multirun"} & set(arguments):
         print("vaelab: bench measures one config: leave out -m", file=sys.stderr)
+        return 2
+    from vaelab.train import quoted
+
+    try:
+        arguments = [quoted(argument) for argument in arguments]
+    except UserError as error:
+        print(f"vaelab: {error}", file=sys.stderr)
         return 2
     return command.run("bench", job, arguments)
 
@@ -37,22 +46,34 @@ def job(config: Any) -> None:
         check_run(plain, Path(folder))
         from vaelab import timing
 
-        figures = timing.measure(plain, Path(folder), bench["steps"], bench["rounds"])
+        try:
+            figures = timing.measure(plain, Path(folder), bench["steps"], bench["rounds"])
+        except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0)
+            if stop.code == 1:
+                raise KeyboardInterrupt from None
+            sys.exit(128 + signal.SIGTERM)
     print(timing.table(figures))
     if output:
         output.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _check(bench: dict[str, Any], config: dict[str, Any]) -> Path | None:
+def _check(bench: Any, config: dict[str, Any]) -> Path | None:
     """Raises UserError for what bench cannot do. Returns the file to write."""
+    if not isinstance(bench, dict) or set(bench) != {"steps", "rounds", "output"}:
+        raise UserError("bench: it has bench.steps, bench.rounds and bench.output: leave all else out")
     for key in ("steps", "rounds"):
         if not isinstance(bench[key], int) or isinstance(bench[key], bool) or bench[key] < 2:
             raise UserError(f"bench.{key}={bench[key]}: must be an integer of 2 or more")
     if config["resume"] is not None:
         raise UserError("resume= is for vaelab train: bench keeps nothing")
+    if (config["logger"] or {}).get("wandb"):
+        raise UserError("logger=wandb: bench keeps nothing: leave it out")
+    if config["trainer"]["accumulate_grad_batches"] != 1:
+        raise UserError("trainer.accumulate_grad_batches: bench compares single steps: leave it out")
     if bench["output"] is None:
         return None
     output = Path(str(bench["output"]))
-    if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"bench.output={output}: must be a file in a folder that exists")
+    place = output if output.exists() else output.parent
+    if not output.parent.is_dir() or output.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"bench.output={output}: must be a file that can be written, in a folder that exists")
     return output

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import os
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,11 @@ def fit(config: dict[str, Any], run: Path) -> None:
         if config["compile"]:
             log.info("compile=true: the second step compiles the model, which may take a minute")
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (MisconfigurationException, ValueError) as error:
-        if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
-            if checkpoint is None:
-                (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained
-            raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        with lightning_errors():
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except UserError:
+        if checkpoint is None:
+            (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained
         raise
     result = summary.collect(config, model, data, trainer, time.monotonic() - started)
     if not trainer.callback_metrics:  # nothing was left to train: only the test had been interrupted
@@ -61,6 +61,17 @@ def fit(config: dict[str, Any], run: Path) -> None:
         runs.write_summary(run, result)
         print(summary.table(result))
         print(f"run: {run}")
+
+
+@contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Makes UserErrors of what Lightning finds wrong with the trainer's arguments when it begins to fit."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
+            raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        raise
 
 
 def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -> tuple[Any, Any, pl.Trainer]:
@@ -132,11 +143,8 @@ def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
     if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
         model.to(memory_format=torch.channels_last)
     if config["compile"]:
-        compilers = (os.environ.get("CXX"), "g++", "clang++")
-        if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
-            raise UserError(
-                "compile=true needs a C++ compiler (g++ or clang++, or CXX=…): install one, or leave it out"
-            )
+        if device == "cuda" and importlib.util.find_spec("triton") is None:
+            raise UserError("compile=true needs Triton on a GPU: pip install triton, or leave it out")
         model.compile_terms(data.batch_size)
 
 

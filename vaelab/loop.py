@@ -12,6 +12,7 @@ and where a run needs nothing else of Lightning's step; all other runs get Light
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -45,28 +46,31 @@ def quicken(trainer: pl.Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     trainer.fit_loop.epoch_loop = LeanLoop(trainer, min_steps=loop.min_steps, max_steps=loop.max_steps)
     if trainer.strategy.root_device.type == "cpu":
-        # Lightning asks torch to look for a GPU through the driver's library; the fused optimiser looks at every step
+        # Lightning has torch look for GPUs through the driver's library, and the fused optimiser looks at every step
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     return True
 
 
 def _suits(trainer: pl.Trainer) -> bool:
-    """Whether nothing in the trainer needs more than the lean loop does. The model is looked at when it is known."""
+    """Whether the trainer's parts are plain; model, callbacks and optimiser are looked at in every epoch."""
     precision = trainer.precision_plugin
     plain = type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None)
     return (
         pl.__version__.startswith(WRITTEN_FOR)
         and type(trainer.strategy) is SingleDeviceStrategy
         and plain
-        and trainer.accumulate_grad_batches == 1
         and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
-        and not any(map(_foreign, trainer.callbacks))  # type: ignore[attr-defined]
     )
 
 
 def _overrides(part: Any, name: str) -> bool:
     base = pl.Callback if isinstance(part, pl.Callback) else pl.LightningModule
     return hasattr(base, name) and getattr(getattr(part, name), "__func__", None) is not getattr(base, name)
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _foreign(callback: pl.Callback) -> bool:
@@ -81,8 +85,17 @@ class LeanLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         trainer, model = self.trainer, self.trainer.lightning_module
-        self.lean = len(trainer.optimizers) == 1 and not trainer.lr_scheduler_configs
-        self.lean &= not any(_overrides(model, name) for name in (*NOT_CALLED, "on_train_batch_start"))
+        own = (*NOT_CALLED, "on_train_batch_start", "configure_gradient_clipping")
+        self.lean = (
+            model.automatic_optimization
+            and type(model).training_step.__module__.startswith("vaelab.")
+            and not any(_overrides(model, name) for name in own)
+            and not any(map(_foreign, trainer.callbacks))  # type: ignore[attr-defined]
+            and trainer.accumulate_grad_batches == 1  # which a callback may change
+            and len(trainer.optimizers) == 1
+            and not _needs_closure(trainer.optimizers[0])
+            and not trainer.lr_scheduler_configs
+        )
         self.starts, self.befores, self.ends = ([] for _ in range(3))
         for found, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
             found += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
@@ -91,6 +104,7 @@ class LeanLoop(_TrainingEpochLoop):
         if self.restarting or not self.lean:
             super().advance(data_fetcher)
             return
+        self.val_loop.restarting = False
         trainer, model = self.trainer, self.trainer.lightning_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = next(data_fetcher)[0]
@@ -108,7 +122,9 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_processed()
         for hook in self.ends:
             hook(trainer, model, None, batch, batch_idx)
+        model._current_fx_name = "on_train_batch_end"
         model.on_train_batch_end(None, batch, batch_idx)
+        model._current_fx_name = None
         if self._results:  # a variant has called self.log
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
@@ -121,7 +137,7 @@ class LeanLoop(_TrainingEpochLoop):
         model._current_fx_name = "training_step"  # for a variant that calls self.log
         with trainer.precision_plugin.train_step_context():
             loss: Any = model.training_step(batch, batch_idx)
-        model._current_fx_name = None
+        model._current_fx_name = "on_before_optimizer_step"
         counts.zero_grad.increment_ready()
         counts.zero_grad.increment_started()
         optimizer.zero_grad()
@@ -130,6 +146,7 @@ class LeanLoop(_TrainingEpochLoop):
         for hook in self.befores:
             hook(trainer, model, optimizer)
         model.on_before_optimizer_step(optimizer)
+        model._current_fx_name = None
         if trainer.gradient_clip_val:
             model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         counts.step.increment_ready()

@@ -59,14 +59,15 @@ class Means:
         rows = torch.stack([m for means, _, _ in held for m in means]).view(len(held), -1)
         rows = rows.to(_wide(rows))
         counts = torch.tensor([count for _, _, count in held], dtype=rows.dtype)
-        total = counts.to(rows.device, non_blocking=True) @ rows
-        self.sums = total if self.sums is None else self.sums.to(rows.device).add_(total)  # moves after a restore
+        total = counts.to(rows.device) @ rows
+        self.sums = total if self.sums is None else self.sums.to(total).add_(total)  # moves after a restore
         bad = ~rows.isfinite()
-        first = bad[bad.any(1).int().argmax()]
+        first = bad.index_select(0, bad.any(1).int().argmax(0, keepdim=True))[0]
         self.bad = first if self.bad is None else torch.where(self.bad.any(), self.bad, first)
         for i, (name, value) in enumerate(self.vectors.items()):
-            added = torch.stack([vectors[i] for _, vectors, _ in held]).sum(0, dtype=value.dtype)
-            self.vectors[name] = value.to(added.device).add_(added)
+            rows = torch.stack([vectors[i] for _, vectors, _ in held])
+            added = rows.sum(0, dtype=_wide(rows))
+            self.vectors[name] = value.to(added).add_(added)
         self.count += sum(count for _, _, count in held)
 
     def merge(self, other: Means) -> None:
@@ -78,10 +79,9 @@ class Means:
         if self.sums is None:
             self.names, self.sums = other.names, torch.zeros_like(other.sums)
             self.vectors = {name: torch.zeros_like(value) for name, value in other.vectors.items()}
-        device = other.sums.device
-        self.sums = self.sums.to(device).add_(other.sums)  # moves after a restore
+        self.sums = self.sums.to(other.sums).add_(other.sums)  # moves after a restore
         for name, value in other.vectors.items():
-            self.vectors[name] = self.vectors[name].to(device).add_(value)
+            self.vectors[name] = self.vectors[name].to(value).add_(value)
         self.count += other.count
 
     def compute(self) -> tuple[dict[str, float], dict[str, Tensor]]:

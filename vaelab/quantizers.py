@@ -34,6 +34,7 @@ class Quantized(NamedTuple):
     commitment: Tensor
 
 
+@torch.no_grad()
 def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     """Index of the nearest code by Euclidean distance, [N] int64.
 

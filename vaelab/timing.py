@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
@@ -15,9 +16,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vaelab.errors import UserError
-from vaelab.fit import build_model, hasten, prepare
+from vaelab.fit import build_model, hasten, lightning_errors, prepare
 from vaelab.loop import LeanLoop
 
+FOREVER = {
+    "max_epochs": -1,
+    "max_steps": -1,
+    "min_epochs": None,
+    "min_steps": None,
+    "max_time": None,
+    "fast_dev_run": False,
+    "val_check_interval": None,
+    "check_val_every_n_epoch": 10**9,
+}
+"""Arguments of the trainer with which the probe alone ends training, and nothing is validated."""
 PARTS = ("data", "forward", "backward", "optimiser")
 MATRIX = 2048
 """Rows and columns of the matrix product that the machine's limit is measured with."""
@@ -29,7 +41,7 @@ def measure(config: dict[str, Any], run: Path, steps: int, rounds: int) -> dict[
     Returns milliseconds per step as median, least and greatest of the rounds, the parts of the bare
     step, bytes and floating-point operations.
     """
-    config["trainer"] |= {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "check_val_every_n_epoch": 10**9}
+    config["trainer"] |= FOREVER
     data, model, trainer = prepare(config, run)
     if trainer.world_size > 1:
         raise UserError("accelerator: bench measures one device: use cpu, gpu or mps")
@@ -39,7 +51,11 @@ def measure(config: dict[str, Any], run: Path, steps: int, rounds: int) -> dict[
     bare = BareLoop(twin, data, trainer)
     probe = Probe(bare, steps, rounds)
     trainer.callbacks.append(probe)  # type: ignore[attr-defined]
-    trainer.fit(model, datamodule=data)
+    logging.getLogger("vaelab").setLevel(logging.ERROR)  # how far a schedule came is not what was asked
+    with lightning_errors():
+        trainer.fit(model, datamodule=data)
+    if not probe.lab:
+        raise UserError("bench: training ended before a round was timed: leave out what stops it early")
     ratios = [ours / theirs for ours, theirs in zip(probe.lab, probe.bare, strict=True)]
     operations = bare.operations()
     limit = _matrix_limit(device, trainer)
@@ -104,7 +120,8 @@ class BareLoop:
     def operations(self) -> int:
         """Floating-point operations of the matrix products and convolutions of a step, forward and backward."""
         with FlopCounterMode(display=False) as counter:
-            self.loss(self.batch()).backward()
+            batch = self.batch()
+            self.model.objective(self.model.terms(batch.images, batch.labels)).backward()
         return counter.get_total_flops()
 
 
@@ -121,6 +138,10 @@ class Probe(pl.Callback):
         self.parts: dict[str, list[float]] = {part: [] for part in PARTS}
         self.round, self.peak = 0, 0
         self.counted, self.spent = 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.num_training_batches < 2:
+            raise UserError("dataset.batch_size: an epoch is one batch, and bench times from one to the next: lower it")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -148,7 +169,8 @@ class Probe(pl.Callback):
             for part, seconds in parts.items():
                 self.parts[part].append(seconds)
         self.round, self.counted, self.spent = self.round + 1, 0, 0.0
-        trainer.should_stop = self.round > self.rounds
+        if self.round > self.rounds:
+            trainer.should_stop = True
 
     def _split(self) -> dict[str, float]:
         """Seconds of each part of a step; the device is waited for after each."""

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -21,7 +22,7 @@ from vaelab.errors import DivergenceError, UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        arguments = _with_resumed([_quoted(argument) for argument in arguments])
+        arguments = _with_resumed([quoted(argument) for argument in arguments])
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
@@ -30,10 +31,10 @@ def main(arguments: list[str]) -> int:
     return max([code, *(_close_sweep(sweep) for sweep in sweeps)])
 
 
-def _quoted(argument: str) -> str:
+def quoted(argument: str) -> str:
     """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
     key, _, value = argument.partition("=")
-    if key not in ("run.dir", "sweep.dir", "dataset.root") or re.fullmatch(
+    if key not in ("run.dir", "sweep.dir", "dataset.root", "bench.output") or re.fullmatch(
         r"[\w./~+-]+|['\"].*|.*\$\{.*", value, re.ASCII
     ):
         return argument
@@ -200,7 +201,7 @@ def _train(config: dict[str, Any], run: Path) -> None:
     from vaelab.fit import fit
 
     sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # what Lightning starts further processes with
-    environment = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
+    environment = {name: os.environ.get(name) for name in (*LAUNCH_VARIABLES, "PYTORCH_NVML_BASED_CUDA_CHECK")}
     try:
         fit(config, run)
     except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
@@ -249,8 +250,11 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
     for key, values in SWITCHES.items():
-        if config[key] not in values or isinstance(config[key], int) > isinstance(config[key], bool):
+        if not any(config[key] is value for value in values):
             raise UserError(f"{key}={config[key]}: must be {' or '.join(json.dumps(value) for value in values)}")
+    compiler = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))[0]
+    if config["compile"] and not shutil.which(compiler):
+        raise UserError(f"compile=true needs a C++ compiler, and {compiler} is not there: install it, or set CXX")
     if not config["model"]:
         raise UserError("model=null: choose a model, such as model=vae")
     if config["codebook"] and "codebook" not in config["model"]:
@@ -263,6 +267,9 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         raise UserError(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}: must be 1 or more")
     if str(trainer["precision"]).endswith("-true") and trainer["precision"] != "32-true":
         raise UserError(f"trainer.precision={trainer['precision']}: use bf16-mixed, 16-mixed or 32-true")
+    mixed, optimizer = str(trainer["precision"]).endswith("-mixed"), config["optimizer"] or {}
+    if mixed and trainer["gradient_clip_val"] and optimizer.get("fused"):
+        raise UserError("trainer.gradient_clip_val with 16 bits needs optimizer.fused=false: add it")
     if config["resume"] is not None:
         runs.checkpoint_path(run, "last")
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))

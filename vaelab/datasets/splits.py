@@ -86,6 +86,7 @@ class TensorSplit:
         return self._map(lambda t: t[index])
 
     def batch(self, index: Tensor) -> Batch:
+        index = index.to(self.images.device)
         return Batch(
             self.images.index_select(0, index),  # whole rows at a time: faster than images[index]
             None if self.labels is None else self.labels.index_select(0, index),

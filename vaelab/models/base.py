@@ -67,7 +67,7 @@ class Model(pl.LightningModule):
         raise NotImplementedError
 
     def vectors(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Figures with more than one component, summed over the batch."""
+        """Figures with more than one component, summed over the batch: fresh tensors, which are kept for a while."""
         return {}
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
@@ -109,11 +109,15 @@ class Model(pl.LightningModule):
     # --- steps --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """After a resume: reports what the interruption came before, and takes the optimiser's present settings."""
+        """After a resume: reports what the interruption came before; the optimiser takes its settings and layout."""
         self._report_if_due()
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group.update({key: value for key, value in optimizer.defaults.items() if key in group})
+            for weight, state in optimizer.state.items():  # fused kernels read both in the order they lie in memory
+                for key, value in state.items():
+                    if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                        state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seeds the noise of a training step by (seed, epoch, batch, rank).
