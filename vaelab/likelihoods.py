@@ -73,15 +73,10 @@ class _CrossEntropy(torch.autograd.Function):
     the logarithm's argument lies in [1/2, 1], so it is wrong by at most 6e-8 nats.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(logit: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, logit: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(logit, x)
         return logit.clamp_min(0).sub_(logit.abs().sigmoid_().log_()).addcmul_(logit, x, value=-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from common import clock
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
 from vaelab.networks import MLP, Conv, Network
@@ -217,14 +217,13 @@ class Pictures(Dataset):
 
     def __init__(self, data: Data):
         self.arrays, self.labels = data.images.cpu().squeeze(1).numpy(), data.labels.tolist()
+        self.transform = ToTensor()
 
     def __len__(self) -> int:
         return len(self.arrays)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = Image.fromarray(self.arrays[index])
-        array = torch.from_numpy(np.array(picture, copy=True)).view(picture.height, picture.width, 1)
-        return array.permute(2, 0, 1).contiguous().float().div(255), self.labels[index]
+        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
 def tutorial(variant: str, data: Data) -> Loop:

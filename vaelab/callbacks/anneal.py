@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,13 @@ from vaelab.types import Fraction, NonNegativeFloat, NonNegativeInt
 log = logging.getLogger("vaelab")
 
 Schedule = Callable[[Progress], float]
+
+
+def _plain(schedule: Schedule) -> Schedule:
+    """The schedule without a subclass of partial around it: Hydra's authorises its target anew at every call."""
+    if isinstance(schedule, functools.partial):
+        return functools.partial(schedule.func, *schedule.args, **schedule.keywords)
+    return schedule
 
 
 class Scheduled(pl.Callback):
@@ -38,7 +46,7 @@ class Anneal(Scheduled):
     """
 
     def __init__(self, schedules: dict[str, Schedule] | None):
-        self.schedules = schedules or {}
+        self.schedules = {name: _plain(schedule) for name, schedule in (schedules or {}).items()}
 
     def check(self, model: Any) -> None:
         """Raises UserError if a schedule names what the model does not have."""
@@ -77,7 +85,7 @@ class LearningRate(Scheduled):
     """Sets the learning rate to `factor` of progress times the optimiser's own, before every batch."""
 
     def __init__(self, factor: Schedule):
-        self.factor = factor
+        self.factor = _plain(factor)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
