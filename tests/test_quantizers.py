@@ -54,11 +54,20 @@ def far_apart(num, dim):
 # --- search -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "num", "dim"), [(1, 1, 1), (100, 7, 3), (1000, 64, 16), (37, 512, 64)])
+@pytest.mark.parametrize(
+    ("count", "num", "dim"), [(1, 1, 1), (100, 7, 3), (1000, 64, 16), (37, 512, 64), (9, 300, 8), (50, 2048, 8)]
+)
 def test_the_nearest_code_is_that_of_brute_force(count, num, dim):
     torch.manual_seed(0)
     z, codes = torch.randn(count, dim), torch.randn(num, dim)
     assert torch.equal(nearest_code(z, codes), brute_force(z, codes))
+
+
+@pytest.mark.parametrize("num", [8, 512])
+def test_of_codes_at_the_same_distance_the_first_is_taken(num):
+    codes = torch.ones(num, 4)
+    codes[[3, num // 2 + 1, num - 1]] = 0.0
+    assert nearest_code(torch.zeros(5, 4), codes).tolist() == [3] * 5
 
 
 @pytest.mark.parametrize("elements", [1, 20, 64, 130, 10**6])
