@@ -118,9 +118,9 @@ def test_burgess_has_the_published_layers():
 def test_conv_has_one_activation_between_two_layers():
     parts = network("conv")
     kinds = [type(layer).__name__ for layer in parts.encoder((1, 28, 28), 6).body]
-    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Flatten", "Linear"]
+    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Flatten", "LatentLinear"]
     kinds = [type(layer).__name__ for layer in parts.decoder(6, (1, 28, 28)).body]
-    assert kinds == ["Linear", "Unflatten", "ReLU", "ConvTranspose2d", "ReLU", "ConvTranspose2d"]
+    assert kinds == ["LatentLinear", "Unflatten", "ReLU", "ConvTranspose2d", "ReLU", "ConvTranspose2d"]
     kinds = [type(layer).__name__ for layer in parts.map_encoder((1, 28, 28), 6)]
     assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
 
@@ -248,3 +248,14 @@ def test_the_most_halvings_an_image_allows_are_allowed(count):
 @pytest.mark.parametrize("name", VECTOR)
 def test_shipped_options_fit_their_constructors(name):
     check(OmegaConf.to_container(option(name)), "network")
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "burgess"])
+def test_layers_next_to_the_latents_stay_in_float32_under_autocast(name):
+    parts, x = network(name), torch.rand(2, 1, 64, 64)
+    encoder, decoder, z = parts.encoder((1, 64, 64), 6), parts.decoder(3, (1, 64, 64)), torch.randn(2, 3)
+    first = next(layer for layer in decoder.body if hasattr(layer, "weight"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.body[0](torch.rand(2, *([4096] if name == "mlp" else [1, 64, 64]))).dtype == torch.bfloat16
+        assert encoder(x).dtype == torch.float32
+        assert first(z).dtype == torch.float32

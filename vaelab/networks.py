@@ -31,6 +31,18 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class LatentLinear(nn.Linear):
+    """A linear layer next to the latents: from an encoder's last features, or into a decoder's first.
+
+    Computed in float32 under any autocast. These layers are small, and in 16 bits a mean, a
+    log-variance or a draw of z would be rounded to two or three digits before anything is made of it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class Encoder(nn.Module):
     """An image to a vector.
 
@@ -121,20 +133,21 @@ class MLP(NoFeatureMap):
         self.hidden_dims, self.batch_norm = list(hidden_dims), batch_norm
         self.activation = _ACTIVATIONS[activation]
 
-    def _layers(self, sizes: list[int]) -> nn.Sequential:
+    def _layers(self, sizes: list[int], latent: Literal[0, -1]) -> nn.Sequential:
+        """A linear layer from each size to the next; `latent` is where among them the latents lie."""
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(sizes[:-1]):
-            layers.append(nn.Linear(inputs, outputs))
-            if self.batch_norm:
-                layers.append(nn.BatchNorm1d(outputs))
-            layers.append(self.activation())
-        return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+        for place, (inputs, outputs) in enumerate(pairwise(sizes)):
+            at_latents = place == (0 if latent == 0 else len(sizes) - 2)
+            layers.append((LatentLinear if at_latents else nn.Linear)(inputs, outputs))
+            if place < len(sizes) - 2:
+                layers += [*([nn.BatchNorm1d(outputs)] if self.batch_norm else []), self.activation()]
+        return nn.Sequential(*layers)
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
-        return Encoder(self._layers([math.prod(shape) + context, *self.hidden_dims, outputs]), flat=True)
+        return Encoder(self._layers([math.prod(shape) + context, *self.hidden_dims, outputs], latent=-1), flat=True)
 
     def decoder(self, inputs: int, shape: Shape) -> Decoder:
-        return Decoder(self._layers([inputs, *reversed(self.hidden_dims), math.prod(shape)]), shape)
+        return Decoder(self._layers([inputs, *reversed(self.hidden_dims), math.prod(shape)], latent=0), shape)
 
 
 class Residual(nn.Module):
@@ -211,14 +224,14 @@ class Conv:
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
         height, width = self._sizes(shape)[-1]
-        head = [nn.Flatten(), nn.Linear(self.hidden_dims[-1] * height * width, outputs)]
+        head = [nn.Flatten(), LatentLinear(self.hidden_dims[-1] * height * width, outputs)]
         return Encoder(nn.Sequential(*self._down(shape, context), *head), flat=False)
 
     def decoder(self, inputs: int, shape: Shape) -> Decoder:
         height, width = self._sizes(shape)[-1]
         size = (self.hidden_dims[-1], height, width)
         return Decoder(
-            nn.Sequential(nn.Linear(inputs, math.prod(size)), nn.Unflatten(1, size), *self._up(shape)), shape
+            nn.Sequential(LatentLinear(inputs, math.prod(size)), nn.Unflatten(1, size), *self._up(shape)), shape
         )
 
     def map_size(self, shape: Shape) -> tuple[int, int]:
@@ -253,12 +266,12 @@ class Burgess(NoFeatureMap):
         for inputs, channel in pairwise(channels):
             layers += [nn.Conv2d(inputs, channel, 4, 2, 1), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(16 * self.CHANNELS, self.HIDDEN), nn.ReLU()]
-        layers += [nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, outputs)]
+        layers += [nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU(), LatentLinear(self.HIDDEN, outputs)]
         return Encoder(nn.Sequential(*layers), flat=False)
 
     def decoder(self, inputs: int, shape: Shape) -> Decoder:
         self._check(shape)
-        layers: list[nn.Module] = [nn.Linear(inputs, self.HIDDEN), nn.ReLU()]
+        layers: list[nn.Module] = [LatentLinear(inputs, self.HIDDEN), nn.ReLU()]
         layers += [nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU()]
         layers += [nn.Linear(self.HIDDEN, 16 * self.CHANNELS), nn.ReLU(), nn.Unflatten(1, (self.CHANNELS, 4, 4))]
         for _ in range(3):
