@@ -15,9 +15,9 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from common import clock
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
@@ -53,12 +53,14 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
 class AE(nn.Module):
     """Every model returns the loss and what it is made of. step: how many were made before."""
 
+    cross_entropy = staticmethod(bernoulli)
+
     def __init__(self, network: Network, shape: tuple[int, int, int]):
         super().__init__()
         self.encoder, self.decoder = network.encoder(shape, 20), network.decoder(20, shape)
 
     def forward(self, x: Tensor, labels: Tensor, step: int) -> Terms:
-        return {"loss": bernoulli(self.decoder(self.encoder(x)), x)}
+        return {"loss": self.cross_entropy(self.decoder(self.encoder(x)), x)}
 
     def after_step(self) -> None:
         """What follows an optimiser step."""
@@ -74,7 +76,7 @@ class VAE(AE):
 
     def forward(self, x: Tensor, labels: Tensor, step: int) -> Terms:
         mean, logvar = self.encoder(x).chunk(2, 1)
-        reconstruction, kl = bernoulli(self.decoder(draw(mean, logvar)), x), gaussian_kl(mean, logvar)
+        reconstruction, kl = self.cross_entropy(self.decoder(draw(mean, logvar)), x), gaussian_kl(mean, logvar)
         return {"loss": self.weigh(reconstruction, kl, step), "reconstruction": reconstruction, "kl": kl}
 
     def weigh(self, reconstruction: Tensor, kl: Tensor, step: int) -> Tensor:
@@ -114,7 +116,7 @@ class CVAE(VAE):
         context = self.embedding(labels)
         mean, logvar = self.encoder(x, context).chunk(2, 1)
         raw = self.decoder(torch.cat([draw(mean, logvar), context], 1))
-        reconstruction, kl = bernoulli(raw, x), gaussian_kl(mean, logvar)
+        reconstruction, kl = self.cross_entropy(raw, x), gaussian_kl(mean, logvar)
         return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
 
@@ -212,23 +214,24 @@ def bare(variant: str, data: Data) -> Loop:
     return loop
 
 
-class Pictures(Dataset):
-    """One picture at a time, as torchvision's data sets with ToTensor give it."""
+class Pictures(MNIST):
+    """torchvision's MNIST with ToTensor, one picture at a time, of images that are there already."""
 
     def __init__(self, data: Data):
-        self.arrays, self.labels = data.images.cpu().squeeze(1).numpy(), data.labels.tolist()
-        self.transform = ToTensor()
+        self.data, self.targets = data.images.cpu().squeeze(1), data.labels.cpu()
+        self.transform, self.target_transform = ToTensor(), None
 
-    def __len__(self) -> int:
-        return len(self.arrays)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
+def squashed(raw: Tensor, x: Tensor) -> Tensor:
+    """The same objective as `bernoulli` from probabilities."""
+    return F.binary_cross_entropy(raw.sigmoid(), x, reduction="sum") / len(x)
 
 
 def tutorial(variant: str, data: Data) -> Loop:
-    """As tutorials have it: pictures one by one, Adam by default, every figure read at every step, a bar."""
+    """As tutorials have it: torchvision's pictures one by one, a sigmoid before the loss, Adam by default,
+    every figure read at every step, a bar."""
     net = model(variant, data)
+    net.cross_entropy = squashed
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     loader = DataLoader(Pictures(data), batch_size=data.batch, shuffle=True)
     device, made = data.images.device, 0
