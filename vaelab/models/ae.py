@@ -20,6 +20,7 @@ class AE(Model):
     monitor = "reconstruction"
     best = "min"
     has_prior = False
+    latents = "point"
 
     def __init__(
         self,
@@ -34,16 +35,20 @@ class AE(Model):
         self.encoder = network.encoder(self.shape, latent_dim)
         self.decoder = network.decoder(latent_dim, self.shape)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Codes, [B, d]."""
         return self.encoder(x)
 
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Raw likelihood parameters of p(x|z), [B, C, H, W]."""
+        return self.decoder(codes)
+
     def terms(self, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        return {"reconstruction": -self.likelihood.log_prob(self.decoder(self.encode(x)), x)}
+        return {"reconstruction": -self.likelihood.log_prob(self.decode(self.encode(x)), x)}
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
         return terms["reconstruction"].mean()
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decoder(self.encode(x)))
+        return self.likelihood.mean(self.decode(self.encode(x)))

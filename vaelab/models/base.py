@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -33,6 +33,11 @@ class Model(pl.LightningModule):
     """Whether the best is the greatest (`max`) or the least (`min`)."""
     has_prior = True
     """Whether `sample` can draw new images."""
+    conditional = False
+    """Whether images are encoded, decoded and sampled with their labels."""
+    latents: Literal["gaussian", "discrete", "point"]
+    """What `encode(x, labels)` gives: mean and log-variance of q(z|x), [B, d] each; code indices, [B, h, w]; or a
+    code, [B, d]. `decode(codes, labels)` takes draws of z, indices or codes, and returns raw likelihood parameters."""
     scalars: dict[str, float] = {}
     """Names and first values of what a schedule may set. Each becomes a 0-dim buffer: saved, moved
     with the device, logged under its name, and changed without recompiling a compiled model."""

@@ -22,6 +22,8 @@ class CVAE(VAE):
     label_dim: size of the label embedding.
     """
 
+    conditional = True
+
     def __init__(
         self,
         shape: Shape,

@@ -20,6 +20,7 @@ class VAE(Model):
     latent_dim: number d of latent dimensions.
     """
 
+    latents = "gaussian"
     scalars = {"beta": 1.0}
     beta: Tensor
 

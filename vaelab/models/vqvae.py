@@ -26,6 +26,7 @@ class VQVAE(Model):
 
     monitor = "reconstruction"
     best = "min"
+    latents = "discrete"
     scalars = {"commitment_cost": 0.25}
     commitment_cost: Tensor
 
