@@ -1,0 +1,304 @@
+"""`vaelab compare`: figures of several runs side by side, ranked only where that means something."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vaelab import command
+from vaelab.errors import UserError
+
+KEYS = ("runs", "split", "figures", "sort", "output")
+SPLITS = ("test", "val", "train")
+MAIN = (
+    *("likelihood/elbo", "likelihood/log_p_hat", "likelihood/kl", "likelihood/reconstruction"),
+    *("reconstruction/mse_mean", "latents/active", "codebook/perplexity"),
+    *("disentanglement/mig", "disentanglement/dci_disentanglement", "labels/linear_probe_accuracy"),
+    *("conditional/sample_accuracy", "samples/frechet", "anomaly/auroc_elbo"),
+)
+"""Figures that are shown by default, where runs have them."""
+FLAGS_WITH_VALUE = {"--cfg", "-c", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab compare` with these arguments. Returns the exit code."""
+    if "-sc" in arguments or "--shell-completion" in arguments:
+        return _complete(os.environ.get("COMP_LINE", ""))
+    try:
+        arguments = _for_hydra(arguments)
+    except UserError as error:
+        print(f"vaelab: {error}", file=sys.stderr)
+        return 2
+    return command.run("compare", job, arguments)
+
+
+def _complete(line: str) -> int:
+    """Answers the shell with this command's keys; where none fits, the shell itself completes a path."""
+    word = line.rpartition(" ")[2]
+    print(" ".join(f"{key}=" for key in KEYS[1:] if word and key.startswith(word)))
+    return 0
+
+
+def _for_hydra(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra's grammar has them: the paths become `runs=[…]`, each quoted."""
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError("compare reads runs that are there: leave out -m")
+    paths, others = [], []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-") or before in FLAGS_WITH_VALUE:
+            others.append(argument)
+        elif key == "output" and value and value[0] not in "'\"":
+            others.append(f"output={_quoted(value)}")
+        elif key == "figures" and "," in value and value[0] != "[":
+            others.append(f"figures=[{value}]")
+        elif equals and (key in KEYS or (re.fullmatch(r"[+~]*[\w.]+", key) and not Path(argument).exists())):
+            others.append(argument)
+        else:
+            paths.append(argument)
+    if paths and any(argument.startswith("runs=") for argument in others):
+        raise UserError("runs= is what the paths become: give the runs as paths only")
+    return others + ([f"runs=[{','.join(map(_quoted, paths))}]"] if paths else [])
+
+
+def _quoted(value: str) -> str:
+    """A string of Hydra's grammar: quotes escaped, with the backslashes before them, and `${` as it is."""
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{text}'".replace("${", "\\${")
+
+
+def job(config: Any) -> None:
+    """Hydra's job: finds and reads the runs, prints what can be said of them, writes the file."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    output = _check(plain)
+    from vaelab.evaluation import comparison, tables
+
+    split, options = plain["split"], _options()
+    folders, files = _find(plain["runs"])
+    read = {str(path): _read(path, split, options) for path in folders}
+    left_out = {str(path): "a file, no run folder" for path in files}
+    left_out |= {name: run for name, run in read.items() if isinstance(run, str)}
+    rows, repeats = comparison.group(run for run in read.values() if not isinstance(run, str))
+    if not rows:
+        raise UserError("none of these can be compared:\n" + "\n".join(f"  {n}: {why}" for n, why in left_out.items()))
+    left_out |= {run.name: f"repeats seed {run.seed} of {kept.name}" for run, kept in repeats}
+    known = sorted({name for row in rows for name in row.figures}, key=lambda name: (*_place(name), name))
+    chosen = _chosen(plain["figures"], known, split)
+    if plain["sort"] is not None:
+        rows = comparison.ordered(rows, _named(plain["sort"], known, "sort", split)[0])
+    width = shutil.get_terminal_size((100, 24)).columns
+    print(_report(rows, chosen, plain, left_out, width))
+    if output:
+        labels = [key for keys in comparison.columns(rows) for key in keys]
+        figures = known if plain["figures"] in ("main", "all") else chosen
+        rankings = {figure: comparison.rank(rows, figure) for figure in figures}
+        records = tables.records(rows, labels, figures, rankings)
+        content = {
+            "split": split,
+            "interval": "95 %, Student's t over seeds",
+            "configurations": records,
+            "not_ranked": tables.refusals({figure: figure for figure in figures}, rankings),
+            "left_out": left_out,
+        }
+        _write(output, json.dumps(content, indent=2) if output.suffix == ".json" else tables.as_csv(records))
+
+
+def _check(config: dict[str, Any]) -> Path | None:
+    """Raises UserError for what can be told to be wrong before a run is read. Returns the file to write."""
+    if unknown := sorted(config.keys() - set(KEYS)):
+        raise UserError(f"{unknown[0]}: no such key; vaelab compare --cfg job prints all keys")
+    runs, output = config["runs"], config["output"]
+    if not isinstance(runs, list) or not runs:
+        raise UserError("compare needs runs: vaelab compare PATH …, as in vaelab compare outputs/*/*-vae-digits")
+    if config["split"] not in SPLITS:
+        raise UserError(f"split={config['split']}: must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
+    if output is None:
+        return None
+    path = Path(str(output))
+    if path.suffix not in (".csv", ".json"):
+        raise UserError(f"output={output}: name a file that ends in .csv or .json")
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"output={output}: must be a file in a folder that exists and can be written to")
+    return path
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+def _find(patterns: Sequence[Any]) -> tuple[list[Path], list[Path]]:
+    """The run folders that the paths stand for, each once, in order of their names; and the paths of files.
+
+    A file is no reason to stop: `SWEEP/*` has multirun.yaml among its runs.
+    """
+    from vaelab import runs
+
+    found: dict[Path, Path] = {}
+    files = []
+    for pattern in sorted(map(str, patterns)):
+        path = Path(pattern)
+        if pattern == "last" and not path.is_dir():
+            folders = [runs.find("last")]
+        elif path.is_dir():
+            folders = list(_below(path))
+        elif path.is_file():
+            files.append(path)
+            continue
+        elif re.search(r"[*?[]", pattern):
+            folders = [run for match in glob.glob(pattern, recursive=True) for run in _below(Path(match))]
+        else:
+            raise UserError(f"{pattern} does not exist: give a folder that vaelab train made, or one above it")
+        if not folders:
+            raise UserError(f"{pattern} is no run and contains none: give a folder that vaelab train made")
+        for folder in map(os.path.abspath, folders):
+            inside = folder.startswith(os.path.join(os.getcwd(), ""))
+            found[Path(folder).resolve()] = Path(os.path.relpath(folder) if inside else folder)
+    return sorted(found.values()), files
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The run folders in `path`, at any depth: it may be one itself."""
+    for folder, subfolders, files in os.walk(path):
+        if "summary.json" in files or {"config.yaml", "run.log"} <= set(files):
+            subfolders.clear()  # nothing in a run is a run
+            yield Path(folder)
+
+
+def _options() -> dict[str, str]:
+    """Names that models, data sets and likelihoods have on the command line, by their `_target_`."""
+    files = [path for group in ("model", "dataset", "likelihood") for path in (command.CONF / group).glob("*.yaml")]
+    found = ((re.search(r"^_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE), path) for path in files)
+    return {target[1]: path.stem for target, path in found if target}
+
+
+def _read(path: Path, split: str, options: dict[str, str]) -> Any:
+    """What a comparison knows of a run (`compared.Run`), or in a few words why it is left out."""
+    from vaelab.evaluation import compared
+
+    summary = _json(path / "summary.json", "train the run again, or leave it out")
+    if not summary:
+        return "no summary.json: it is being trained, or was killed"
+    status = summary.get("status")
+    if status != "finished":
+        error = str(summary.get("error") or "").strip().partition("\n")[0]
+        return f"status={status} ({error})" if error else f"status={status}"
+    measure = _measure(path, split)
+    name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
+    evaluation = _json(path / name, f"make it again with {measure}")
+    if evaluation and evaluation.get("split") != split:
+        raise UserError(f"{path / name} is of split={evaluation.get('split')}: make it again with {measure}")
+    config = _config(path / "config.yaml")
+    try:
+        run = compared.describe(str(path), config, summary, evaluation, split, options)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        damaged = f"{name} or summary.json" if evaluation else "summary.json"
+        raise UserError(f"{path}: {damaged} is damaged ({error!r}): make it again, or leave the run out") from error
+    return run if run.figures else f"no figures of split={split}: {measure} makes them"
+
+
+def _json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """The content of a JSON file, None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no mapping): {remedy}")
+    return content
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """config.yaml, ten times as fast as `runs.read_config` reads it: there may be hundreds."""
+    import yaml
+
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged or missing: leave the run out") from error
+    if not isinstance(config, dict) or not {"run", "model", "dataset", "seed", "trainer"} <= config.keys():
+        raise UserError(f"{path.parent} is no run of vaelab: its config.yaml is another program's")
+    return config
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def _place(figure: str) -> tuple[int, str]:
+    """Where a figure stands: the main ones first."""
+    return (MAIN.index(figure), "") if figure in MAIN else (len(MAIN), figure.partition("/")[0])
+
+
+def _chosen(wanted: Any, known: list[str], split: str) -> list[str]:
+    """The figures to show, of those that runs have."""
+    if wanted == "all":
+        return known
+    if wanted == "main":
+        return [name for name in known if name in MAIN] or known
+    names = wanted if isinstance(wanted, list) else [wanted]
+    if not names:
+        raise UserError("figures=[]: name some, or main or all")
+    return list(dict.fromkeys(name for item in names for name in _named(item, known, "figures", split)))
+
+
+def _named(item: Any, known: list[str], key: str, split: str) -> list[str]:
+    """The figures that a name stands for: in full, its short title, as training logs it, or a section's name."""
+    from vaelab.evaluation.compared import FROM_TRAINING
+    from vaelab.evaluation.tables import titles
+
+    logged = str(item).removeprefix(f"{split}/")
+    full = FROM_TRAINING.get(logged, f"training/{logged}")
+    short = {title: name for name, title in titles(known).items()}
+    if found := next((name for name in (item, short.get(item), full) if name in known), None):
+        return [found]
+    if key == "figures" and (section := [name for name in known if name.startswith(f"{item}/")]):
+        return section
+    near = difflib.get_close_matches(str(item), [*short, *known], 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(short)}"
+    raise UserError(f"{key}={item}: none of these runs has such a figure; {hint}")
+
+
+def _report(rows: Any, chosen: list[str], config: dict[str, Any], left_out: dict[str, str], width: int) -> str:
+    """Everything that is printed: the tables, and the lines that say how to read them."""
+    from vaelab.evaluation import comparison, tables
+
+    labels, also = comparison.columns(rows)
+    names = tables.titles(chosen)
+    judged = names | ({"training/loss": "loss"} if config["figures"] == "main" else {})
+    rankings = {figure: comparison.rank(rows, figure) for figure in judged}
+    lines = [tables.heading(rows, config["split"]), "", tables.figures_table(rows, labels, names, rankings, width), ""]
+    lines.append(tables.legend(rows, names, rankings))
+    lines += tables.differing_too(also)
+    if len(rows) > 1:
+        lines += tables.refusals(judged, rankings) + tables.objectives(rows, names, rankings)
+        lines += tables.codes_beside_elbo(rows, names)
+    for curve in comparison.rate_distortion(rows):
+        lines += ["", tables.curve_heading(rows, curve), "", tables.curve_table(rows, curve, width)]
+    lines += [""] + [f"left out: {name}: {why}" for name, why in sorted(left_out.items())]
+    missing = next((run.name for row in rows for run in row.runs if not run.evaluated), "")
+    lines += tables.unevaluated(rows, _measure(missing, config["split"]))
+    return "\n".join(tables.folded(lines, width)).rstrip()
+
+
+def _measure(run: str | Path, split: str) -> str:
+    """The command that evaluates a run."""
+    return f"vaelab eval {shlex.quote(f'run={run}')}" + ("" if split == "test" else f" split={split}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(text.rstrip() + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    print(f"written: {path}")

@@ -1,0 +1,135 @@
+"""A run as a comparison sees it: its settings, its figures, and what must agree before these are ranked.
+
+Figures are named `section/name`, as in evaluation.json; what training's end left in summary.json
+has the same name where it is the same figure, and is `training/name` where it is not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+FROM_TRAINING = {
+    "elbo": "likelihood/elbo",
+    "reconstruction": "likelihood/reconstruction",
+    "kl": "likelihood/kl",
+    "perplexity": "codebook/perplexity",
+    "codebook_usage": "codebook/usage",
+}
+"""summary.json's names of figures that evaluation.json has, too."""
+
+BOOKKEEPING = (
+    *("run.", "sweep.", "logger.", "test.", "resume.", "seed.", "callbacks.pictures."),
+    *("callbacks.anneal.", "callbacks.learning_rate.", "callbacks.averaging."),  # copies of groups
+    *("trainer.default_root_dir.", "trainer.enable_progress_bar.", "trainer.enable_model_summary."),
+    *("dataset.storage.", "dataset.num_workers.", "dataset.download."),
+)
+"""Keys, or their parents, that make no other configuration of a config."""
+
+NOT_OF_THE_IMAGES = ("dataset.batch_size", "dataset.seed")
+NOT_OF_TEST = ("dataset.val_size", "dataset.split_seed", "dataset.train_size")
+NOT_OF_THE_OBJECTIVE = ("model.latent_dim", "model.label_dim")
+
+
+class Run(NamedTuple):
+    """What a comparison knows of one run.
+
+    name: its path. settings: its config, flat, without the seed. figures: by name. aspects: what
+    must agree with other runs (see RULES), each a few named values. evaluated: whether it has an
+    evaluation.json of the split.
+    """
+
+    name: str
+    seed: int
+    settings: dict[str, Any]
+    figures: dict[str, float]
+    aspects: dict[str, dict[str, Any]]
+    evaluated: bool
+
+
+def describe(
+    name: str,
+    config: dict[str, Any],
+    summary: dict[str, Any],
+    evaluation: dict[str, Any] | None,
+    split: str,
+    options: dict[str, str],
+) -> Run:
+    """A run from the content of its files.
+
+    evaluation: None if there is none of this split; else its figures replace those of training's
+    end. options: names of what `_target_`s select, as in `model=beta`; a target that is not in it
+    goes by its last part. Raises KeyError, TypeError or AttributeError if the files' content is
+    not as vaelab writes it.
+    """
+    settings = _settings(config, options)
+    of_best = split == "test" and bool(summary["best"].get("by"))  # train and val are of the last epoch
+    checkpoint, images, protocols = "best" if of_best else "last", summary["data"][split], {}
+    figures = _of_training(summary["metrics"], split)
+    if evaluation:
+        measured = dict(evaluation["figures"])
+        if "likelihood/distortion" in measured:
+            measured["likelihood/reconstruction"] = measured.pop("likelihood/distortion")
+        figures = figures | measured if evaluation["checkpoint"]["name"] == checkpoint else measured
+        checkpoint, images, protocols = evaluation["checkpoint"]["name"], evaluation["images"], evaluation["protocols"]
+    figures = {key: float(value) for key, value in figures.items() if value is not None and math.isfinite(value)}
+    limit = None if evaluation else config["trainer"].get(f"limit_{split}_batches")
+    aspects = _aspects(settings, summary["objective"], split) | {
+        "importance_samples": {"importance_samples": figures.get("likelihood/importance_samples")},
+        **{f"protocol of {section}": {"protocol": text} for section, text in protocols.items()},
+    }
+    aspects["data"] |= {"images": images, f"trainer.limit_{split}_batches": limit}
+    return Run(name, config["seed"], settings | {"checkpoint": checkpoint}, figures, aspects, bool(evaluation))
+
+
+def _of_training(metrics: dict[str, Any], split: str) -> dict[str, Any]:
+    """The figures of a split that summary.json has, under the names used here."""
+    own = {key.removeprefix(f"{split}/"): value for key, value in metrics.items() if key.startswith(f"{split}/")}
+    return {FROM_TRAINING.get(key, f"training/{key}"): value for key, value in own.items()}
+
+
+def _aspects(settings: dict[str, Any], objective: dict[str, Any], split: str) -> dict[str, dict[str, Any]]:
+    """What of the settings must agree between runs; objective: the section of summary.json."""
+
+    def of(groups: tuple[str, ...], without: tuple[str, ...]) -> dict[str, Any]:
+        return {k: v for k, v in settings.items() if k.partition(".")[0] in groups and k not in without}
+
+    return {
+        "data": of(("dataset",), NOT_OF_THE_IMAGES + (NOT_OF_TEST if split == "test" else ())),
+        "likelihood": {
+            "likelihood": settings.get("likelihood"),
+            "log_likelihood_is": objective["log_likelihood_is"],
+        },
+        "condition": {"condition": "label" if "model.label_dim" in settings else "none"},
+        "reduction": {"reduction": objective["reduction"]},
+        "objective": of(("model", "schedule", "codebook"), NOT_OF_THE_OBJECTIVE),
+    }
+
+
+def _settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
+    """The config as `group.key: value`, without what makes no other configuration of it."""
+    model, dataset = config["model"], config["dataset"]
+    parts = {key: value for key, value in model.items() if key in config}  # network, likelihood, as the model has them
+    tree = config | parts | {"model": {k: v for k, v in model.items() if k not in parts}}
+    dropped = BOOKKEEPING
+    dropped += ("dataset.seed.",) if dataset.get("seed") == config["seed"] else ()
+    dropped += ("dataset.root.",) if "download" in dataset else ()  # the same files wherever they lie
+    return {key: value for key, value in _flat(tree, "", options).items() if not f"{key}.".startswith(dropped)}
+
+
+def _flat(node: Any, prefix: str, options: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: _plain(node)}
+    target = node.get("_target_")
+    flat = {prefix: options.get(target, target.rpartition(".")[2])} if target else {}
+    for key, value in node.items():
+        if key not in ("_target_", "_partial_"):
+            flat |= _flat(value, f"{prefix}.{key}" if prefix else key, options)
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """4 for 4.0: in a config they are the same number."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
