@@ -10,9 +10,9 @@ import pytest
 import vaelab
 
 ROOT = Path(vaelab.__file__).parent
-HYDRA = {"command", "config", "runs", "train", "bench"}
+HYDRA = {"command", "config", "runs", "train", "bench", "doctor", "evaluate", "measure", "compare"}
 PARTS = ("models", "datasets", "callbacks")
-COMMANDS = {"cli", "command", "train", "bench", "fit", "timing", "__main__"}
+COMMANDS = {"cli", "command", "train", "bench", "doctor", "evaluate", "measure", "compare", "fit", "timing", "__main__"}
 NEEDS_LIGHTNING = {"loggers", "loop"}
 
 

@@ -22,7 +22,7 @@ def commands() -> list[tuple[str, str]]:
         for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.strip().removeprefix("$ ").partition("  #")[0].strip()
-                if line.startswith(("vaelab train", "vaelab bench")):
+                if line.startswith(("vaelab train", "vaelab bench", "vaelab eval", "vaelab compare", "vaelab doctor")):
                     found.append((page.name, line))
     return sorted(set(found))
 

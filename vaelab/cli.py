@@ -11,6 +11,9 @@ from vaelab import __version__
 
 COMMANDS = {
     "train": ("vaelab.train", "train a model, or sweep over many with -m"),
+    "eval": ("vaelab.evaluate", "measure a trained model: likelihood, latents, samples, and more"),
+    "compare": ("vaelab.compare", "figures of runs side by side, ranked where that means something"),
+    "doctor": ("vaelab.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
     "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 

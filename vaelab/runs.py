@@ -62,6 +62,27 @@ def read_summary(run: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def evaluation_path(run: Path, split: str) -> Path:
+    """Where the evaluation of a split is: evaluation.json for test, evaluation-val.json and so on for others."""
+    return run / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+
+
+def write_evaluation(run: Path, evaluation: dict[str, Any]) -> None:
+    """Writes the evaluation of a split."""
+    _write(evaluation_path(run, evaluation["split"]), json.dumps(evaluation, indent=2) + "\n")
+
+
+def read_evaluation(run: Path, split: str) -> dict[str, Any]:
+    """The evaluation of a split; empty if there is none. Raises UserError if the file is damaged."""
+    path = evaluation_path(run, split)
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: delete it, and run vaelab eval again") from error
+
+
 def _write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_name(path.name + ".tmp")

@@ -36,13 +36,14 @@ def table(summary: dict[str, Any]) -> str:
     lines = [f"{'':{width}} " + "".join(f"{part:>12}" for part in parts)]
     for name in names:
         cells = (metrics.get(f"{part}/{name}") for part in parts)
-        lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else _number(cell):>12}" for cell in cells))
+        lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else number(cell):>12}" for cell in cells))
     of = f"of epoch {best['epoch']}, the best by {best['by']}" if best["by"] else "of the last epoch, too"
     lines.append(f"train and val of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure as tables show it."""
     return f"{value:.3f}" if 0.01 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
 
 
@@ -53,7 +54,7 @@ def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
     for name in sorted(summaries, key=lambda n: int(n.partition("-")[0])):
         summary = summaries[name]
         best = summary.get("best", {})
-        shown = f"{best['by']} {_number(best['value'])}" if best.get("by") else (summary.get("error") or "")
+        shown = f"{best['by']} {number(best['value'])}" if best.get("by") else (summary.get("error") or "")
         lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}")
     return "\n".join(lines)
 

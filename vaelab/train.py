@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -31,12 +30,14 @@ def main(arguments: list[str]) -> int:
     return max([code, *(_close_sweep(sweep) for sweep in sweeps)])
 
 
+PATHS = ("run", "run.dir", "sweep.dir", "root", "dataset.root", "ood.root", "bench.output")
+"""Keys whose values are paths."""
+
+
 def quoted(argument: str) -> str:
     """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
     key, _, value = argument.partition("=")
-    if key not in ("run.dir", "sweep.dir", "dataset.root", "bench.output") or re.fullmatch(
-        r"[\w./~+-]+|['\"].*|.*\$\{.*", value, re.ASCII
-    ):
+    if key not in PATHS or value == "null" or value.startswith(("'", '"')) or "${" in value:
         return argument
     if not value.strip():
         raise UserError(f"{key}= is empty: name a folder, or leave it out")

@@ -1,0 +1,90 @@
+"""`vaelab eval`: measures a trained model and writes evaluation.json into its run folder."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+from vaelab import command
+from vaelab.errors import UserError
+
+SECTIONS = {
+    "likelihood": "vaelab.evaluation.sections",
+    "latents": "vaelab.evaluation.sections",
+    "reconstruction": "vaelab.evaluation.sections",
+    "disentanglement": "vaelab.evaluation.judged",
+    "labels": "vaelab.evaluation.judged",
+    "codebook": "vaelab.evaluation.sections",
+    "conditional": "vaelab.evaluation.judged",
+    "samples": "vaelab.evaluation.judged",
+    "anomaly": "vaelab.evaluation.sections",
+}
+"""The sections in their order, and where the function of each is."""
+SPLITS, CHECKPOINTS = ("test", "val", "train"), ("best", "last")
+LEAST = {"importance_samples": 1, "generated": 100, "gap_images": 2, "memory": 1, "seed": 0}
+"""Integers among the options, and the smallest that each can be."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab eval` with these arguments. Returns the exit code."""
+    from vaelab.train import quoted
+
+    if {"-m", "--multirun"} & set(arguments):
+        print("vaelab: eval measures one run at a time: leave out -m", file=sys.stderr)
+        return 2
+    try:
+        arguments = [quoted(f"dataset@{a}" if a.startswith("ood=") else a) for a in arguments]
+    except UserError as error:
+        print(f"vaelab: {error}", file=sys.stderr)
+        return 2
+    return command.run("eval", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks what is asked, measures, prints the table and what could not be measured."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from vaelab import runs
+
+    options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check(options)
+    run = runs.find(options["run"])
+    saved = runs.read_config(run)
+    other, given = options.get("ood"), HydraConfig.get().overrides.task
+    if other and "root" in other and not any(o.lstrip("+").startswith("ood.root=") for o in given):
+        other["root"] = options["root"] or saved["dataset"].get("root", other["root"])
+    from vaelab import measure
+
+    subject, about = measure.prepare(run, saved, options)
+    evaluation, failed = measure.measure(run, subject, about, _chosen(options))
+    print(measure.table(evaluation))
+    print(f"evaluation: {runs.evaluation_path(run, options['split'])}")
+    wrong = [s for s in evaluation["skipped"] if s in failed or s in (options["sections"] or [])]
+    if wrong:
+        raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
+
+
+def _chosen(options: dict[str, Any]) -> dict[str, str]:
+    """The sections to measure: those that were named, or all; anomaly only with a data set for it."""
+    named = options["sections"]
+    return {s: m for s, m in SECTIONS.items() if (s in named if named else s != "anomaly" or options.get("ood"))}
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raises UserError for a value that cannot be."""
+    for key, known in (("split", SPLITS), ("checkpoint", CHECKPOINTS)):
+        if options[key] not in known:
+            raise UserError(f"{key}={options[key]}: must be {', '.join(known[:-1])} or {known[-1]}")
+    sections = options["sections"]
+    if sections is not None and (not isinstance(sections, list) or not sections):
+        raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")
+    for name in sections or []:
+        if name not in SECTIONS:
+            near = difflib.get_close_matches(str(name), SECTIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
+    for key, least in LEAST.items():
+        if not isinstance(options[key], int) or isinstance(options[key], bool) or options[key] < least:
+            raise UserError(f"{key}={options[key]}: must be an integer of {least} or more")

@@ -1,0 +1,176 @@
+"""The sections of an evaluation that need nothing but the model and its images.
+
+A section measures one side of a model. It is a function of the subject, listed in `vaelab.evaluate`,
+and its figures get its name as a prefix. It raises `Unsupported` where model or data have not what it
+measures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaelab.evaluation.anomaly import auroc
+from vaelab.evaluation.codes import code_histogram, codebook_use, rate_bits
+from vaelab.evaluation.latents import active_dimensions, aggregate_kl
+from vaelab.evaluation.likelihood import amortisation_gap, bits_per_dimension, mean_and_error
+from vaelab.evaluation.subject import Section, Subject, Unsupported
+from vaelab.gaussian import kl_to_standard_normal, reparameterise
+
+DRAWS = 10_000
+"""Draws of z for the split of the aggregate KL, and posteriors that the aggregate is a mixture of, at most."""
+CACHE = 2**21
+"""Bytes that this split works on at a time: more are not faster on a processor."""
+GAP_STEPS, GAP_RATE, GAP_SAMPLES = 100, 0.03, 200
+"""Of the amortisation gap: steps of Adam and their first rate, and draws that measure the outcome."""
+
+
+def likelihood(subject: Subject) -> Section:
+    """ELBO and importance-weighted bound, or distortion and rate of discrete codes."""
+    if subject.latents != "gaussian":
+        return _distortion(subject)
+    bounds, samples = subject.bounds, subject.settings.importance_samples
+    figures = {"importance_samples": float(samples)}
+    for name, values in bounds.items():
+        figures[name], error = mean_and_error(values)
+        if name in ("elbo", "log_p_hat"):
+            figures[f"{name}_se"] = error
+    figures["effective_samples"] = bounds["effective_samples"].quantile(0.5).item()
+    meaning = subject.model.likelihood.density(subject.data.binary)
+    if not meaning.startswith("not a density"):
+        dimensions, is_density = math.prod(subject.model.shape), meaning == "a density on pixels"
+        figures["bits_per_dim"] = bits_per_dimension(
+            figures["log_p_hat"], dimensions, subject.data.pixel_range, is_density
+        )
+    return Section(
+        figures,
+        f"The likelihood is {meaning}. ELBO: reconstruction from {samples:,} draws of z per image, KL in closed form. "
+        "log_p_hat: the importance-weighted bound of the same draws (Burda et al. 2016); effective_samples: its median "
+        "effective sample size. Standard errors are over images.",
+        per_image=bounds,
+    )
+
+
+def _distortion(subject: Subject) -> Section:
+    mean, error = mean_and_error(subject.distortion)
+    figures = {"reconstruction": mean, "reconstruction_se": error}
+    protocol = "Distortion: -log p(x|z) at the image's own code; without q(z|x) there is no bound on log p(x)."
+    if subject.latents == "discrete":
+        rate = rate_bits(subject.codes[0], subject.model.codebook.num_embeddings)
+        figures |= {f"rate_{name}_bits": bits for name, bits in rate._asdict().items()}
+        protocol += (
+            " Rate: bits for all codes of an image under the uniform prior, under the codes' frequencies, and under "
+            "their frequencies at each position."
+        )
+    return Section(figures, protocol, per_image={"reconstruction": subject.distortion})
+
+
+def latents(subject: Subject) -> Section:
+    """KL of each dimension, active dimensions, what the KL is spent on, and the amortisation gap."""
+    if subject.latents != "gaussian":
+        raise Unsupported("the model has no Gaussian posterior")
+    mean, logvar = subject.codes
+    activity, count = active_dimensions(mean), min(len(mean), DRAWS)
+    generator = torch.Generator(subject.device).manual_seed(subject.settings.seed)
+    spent = aggregate_kl(mean[:count], logvar[:count], count, generator, CACHE)
+    gaps = [
+        amortisation_gap(
+            *(subject.model, batch.images, batch.labels),
+            *(GAP_STEPS, GAP_RATE, GAP_SAMPLES, subject.settings.memory, generator),
+        )
+        for batch in subject.batches(bar="amortisation gap", limit=subject.settings.gap_images)
+    ]
+    gap = mean_and_error(torch.cat(gaps))
+    figures = {
+        "active": float(activity.active.sum()),
+        "dimensions": float(mean.shape[1]),
+        "kl_index_code_mi": spent.index_code_mi.mean,
+        "kl_total_correlation": spent.total_correlation.mean,
+        "kl_dimension_wise": spent.dimension_wise_kl.mean,
+        "kl_aggregate": spent.kl.mean,
+        "kl_aggregate_se": spent.kl.error,
+        "images": float(count),
+        "amortisation_gap": gap.mean,
+        "amortisation_gap_se": gap.error,
+    }
+    return Section(
+        figures,
+        "Active: variance of the posterior means above 0.01 (Burda et al. 2016). kl_aggregate and the three parts it "
+        f"is the sum of (Hoffman & Johnson 2016): plain Monte Carlo, {count:,} draws, q(z) the exact mixture of the "
+        f"first {count:,} images' posteriors, so the mutual information is at most log N = {math.log(count):.2f}. "
+        f"Amortisation gap (Cremer et al. 2018): {GAP_STEPS} steps of Adam on the posteriors of the first "
+        f"{sum(map(len, gaps)):,} images, measured with {GAP_SAMPLES} fresh draws.",
+        {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0), "variance_of_means": activity.variances},
+        {"posterior_mean": mean, "posterior_sigma": (0.5 * logvar).exp()},
+    )
+
+
+def reconstruction(subject: Subject) -> Section:
+    """Squared error of each image: mean, median, spread and extremes over images."""
+    model, gaussian = subject.model, subject.latents == "gaussian"
+    found: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if gaussian else {})
+    for batch, code in zip(subject.batches(bar="reconstructing"), subject.batched_codes(), strict=True):
+        x = subject.unit(batch.images)
+        decoded = {"mse": code[0]} | ({"sampled_mse": reparameterise(*code)} if gaussian else {})
+        for name, z in decoded.items():
+            image = subject.unit(model.likelihood.mean(model.decode(z, batch.labels)))
+            found[name].append((image - x).square().flatten(1).mean(1))
+    per_image = {name: torch.cat(parts).cpu().double() for name, parts in found.items()}
+    source = {"gaussian": "the posterior mean (mse) and one draw of z (sampled_mse)", "discrete": "the nearest codes"}
+    return Section(
+        {f"{name}_{what}": value for name, values in per_image.items() for what, value in _spread(values).items()},
+        "Mean squared error of each image, over pixels and channels scaled to [0, 1], of the mean image decoded from "
+        f"{source.get(subject.latents, 'the code')}.",
+        per_image=per_image,
+    )
+
+
+def _spread(values: Tensor) -> dict[str, float]:
+    figures = {
+        "mean": values.mean(),
+        "median": values.quantile(0.5),
+        "std": values.std(),
+        "min": values.min(),
+        "max": values.max(),
+    }
+    return {name: value.item() for name, value in figures.items()}
+
+
+def codebook(subject: Subject) -> Section:
+    """Use of the codes over the whole split."""
+    if subject.latents != "discrete":
+        raise Unsupported("the model has no codebook")
+    histogram = code_histogram(subject.codes[0], subject.model.codebook.num_embeddings)
+    figures = {name: float(value) for name, value in codebook_use(histogram)._asdict().items()}
+    return Section(
+        figures,
+        f"All {subject.codes[0].numel():,} codes of the split.",
+        {"histogram": histogram},
+        {"indices": subject.codes[0]},
+    )
+
+
+def anomaly(subject: Subject) -> Section:
+    """How well the model's scores tell another data set's images from its own."""
+    if subject.other is None:
+        raise Unsupported("no other data set was given: ood=fashion_mnist, say")
+    if subject.model.conditional:
+        raise Unsupported("a conditional model scores an image with its label, and these images have other labels")
+    own, other = subject.split, subject.some(subject.other.test, len(subject.split))
+    if subject.latents == "gaussian":
+        normal, anomalous = subject.bounds, subject.bounds_of(other)
+        names = {"elbo": -1, "log_p_hat": -1, "reconstruction": 1}
+    else:
+        normal, anomalous = ({"reconstruction": subject.distortion_of(split)} for split in (own, other))
+        names = {"reconstruction": 1}
+    figures = {}
+    for name, sign in names.items():
+        figures[f"auroc_{name}"], figures[f"auroc_{name}_se"] = auroc(sign * normal[name], sign * anomalous[name])
+    return Section(
+        figures | {"images": float(len(other))},
+        f"{len(own):,} images of {subject.part} against {len(other):,} test images of {type(subject.other).__name__}: "
+        "area under the ROC curve of -elbo, -log_p_hat and reconstruction (-log p(x|z)) as scores of being an anomaly; "
+        "0.5 is chance. Standard errors by DeLong et al. 1988.",
+    )
