@@ -101,7 +101,7 @@ def measure(
     Sections of an earlier evaluation of the same weights and images are kept. Returns the evaluation,
     and the sections that should have been measured but failed; why is in its `skipped`.
     """
-    evaluation, per_image, failed = _begun(run, about), {}, set()
+    evaluation, failed = _begun(run, about), set()
     with torch.no_grad():
         for name, module in sections.items():
             started = time.monotonic()
@@ -110,7 +110,7 @@ def measure(
             try:
                 section = getattr(importlib.import_module(module), name)(subject)
                 _add(evaluation, name, section)
-                per_image |= section.per_image
+                _write_per_image(run, subject, section.per_image)
             except (Unsupported, UserError, ValueError) as reason:
                 evaluation["skipped"][name] = str(reason)
                 failed |= set() if isinstance(reason, Unsupported) else {name}
@@ -118,7 +118,6 @@ def measure(
             runs.write_evaluation(run, evaluation)
     findings = diagnose_evaluation(evaluation["figures"], evaluation["vectors"], evaluation["subject"])
     evaluation |= {"status": "finished", "findings": [finding._asdict() for finding in findings]}
-    _write_per_image(run, subject, per_image)
     runs.write_evaluation(run, evaluation)
     return evaluation, failed
 
@@ -156,6 +155,8 @@ def _per_image_path(run: Path, split: str) -> Path:
 
 def _write_per_image(run: Path, subject: Subject, found: dict[str, torch.Tensor]) -> None:
     """evaluation.npz: what was found of every image, in the order of the split, beside what was there before."""
+    if not found:
+        return
     path = _per_image_path(run, subject.part)
     arrays: dict[str, Any] = {name: values.cpu().numpy() for name, values in found.items()}
     if path.is_file():
@@ -179,8 +180,8 @@ def table(evaluation: dict[str, Any]) -> str:
         lines += ["", section]
         own = {name.partition("/")[2]: value for name, value in figures.items() if name.startswith(f"{section}/")}
         for name, value in own.items():
-            if name.removesuffix("_se") in own and name.endswith("_se"):
-                continue
+            if (name.endswith("_se") and name.removesuffix("_se") in own) or (name == "dimensions" and "active" in own):
+                continue  # beside the figure that they belong to
             error = f" ± {number(own[f'{name}_se'])}" if f"{name}_se" in own else ""
             of = f" of {own['dimensions']:.0f}" if name == "active" else ""
             lines.append(f"  {name:{width}} {_shown(value):>11}{error}{of}")

@@ -20,6 +20,8 @@ NEIGHBOURS, BALL = 10, 3
 """Neighbours that vote on a label; neighbours that a ball of precision and recall reaches to."""
 JUDGED = 60_000
 """Training images that the judge learns from and neighbours are sought among, at most."""
+SOUGHT = 2_000
+"""Images whose nearest training image is sought, at most."""
 AUDITED, PER_CLASS = 2_000, 100
 """Images whose label is swapped, at most; images generated of each class."""
 
@@ -126,13 +128,13 @@ def samples(subject: Subject) -> Section:
             "(Kynkäänniemi et al. 2019); _floor: the same of as many training images. "
         )
     for name, queries in (("generated", drawn), ("reconstructed", torch.cat(redrawn)), ("real", real)):
-        distances, _ = nearest_neighbours(queries.to(subject.device), known.to(subject.device))
+        distances, _ = nearest_neighbours(queries[:SOUGHT].to(subject.device), known.to(subject.device))
         figures[f"nearest_{name}"] = distances.quantile(0.5).item()
     return Section(
         figures,
         f"{len(drawn):,} generated images and as many real ones. {protocol}nearest: median Euclidean distance, pixels "
-        f"in [0, 1], to the nearest of {len(known):,} training images: of generated images, of reconstructions, which "
-        "are as smooth as these, and of real images.",
+        f"in [0, 1], to the nearest of {len(known):,} training images: of {min(len(real), SOUGHT):,} generated images, "
+        "of reconstructions, which are as smooth as these, and of real images.",
     )
 
 

@@ -171,6 +171,7 @@ def anomaly(subject: Subject) -> Section:
     return Section(
         figures | {"images": float(len(other))},
         f"{len(own):,} images of {subject.part} against {len(other):,} test images of {type(subject.other).__name__}: "
-        "area under the ROC curve of -elbo, -log_p_hat and reconstruction (-log p(x|z)) as scores of being an anomaly; "
-        "0.5 is chance. Standard errors by DeLong et al. 1988.",
+        "area under the ROC curve of -elbo, -log_p_hat (K = "
+        f"{subject.settings.importance_samples:,}) and reconstruction (-log p(x|z)) as scores of being an anomaly; 0.5 "
+        "is chance. Standard errors by DeLong et al. 1988.",
     )
