@@ -16,13 +16,13 @@ from vaelab import __version__, runs
 from vaelab.config import build, check
 from vaelab.errors import UserError
 from vaelab.evaluation.diagnosis import diagnose_evaluation
-from vaelab.evaluation.subject import Section, Settings, Subject, Unsupported
+from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
 from vaelab.quiet import quieten
 from vaelab.summary import number
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
 """Options of a data set that its images do not depend on."""
-KEPT = ("checkpoint", "split", "images", "seed", "subject")
+KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject")
 """What has to be the same for an earlier evaluation's sections to stay in the file."""
 
 
@@ -41,7 +41,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     data, part = _data(dataset, "dataset", model), options["split"]
     if not hasattr(data, part) or len(getattr(data, part)) < 2:
         raise UserError(f"split={part}: the run has no such images: take another split")
-    other = _data(options["ood"], "ood", model) if options.get("ood") else None
+    other = _other(options["ood"], dataset, model) if options.get("ood") else None
     identity = {name: value for name, value in dataset.items() if name not in SPEED}
     settings = Settings(
         seed=options["seed"],
@@ -83,10 +83,22 @@ def _device(name: str) -> str:
     return name
 
 
+def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
+    """Test images of another data set, made as the model's own are: binarised, and in their range."""
+    config = config | {name: own[name] for name in ("binarize", "pixel_range")}
+    what = {name: value for name, value in config.items() if name not in (*SPEED, "_target_", "root", "seed")}
+    return Part(f"{config['_target_'].rpartition('.')[2]} {what}", _data(config, "ood", model).test)
+
+
 def _data(config: dict[str, Any], key: str, model: Any) -> Any:
+    """The data set of a config, whose key the user knows as `key`; its images are the model's, or UserError."""
     check(config, key)
     data = build(config)
-    data.setup()
+    try:
+        data.setup()
+    except UserError as error:
+        here = "ood." if key == "ood" else ""
+        raise UserError(str(error).replace("dataset.", here).replace("dataset=", f"{key}=")) from error
     if data.shape != model.shape:
         sizes = (" x ".join(map(str, shape)) for shape in (data.shape, model.shape))
         raise UserError("{}: its images are {}, and the model takes {}".format(key, *sizes))

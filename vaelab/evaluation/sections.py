@@ -33,10 +33,8 @@ def likelihood(subject: Subject) -> Section:
         return _distortion(subject)
     bounds, samples = subject.bounds, subject.settings.importance_samples
     figures = {"importance_samples": float(samples)}
-    for name, values in bounds.items():
-        figures[name], error = mean_and_error(values)
-        if name in ("elbo", "log_p_hat"):
-            figures[f"{name}_se"] = error
+    for name in ("elbo", "log_p_hat", "reconstruction", "kl"):
+        figures[name], figures[f"{name}_se"] = mean_and_error(bounds[name])
     figures["effective_samples"] = bounds["effective_samples"].quantile(0.5).item()
     meaning = subject.model.likelihood.density(subject.data.binary)
     if not meaning.startswith("not a density"):
@@ -72,35 +70,36 @@ def latents(subject: Subject) -> Section:
     if subject.latents != "gaussian":
         raise Unsupported("the model has no Gaussian posterior")
     mean, logvar = subject.codes
-    activity, count = active_dimensions(mean), min(len(mean), DRAWS)
-    generator = torch.Generator(subject.device).manual_seed(subject.settings.seed)
-    spent = aggregate_kl(mean[:count], logvar[:count], count, generator, CACHE)
+    activity, chosen = active_dimensions(mean), subject.drawn(len(mean), DRAWS).to(mean.device)
+    generator, count = torch.Generator(subject.device).manual_seed(subject.settings.seed), len(chosen)
+    spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE)
     gaps = [
         amortisation_gap(
             *(subject.model, batch.images, batch.labels),
             *(GAP_STEPS, GAP_RATE, GAP_SAMPLES, subject.settings.memory, generator),
         )
-        for batch in subject.batches(bar="amortisation gap", limit=subject.settings.gap_images)
+        for batch in subject.batches(subject.some(subject.own, subject.settings.gap_images), "amortisation gap")
     ]
-    gap = mean_and_error(torch.cat(gaps))
+    estimates = {
+        "kl_index_code_mi": spent.index_code_mi,
+        "kl_total_correlation": spent.total_correlation,
+        "kl_dimension_wise": spent.dimension_wise_kl,
+        "kl_aggregate": spent.kl,
+        "amortisation_gap": mean_and_error(torch.cat(gaps)),
+    }
     figures = {
         "active": float(activity.active.sum()),
         "dimensions": float(mean.shape[1]),
-        "kl_index_code_mi": spent.index_code_mi.mean,
-        "kl_total_correlation": spent.total_correlation.mean,
-        "kl_dimension_wise": spent.dimension_wise_kl.mean,
-        "kl_aggregate": spent.kl.mean,
-        "kl_aggregate_se": spent.kl.error,
         "images": float(count),
-        "amortisation_gap": gap.mean,
-        "amortisation_gap_se": gap.error,
+        **{name: estimate.mean for name, estimate in estimates.items()},
+        **{f"{name}_se": estimate.error for name, estimate in estimates.items()},
     }
     return Section(
         figures,
         "Active: variance of the posterior means above 0.01 (Burda et al. 2016). kl_aggregate and the three parts it "
-        f"is the sum of (Hoffman & Johnson 2016): plain Monte Carlo, {count:,} draws, q(z) the exact mixture of the "
-        f"first {count:,} images' posteriors, so the mutual information is at most log N = {math.log(count):.2f}. "
-        f"Amortisation gap (Cremer et al. 2018): {GAP_STEPS} steps of Adam on the posteriors of the first "
+        f"is the sum of (Hoffman & Johnson 2016): plain Monte Carlo, {count:,} draws, q(z) the exact mixture of "
+        f"{count:,} images' posteriors, so the mutual information is at most log N = {math.log(count):.2f}. "
+        f"Amortisation gap (Cremer et al. 2018): {GAP_STEPS} steps of Adam on the posteriors of "
         f"{sum(map(len, gaps)):,} images, measured with {GAP_SAMPLES} fresh draws.",
         {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0), "variance_of_means": activity.variances},
         {"posterior_mean": mean, "posterior_sigma": (0.5 * logvar).exp()},
@@ -111,7 +110,7 @@ def reconstruction(subject: Subject) -> Section:
     """Squared error of each image: mean, median, spread and extremes over images."""
     model, gaussian = subject.model, subject.latents == "gaussian"
     found: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if gaussian else {})
-    for batch, code in zip(subject.batches(bar="reconstructing"), subject.batched_codes(), strict=True):
+    for batch, code in zip(subject.batches(bar="reconstructing"), subject.batched_codes(subject.codes), strict=True):
         x = subject.unit(batch.images)
         decoded = {"mse": code[0]} | ({"sampled_mse": reparameterise(*code)} if gaussian else {})
         for name, z in decoded.items():
@@ -144,6 +143,7 @@ def codebook(subject: Subject) -> Section:
         raise Unsupported("the model has no codebook")
     histogram = code_histogram(subject.codes[0], subject.model.codebook.num_embeddings)
     figures = {name: float(value) for name, value in codebook_use(histogram)._asdict().items()}
+    figures["drawn"] = float(histogram.sum())
     return Section(
         figures,
         f"All {subject.codes[0].numel():,} codes of the split.",
@@ -158,20 +158,20 @@ def anomaly(subject: Subject) -> Section:
         raise Unsupported("no other data set was given: ood=fashion_mnist, say")
     if subject.model.conditional:
         raise Unsupported("a conditional model scores an image with its label, and these images have other labels")
-    own, other = subject.split, subject.some(subject.other.test, len(subject.split))
+    own, other = subject.own, subject.some(subject.other, len(subject.own))
     if subject.latents == "gaussian":
         normal, anomalous = subject.bounds, subject.bounds_of(other)
         names = {"elbo": -1, "log_p_hat": -1, "reconstruction": 1}
     else:
-        normal, anomalous = ({"reconstruction": subject.distortion_of(split)} for split in (own, other))
+        normal = {"reconstruction": subject.distortion}
+        anomalous = {"reconstruction": subject.distortion_of(other, subject.encode(other))}
         names = {"reconstruction": 1}
-    figures = {}
+    figures = {"images": float(len(other))}
     for name, sign in names.items():
         figures[f"auroc_{name}"], figures[f"auroc_{name}_se"] = auroc(sign * normal[name], sign * anomalous[name])
     return Section(
-        figures | {"images": float(len(other))},
-        f"{len(own):,} images of {subject.part} against {len(other):,} test images of {type(subject.other).__name__}: "
-        "area under the ROC curve of -elbo, -log_p_hat (K = "
-        f"{subject.settings.importance_samples:,}) and reconstruction (-log p(x|z)) as scores of being an anomaly; 0.5 "
-        "is chance. Standard errors by DeLong et al. 1988.",
+        figures,
+        f"{len(own):,} images of {subject.part} against {len(other):,} test images of {subject.other.name}: area under "
+        f"the ROC curve of -elbo, -log_p_hat (K = {subject.settings.importance_samples:,}) and reconstruction "
+        "(-log p(x|z)) as scores of being an anomaly; 0.5 is chance. Standard errors by DeLong et al. 1988.",
     )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vaelab.evaluation.judge import batch_size
 from vaelab.evaluation.likelihood import importance_weighted
 
-BATCH = 512
-"""Images at a time."""
+AT_A_TIME = 20_000
+"""Draws of z after which the importance-weighted bound shows its progress."""
 
 
 class Unsupported(Exception):  # noqa: N818
@@ -35,7 +36,8 @@ class Section(NamedTuple):
     """What a section measured.
 
     figures: numbers. vectors: figures with several components. per_image: tensors whose first
-    dimension is the split's images. protocol: how it was measured, in a sentence or two.
+    dimension is the split's images. protocol: how it was measured, in a sentence or two, without
+    anything of the single run: figures with the same protocol can be compared.
     """
 
     figures: dict[str, float]
@@ -44,12 +46,25 @@ class Section(NamedTuple):
     per_image: dict[str, Tensor] = {}
 
 
+class Part(NamedTuple):
+    """Images with a name, by which their noise is seeded.
+
+    split: anything with the methods of `vaelab.datasets.splits.Split`.
+    """
+
+    name: str
+    split: Any
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.split)
+
+
 @dataclass(eq=False)
 class Subject:
-    """A trained model in eval mode, its data, set up, and the split that is measured.
+    """A trained model in eval mode, its data, set up, and the part of it that is measured.
 
-    part: the split's name. identity: what the images depend on, as plain data. other: a data set that
-    the model was not trained on, for anomaly detection, or None.
+    identity: what the images depend on, as plain data. other: test images of a data set that the
+    model was not trained on, for anomaly detection, or None.
     """
 
     model: Any
@@ -57,12 +72,27 @@ class Subject:
     part: str
     identity: dict[str, Any]
     settings: Settings
-    other: Any = None
+    other: Part | None = None
 
     @property
-    def split(self) -> Any:
-        """The measured images: anything with the methods of `vaelab.datasets.splits.Split`."""
-        return getattr(self.data, self.part)
+    def own(self) -> Part:
+        """The measured images."""
+        return self.of(self.part)
+
+    def of(self, name: str) -> Part:
+        """The train, val or test images of the data."""
+        return Part(name, getattr(self.data, name))
+
+    def some(self, part: Part, count: int) -> Part:
+        """At most `count` images of a part, drawn at random and always the same ones, in their order."""
+        if len(part) <= count:
+            return part
+        return Part(f"{count} of {part.name}", part.split.subset(self.drawn(len(part), count)))
+
+    def drawn(self, size: int, count: int) -> Tensor:
+        """At most `count` of the numbers below `size`, at random and always the same ones, rising: int64 on the CPU."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return torch.randperm(size, generator=generator)[:count].sort().values
 
     @property
     def device(self) -> torch.device:
@@ -76,92 +106,109 @@ class Subject:
         """Seeds torch's noise by a place in the evaluation, so that no section depends on those before it."""
         torch.manual_seed(sum(ord(c) * 257**i for i, c in enumerate(f"{self.settings.seed} {place}")) % 2**63)
 
-    def batches(self, split: Any = None, bar: str | None = None, limit: int | None = None) -> Iterator[Any]:
-        """The images of a split (the measured one) as the model sees them: the same at every pass.
+    # --- passes -------------------------------------------------------------------------------
 
-        bar: words for a progress bar, which is shown if the pass takes long. limit: the first images only.
+    def batches(self, part: Part | None = None, bar: str | None = None) -> Iterator[Any]:
+        """The images of a part (the measured one) as the model sees them, the same at every pass.
+
+        bar: words for a progress bar, which is shown if the pass takes long.
         """
-        split = self.split if split is None else split
-        parts = torch.arange(min(len(split), limit or len(split))).split(BATCH)
-        shown = tqdm(parts, desc=bar, unit="batch", delay=2, leave=False, disable=None if bar else True)
-        for i, part in enumerate(shown):
-            self.seed("images", i)
-            yield self.data.as_model_sees(split.batch(part).to(self.device))
+        part = self.own if part is None else part
+        places = torch.arange(len(part)).split(batch_size(self.model.shape))
+        shown = tqdm(places, desc=bar, unit="batch", delay=2, leave=False, disable=None if bar else True)
+        for i, place in enumerate(shown):
+            self.seed(part.name, i)
+            yield self.data.as_model_sees(part.split.batch(place).to(self.device))
+
+    @cached_property
+    def codes(self) -> tuple[Tensor, ...]:
+        """`encode` of the measured images."""
+        return self.encode(self.own)
+
+    def encode(self, part: Part) -> tuple[Tensor, ...]:
+        """What the model's `encode` gives for all images: one tensor, or mean and log-variance.
+
+        Raises ValueError if these are not finite, or the weights that discrete codes are made with.
+        """
+        found = []
+        for batch in self.batches(part, "encoding"):
+            code = self.model.encode(batch.images, batch.labels)
+            found.append(code if isinstance(code, tuple) else (code,))
+        codes = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        continuous = codes[0].is_floating_point()
+        looked_at = codes if continuous else [w for w in self.model.state_dict().values() if torch.is_tensor(w)]
+        if not all(bool(values.isfinite().all()) for values in looked_at):
+            raise ValueError(f"the {'codes' if continuous else 'weights'} of the model are NaN or infinite")
+        return codes
+
+    def batched_codes(self, codes: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+        """Codes in the batches of `batches`."""
+        return zip(*(part.split(batch_size(self.model.shape)) for part in codes), strict=True)
 
     @cached_property
     def bounds(self) -> dict[str, Tensor]:
-        """`bounds_of` the measured split."""
-        return self.bounds_of(self.split)
+        """`bounds_of` the measured images."""
+        return self.bounds_of(self.own)
 
-    def bounds_of(self, split: Any) -> dict[str, Tensor]:
-        """Of each image of a split, [N]: elbo, log_p_hat, reconstruction, kl, effective_samples."""
+    def bounds_of(self, part: Part) -> dict[str, Tensor]:
+        """Of each image, [N]: elbo, log_p_hat, reconstruction, kl, effective_samples."""
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
         samples, memory = self.settings.importance_samples, self.settings.memory
-        found: dict[str, list[Tensor]] = {}
-        for batch in self.batches(split, "importance sampling"):
-            bound = importance_weighted(self.model, batch.images, batch.labels, samples, memory, generator)
-            for name, values in {"elbo": bound.elbo, **bound._asdict()}.items():
-                found.setdefault(name, []).append(values)
+        size, found = max(8, AT_A_TIME // samples), {}
+        with tqdm(total=len(part), desc="importance sampling", unit="image", delay=2, leave=False, disable=None) as bar:
+            for batch in self.batches(part):
+                labels = [None] * len(batch.images) if batch.labels is None else batch.labels.split(size)
+                for x, y in zip(batch.images.split(size), labels, strict=False):
+                    bound = importance_weighted(self.model, x, y, samples, memory, generator)
+                    for name, values in {"elbo": bound.elbo, **bound._asdict()}.items():
+                        found.setdefault(name, []).append(values)
+                    bar.update(len(x))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     @cached_property
     def distortion(self) -> Tensor:
-        """`distortion_of` the measured split."""
-        return self.distortion_of(self.split)
+        """`distortion_of` the measured images."""
+        return self.distortion_of(self.own, self.codes)
 
-    def distortion_of(self, split: Any) -> Tensor:
+    def distortion_of(self, part: Part, codes: tuple[Tensor, ...]) -> Tensor:
         """-log p(x|z) at the image's own code, [N], nats: for models without a Gaussian posterior."""
-        model, parts = self.model, []
-        for batch in self.batches(split, "distortion"):
-            raw = model.decode(model.encode(batch.images, batch.labels), batch.labels)
-            parts.append(-model.likelihood.log_prob(raw, batch.images))
-        return torch.cat(parts).cpu().double()
-
-    @cached_property
-    def codes(self) -> tuple[Tensor, ...]:
-        """What the model's `encode` gives for the whole split: one tensor, or mean and log-variance."""
-        return self.encode(self.split)
-
-    def encode(self, split: Any) -> tuple[Tensor, ...]:
-        """Codes of all images of a split."""
         found = []
-        for batch in self.batches(split, "encoding"):
-            code = self.model.encode(batch.images, batch.labels)
-            found.append(code if isinstance(code, tuple) else (code,))
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        for batch, (code,) in zip(self.batches(part, "decoding"), self.batched_codes(codes), strict=True):
+            raw = self.model.decode(code, batch.labels)
+            found.append(-self.model.likelihood.log_prob(raw, batch.images))
+        return torch.cat(found).cpu().double()
 
-    def batched_codes(self) -> Iterator[tuple[Tensor, ...]]:
-        """`codes` in the batches of `batches`."""
-        return zip(*(part.split(BATCH) for part in self.codes), strict=True)
+    def bytes_of(self, part: Part) -> Tensor:
+        """The images of a part as the model sees them, [N, C, H, W] uint8 on the processor."""
+        return torch.cat([to_bytes(self.unit(batch.images)) for batch in self.batches(part, "reading images")])
+
+    # --- what is known of the images ----------------------------------------------------------
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """Labels of the split, [N] int64 on the CPU, or None."""
-        return self.known_of(self.split, "labels")
+        """Labels of the measured images, [N] int64 on the CPU, or None."""
+        return self.known_of(self.own, "labels")
 
     @cached_property
     def factors(self) -> Tensor | None:
-        """Ground-truth factors of the split, [N, F] on the CPU, or None."""
-        return self.known_of(self.split, "factors")
+        """Ground-truth factors of the measured images, [N, F] on the CPU, or None."""
+        return self.known_of(self.own, "factors")
 
-    def known_of(self, split: Any, name: str) -> Tensor | None:
-        """`labels` or `factors` of a split, on the CPU, or None."""
-        parts = [getattr(split.batch(part), name) for part in torch.arange(len(split)).split(BATCH)]
-        return None if parts[0] is None else torch.cat(parts).cpu()
-
-    def bytes_of(self, split: Any) -> Tensor:
-        """The images of a split as the model sees them, [N, C, H, W] uint8 on the processor."""
-        shown = self.batches(split, "reading images")
-        return torch.cat([self.unit(batch.images).mul(255).round().to(torch.uint8).cpu() for batch in shown])
-
-    def some(self, split: Any, count: int) -> Any:
-        """At most `count` images of a split, drawn at random and always the same ones."""
-        if len(split) <= count:
-            return split
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.settings.seed))
-        return split.subset(order[:count].sort().values)
+    def known_of(self, part: Part, name: str) -> Tensor | None:
+        """`labels` or `factors` of a part, on the CPU, or None."""
+        if getattr(part.split.batch(torch.arange(1)), name) is None:
+            return None
+        places = torch.arange(len(part)).split(batch_size(self.model.shape))
+        return torch.cat([getattr(part.split.batch(place), name) for place in places]).cpu()
 
     def unit(self, images: Tensor) -> Tensor:
         """Images in the data's range, moved to [0, 1]."""
         low, high = self.data.pixel_range
         return (images - low) / (high - low)
+
+
+def to_bytes(unit: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8 on the processor. Raises ValueError for pixels that are not finite."""
+    if not unit.isfinite().all():
+        raise ValueError("pixels of the model's images are NaN or infinite")
+    return unit.mul(255).round().to(torch.uint8).cpu()
