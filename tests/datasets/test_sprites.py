@@ -120,3 +120,9 @@ def test_drawing_is_fast():
     for part in index:
         split.batch(part)
     assert 25_600 / (time.perf_counter() - start) > 100_000
+
+
+def test_they_are_binary_data_whatever_the_option(common):
+    """So that a Bernoulli likelihood of them is a probability."""
+    assert sprites(common).binary
+    assert sprites(common, binarize="threshold").binary

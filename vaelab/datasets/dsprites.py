@@ -46,6 +46,11 @@ class DSprites(ImageData):
         return whole.subset(train), whole.subset(test)
 
     @property
+    def binary(self) -> bool:
+        """True: they are made so."""
+        return True
+
+    @property
     def num_classes(self) -> int:
         return FACTORS["shape"]
 

@@ -52,6 +52,11 @@ class Sprites(ImageData):
         return SpriteSplit(rest), SpriteSplit(test)
 
     @property
+    def binary(self) -> bool:
+        """True: they are made so."""
+        return True
+
+    @property
     def num_classes(self) -> int:
         return FACTORS["shape"]
 
