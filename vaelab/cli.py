@@ -17,6 +17,9 @@ COMMANDS = {
     "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 
+OF_TRAINING = ("train", "bench")
+"""Commands that take all groups and keys of a training."""
+
 HELP = """vaelab: a lab for variational autoencoders
 
 usage: vaelab COMMAND [key=value ...]
@@ -77,5 +80,18 @@ def _complete(arguments: list[str]) -> int:
         return 0
     if word not in COMMANDS:
         return 0
+    if word not in OF_TRAINING:
+        print(" ".join(f"{key}=" for key in _keys(word) if key.startswith(rest.rpartition(" ")[2])))
+        return 0
     os.environ["COMP_LINE"] = f"{executable} {rest}"
     return importlib.import_module(COMMANDS[word][0]).main(arguments)
+
+
+def _keys(word: str) -> list[str]:
+    """The keys of a command whose config has no groups to choose from."""
+    import yaml
+
+    from vaelab.command import CONF
+
+    keys = yaml.safe_load((CONF / f"{word}.yaml").read_text())
+    return [key for key in keys if key not in ("defaults", "hydra", "runs")] + (["ood"] if word == "eval" else [])

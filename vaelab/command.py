@@ -99,7 +99,7 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
         return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1]
-        hint = _elsewhere(key) or _near(key, _keys(name, arguments))
+        hint = _elsewhere(key) or _near(key, [known for known in _keys(name, arguments) if known != key])
         return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
@@ -151,4 +151,4 @@ def _keys(name: str, arguments: list[str]) -> list[str]:
                 keys += walk(value, f"{prefix}{key}.")
         return keys
 
-    return walk(config, "") + groups
+    return walk(config, "") + [group for group in groups if group in config]

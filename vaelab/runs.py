@@ -29,7 +29,10 @@ def find(run: str | Path) -> Path:
         return max(configs, key=lambda path: path.stat().st_mtime_ns).parent
     path = Path(run)
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run: it has no config.yaml; give the folder that vaelab train printed")
+        if inside := sorted(path.glob("*/config.yaml")):
+            raise UserError(f"run={path} is a folder of {len(inside)} runs: give one of them, run={inside[0].parent}")
+        why = "it has no config.yaml" if path.is_dir() else "there is no such folder"
+        raise UserError(f"{path} is no run: {why}; give the folder that vaelab train printed")
     return path
 
 
@@ -58,8 +61,20 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 
 def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a run; empty if it has none yet."""
-    path = run / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(run / "summary.json", "restore it, or train again")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file. Raises UserError with the remedy if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of the encoding
+        raise UserError(f"{path} is damaged, it is no JSON: {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged, it is no JSON object: {remedy}")
+    return content
 
 
 def evaluation_path(run: Path, split: str) -> Path:
@@ -74,13 +89,7 @@ def write_evaluation(run: Path, evaluation: dict[str, Any]) -> None:
 
 def read_evaluation(run: Path, split: str) -> dict[str, Any]:
     """The evaluation of a split; empty if there is none. Raises UserError if the file is damaged."""
-    path = evaluation_path(run, split)
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: delete it, and run vaelab eval again") from error
+    return read_json(evaluation_path(run, split), "delete it, and run vaelab eval again")
 
 
 def _write(path: Path, text: str) -> None:
@@ -95,7 +104,7 @@ def checkpoint_path(run: Path, name: str) -> Path:
     path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
         others = [other.stem for other in path.parent.glob("*.ckpt")]
-        remedy = f"take {others[0]}.ckpt" if others else f"the run has no checkpoint; delete {run} and train again"
+        remedy = f"there is {others[0]}.ckpt (checkpoint={others[0]})" if others else "the run has none: train again"
         raise UserError(f"{path} does not exist: {remedy}")
     return path
 
@@ -114,7 +123,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is damaged, or holds more than tensors and plain data") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged: use the other checkpoint, or train again") from error
 
 
@@ -131,5 +140,8 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Mode
     saved = read_checkpoint(checkpoint_path(folder, checkpoint))
     check(config["model"], "model")
     model = build(config["model"], shape=tuple(saved["shape"]), num_classes=saved["num_classes"])
-    model.load_state_dict(saved["state_dict"])
+    try:
+        model.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{folder}: checkpoints/{checkpoint}.ckpt is of another model than config.yaml says") from error
     return model.to(device).eval()
