@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import vaelab
 from vaelab.cli import main
+from vaelab.config import build
 from vaelab.evaluate import SECTIONS
 from vaelab.evaluation.subject import Subject
+from vaelab.runs import read_config
 
 VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
 QUICK = ["importance_samples=8", "generated=100", "gap_images=8", "device=cpu"]
@@ -143,21 +146,165 @@ def test_a_section_that_was_asked_for_and_cannot_be_measured_is_an_error_after_t
     assert "reconstruction/mse_mean" in read(run)["figures"]
 
 
-def test_nan_codes_are_named_and_the_rest_is_measured(train, evaluate):
-    run = trained(train, "model=ae")
+@pytest.mark.parametrize(
+    ("arguments", "part", "lost", "left"),
+    [
+        (["model=ae"], "encoder", "labels", "likelihood"),
+        (["model=vae"], "encoder", "latents", None),
+        (["model=vae"], "decoder", "samples", "labels"),
+        (["model=vae", "dataset.binarize=static"], "decoder", "samples", "labels"),
+        (["model=vqvae", "network=conv"], "encoder", "codebook", None),
+    ],
+)
+def test_nan_is_named_and_the_rest_is_measured(train, evaluate, arguments, part, lost, left):
+    run = trained(train, *arguments)
     path = run / "checkpoints" / "best.ckpt"
     saved = torch.load(path, weights_only=True)
-    weights = saved["state_dict"]
-    name = next(n for n in weights if n.startswith("encoder") and n.endswith("bias") and weights[n].numel() == 20)
-    weights[name][3] = float("nan")
+    name = [n for n in saved["state_dict"] if n.startswith(part) and n.endswith("bias")][-1]
+    saved["state_dict"][name][0] = float("nan")
     torch.save(saved, path)
     code, _, err = evaluate(f"run={run}")
     assert code == 2
     assert "Traceback" not in err
-    assert "labels: " in err
+    assert f"{lost}: " in err
     assert "NaN" in err
-    assert read(run)["status"] == "finished"
-    assert not [name for name in read(run)["figures"] if name.startswith("reconstruction/")]
+    found = read(run)
+    assert found["status"] == "finished"
+    for section in ("reconstruction", lost, *(["likelihood"] if left != "likelihood" else [])):
+        assert not [figure for figure in found["figures"] if figure.startswith(f"{section}/")]
+    if left == "labels":
+        assert "labels/knn_accuracy" in found["figures"]
+
+
+def test_a_grey_range_moves_no_figure_that_is_in_unit_pixels(train, evaluate):
+    """The same weights on images in [-1, 1]: errors are given in [0, 1], bits in 256 levels."""
+    run = trained(train, "dataset.pixel_range=[-1,1]", "likelihood=gaussian", "model=cvae")
+    assert evaluate(f"run={run}", "sections=[likelihood,reconstruction,conditional]", "importance_samples=4")[0] == 0
+    figures, model = read(run)["figures"], vaelab.load(run)
+    config = read_config(run)
+    data = build(config["dataset"])
+    data.setup()
+    batch = data.as_model_sees(data.test.batch(torch.arange(80)))
+    error = ((model.reconstruct(batch.images, batch.labels) - batch.images) / 2).square().flatten(1).mean(1)
+    assert figures["reconstruction/mse_mean"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert figures["conditional/reconstruction_mse"] == pytest.approx(error.mean().item(), rel=1e-4)
+    bits = -figures["likelihood/log_p_hat"] / (64 * math.log(2)) + 7  # log2(256 / 2)
+    assert figures["likelihood/bits_per_dim"] == pytest.approx(bits)
+    assert figures["reconstruction/sampled_mse_mean"] > figures["reconstruction/mse_mean"]
+
+
+def test_sigma_and_mean_of_single_images_are_the_encoder_s(train, evaluate):
+    run = trained(train)
+    assert evaluate(f"run={run}", "sections=[latents]", "gap_images=7")[0] == 0
+    config = read_config(run)
+    data = build(config["dataset"])
+    data.setup()
+    mean, logvar = vaelab.load(run).encode(data.as_model_sees(data.test.batch(torch.arange(80))).images)
+    with np.load(run / "evaluation.npz") as arrays:
+        assert arrays["posterior_mean"] == pytest.approx(mean.detach().numpy(), abs=1e-5)
+        assert arrays["posterior_sigma"] == pytest.approx(logvar.detach().mul(0.5).exp().numpy(), abs=1e-5)
+    assert "posteriors of 7 images" in read(run)["protocols"]["latents"]
+    figures = read(run)["figures"]
+    parts = sum(figures[f"latents/kl_{part}"] for part in ("index_code_mi", "total_correlation", "dimension_wise"))
+    assert parts == pytest.approx(figures["latents/kl_aggregate"])
+    assert figures["latents/kl_dimension_wise"] < figures["latents/kl_index_code_mi"]
+
+
+def test_the_chosen_checkpoint_is_the_one_that_is_measured(train, evaluate):
+    run = trained(train, "trainer.max_epochs=3")
+    path = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"] = {n: torch.zeros_like(w) for n, w in saved["state_dict"].items()}
+    torch.save(saved, path)
+    assert evaluate(f"run={run}", "sections=[latents]")[0] == 0
+    best = read(run)
+    assert best["figures"]["latents/kl_aggregate"] > 0
+    assert best["checkpoint"]["epoch"] == json.loads((run / "summary.json").read_text())["best"]["epoch"]
+    assert evaluate(f"run={run}", "sections=[reconstruction]", "checkpoint=last")[0] == 0
+    last = read(run)
+    assert last["checkpoint"] == {"name": "last", "epoch": 3, "step": saved["global_step"]}
+    assert "latents/active" not in last["figures"]
+    with np.load(run / "evaluation.npz") as arrays:
+        assert "posterior_mean" not in arrays.files
+
+
+def test_probes_and_classifier_do_not_learn_from_what_they_are_asked(train, evaluate):
+    run = trained(train)
+    code, _, err = evaluate(f"run={run}", "split=train", "sections=[labels,samples]")
+    assert code == 2
+    assert err.count("learn from the training images") == 2
+
+
+def test_subsets_are_drawn_from_a_sorted_split(train, evaluate, tmp_path):
+    """A folder's images are sorted by class: the first ones are of one class."""
+    from PIL import Image
+
+    for label, level in (("dark", 30), ("light", 220)):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(150):
+            Image.new("L", (8, 8), level + i % 20).save(tmp_path / "pictures" / label / f"{i}.png")
+    options = ["dataset=folder", "dataset.root=pictures", "dataset.size=8", "dataset.channels=1"]
+    done = train(*options, "network=mlp_512_256", "trainer.max_epochs=1", small=False)
+    assert done.code == 0, done.err
+    from vaelab import measure, runs
+
+    numbers = {"seed": 0, "memory": 8, "importance_samples": 2, "generated": 10, "gap_images": 10}
+    options = {"checkpoint": "best", "split": "test", "device": "cpu", "root": None} | numbers
+    subject, _ = measure.prepare(done.run, runs.read_config(done.run), options)
+    few = subject.some(subject.own, 12)
+    assert len(few) == 12
+    labels = subject.known_of(few, "labels")
+    assert set(labels.tolist()) == {0, 1}
+    assert subject.drawn(100, 30).tolist() == sorted(set(subject.drawn(100, 30).tolist()))
+
+
+@pytest.mark.parametrize("binarize", ["none", "threshold", "static", "dynamic"])
+def test_the_same_data_set_is_no_anomaly(train, evaluate, binarize):
+    """Other images are binarised as the model's own: the area of a set against itself is 1/2."""
+    run = trained(train, f"dataset.binarize={binarize}", "dataset.image_shape=[1,8,8]", size=1000)
+    options = ["ood=fake", "ood.image_shape=[1,8,8]", "ood.size=1000", "ood.classes=5"]
+    assert evaluate(f"run={run}", "sections=[anomaly]", *options)[0] == 0
+    figures = read(run)["figures"]
+    for name in ("elbo", "log_p_hat", "reconstruction"):
+        assert figures[f"anomaly/auroc_{name}"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(train, evaluate, monkeypatch):
+    from vaelab.evaluation import sections
+
+    run = trained(train)
+    monkeypatch.setattr(sections, "reconstruction", lambda subject: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, out, _ = evaluate(f"run={run}")
+    assert code == 130
+    assert "sections=[reconstruction,disentanglement" in out
+    found = read(run)
+    assert found["status"] == "unfinished"
+    with np.load(run / "evaluation.npz") as arrays:
+        assert arrays["elbo"].mean() == pytest.approx(found["figures"]["likelihood/elbo"])
+        assert set(arrays.files) == {name for names in found["arrays"].values() for name in names}
+    monkeypatch.undo()
+    assert not list(run.glob("*.tmp"))
+
+
+def test_arrays_belong_to_the_figures_beside_them(train, evaluate):
+    run = trained(train)
+    assert evaluate(f"run={run}", "sections=[likelihood,reconstruction]")[0] == 0
+    assert evaluate(f"run={run}", "sections=[likelihood]", "importance_samples=1")[0] == 0
+    with np.load(run / "evaluation.npz") as arrays:
+        assert arrays["log_p_hat"].mean() == pytest.approx(read(run)["figures"]["likelihood/log_p_hat"])
+        assert arrays["mse"].mean() == pytest.approx(read(run)["figures"]["reconstruction/mse_mean"])
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation.npz"])
+def test_a_damaged_evaluation_is_said_before_any_work(train, evaluate, name):
+    run = trained(train)
+    assert evaluate(f"run={run}", "sections=[reconstruction]")[0] == 0
+    (run / name).write_text("[]")
+    code, out, err = evaluate(f"run={run}")
+    assert code == 2
+    assert f"{name} is damaged" in err
+    assert "delete it" in err
+    assert "mse" not in out
 
 
 def test_factors_are_measured_where_the_data_has_them(train, evaluate):
@@ -176,6 +323,7 @@ def test_other_images_are_told_from_its_own(train, evaluate):
     found = read(run)["figures"]
     assert found["anomaly/auroc_elbo"] > 0.9
     assert found["anomaly/auroc_log_p_hat"] > 0.9
+    assert found["anomaly/auroc_reconstruction"] > 0.9
     assert "Digits" in read(run)["protocols"]["anomaly"]
 
 
@@ -184,11 +332,15 @@ def test_other_images_are_told_from_its_own(train, evaluate):
     [
         (["run=nowhere"], "nowhere is no run"),
         (["run=last"], "no run with a checkpoint"),
+        (["run=null"], "run=null: name a run folder"),
+        (["run=."], "is a folder of 1 runs: give one of them, run=inside"),
         (["split=all"], "split=all: must be test, val or train"),
-        (["importance_samples=0"], "importance_samples=0: must be an integer of 1 or more"),
+        (["importance_samples=0"], "importance_samples=0: must be an integer from 1 to 1000000"),
         (["sections=[likelyhood]"], "did you mean likelihood?"),
         (["sections=likelihood"], "must be a list"),
         (["importance_sample=3"], "did you mean importance_samples?"),
+        (["+samples=3"], "samples: no such key"),
+        (["seed=99999999999"], "seed=99999999999: must be an integer from 0"),
         (["device=cuda:99"], "device=cuda:99: it cannot be used here"),
         (["ood=mnits"], "no such option"),
         (["ood=sprites"], "the model takes 1 x 8 x 8"),
@@ -198,6 +350,8 @@ def test_other_images_are_told_from_its_own(train, evaluate):
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(train, evaluate, arguments, words):
+    if arguments == ["run=."]:
+        assert train("run.dir=inside").code == 0
     run = [] if arguments[0].startswith("run=") else [f"run={trained(train, 'dataset.val_size=0')}"]
     code, _, err = evaluate(*run, *arguments)
     assert code == 2
@@ -216,13 +370,13 @@ def test_a_damaged_or_missing_checkpoint_is_said(train, evaluate):
     path.unlink()
     code, _, err = evaluate(f"run={run}")
     assert code == 2
-    assert "best.ckpt does not exist: take last.ckpt" in err
+    assert "best.ckpt does not exist: there is last.ckpt (checkpoint=last)" in err
     assert not (run / "evaluation.json").exists()
 
 
 def test_encodings_are_computed_once(train, evaluate, monkeypatch):
     run, passes = trained(train), []
     encode = Subject.encode
-    monkeypatch.setattr(Subject, "encode", lambda self, split: passes.append(split) or encode(self, split))
+    monkeypatch.setattr(Subject, "encode", lambda self, part: passes.append(part.name) or encode(self, part))
     assert evaluate(f"run={run}", "sections=[latents,reconstruction,labels]")[0] == 0
-    assert len(passes) == 2  # the split, and the training images of the probes
+    assert passes == ["test", "train"]  # the latter for the probes

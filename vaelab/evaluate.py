@@ -22,8 +22,15 @@ SECTIONS = {
 }
 """The sections in their order, and where the function of each is."""
 SPLITS, CHECKPOINTS = ("test", "val", "train"), ("best", "last")
-LEAST = {"importance_samples": 1, "generated": 100, "gap_images": 2, "memory": 1, "seed": 0}
-"""Integers among the options, and the smallest that each can be."""
+BOUNDS = {
+    "importance_samples": (1, 10**6),
+    "generated": (2, 10**6),
+    "gap_images": (2, 10**6),
+    "memory": (1, 10**6),
+    "seed": (0, 2**32 - 1),
+}
+"""Integers among the options, and the least and the greatest that each can be."""
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
@@ -52,18 +59,25 @@ def job(config: Any) -> None:
     _check(options)
     run = runs.find(options["run"])
     saved = runs.read_config(run)
-    other, given = options.get("ood"), HydraConfig.get().overrides.task
-    if other and "root" in other and not any(o.lstrip("+").startswith("ood.root=") for o in given):
-        other["root"] = options["root"] or saved["dataset"].get("root", other["root"])
+    if options.get("ood"):
+        given = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
+        _find_other(options["ood"], given, options["root"], saved["dataset"])
     from vaelab import measure
 
     subject, about = measure.prepare(run, saved, options)
     evaluation, failed = measure.measure(run, subject, about, _chosen(options))
-    print(measure.table(evaluation))
     print(f"evaluation: {runs.evaluation_path(run, options['split'])}")
-    wrong = [s for s in evaluation["skipped"] if s in failed or s in (options["sections"] or [])]
-    if wrong:
+    asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
+    if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
         raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
+
+
+def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: dict[str, Any]) -> None:
+    """Where the other data set lies, unless the user has said it: beside the run's own; nothing is downloaded."""
+    if "download" in other and "ood.root" not in given and "download" in own:
+        other["root"] = root or own["root"]
+    if "download" in other and "ood.download" not in given:
+        other["download"] = False
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, str]:
@@ -74,6 +88,10 @@ def _chosen(options: dict[str, Any]) -> dict[str, str]:
 
 def _check(options: dict[str, Any]) -> None:
     """Raises UserError for a value that cannot be."""
+    if unknown := sorted(options.keys() - KEYS):
+        raise UserError(f"{unknown[0]}: no such key; vaelab eval --help lists them")
+    if options["run"] is None:
+        raise UserError("run=null: name a run folder, or take run=last")
     for key, known in (("split", SPLITS), ("checkpoint", CHECKPOINTS)):
         if options[key] not in known:
             raise UserError(f"{key}={options[key]}: must be {', '.join(known[:-1])} or {known[-1]}")
@@ -85,6 +103,6 @@ def _check(options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), SECTIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
-    for key, least in LEAST.items():
-        if not isinstance(options[key], int) or isinstance(options[key], bool) or options[key] < least:
-            raise UserError(f"{key}={options[key]}: must be an integer of {least} or more")
+    for key, (least, most) in BOUNDS.items():
+        if not isinstance(options[key], int) or isinstance(options[key], bool) or not least <= options[key] <= most:
+            raise UserError(f"{key}={options[key]}: must be an integer from {least} to {most}")

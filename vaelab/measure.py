@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import torch
 from vaelab import __version__, runs
 from vaelab.config import build, check
 from vaelab.errors import UserError
-from vaelab.evaluation.diagnosis import diagnose_evaluation
+from vaelab.evaluation.diagnosis import diagnose_evaluation, verdicts
 from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
 from vaelab.quiet import quieten
-from vaelab.summary import number
+from vaelab.summary import number, wrapped
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
 """Options of a data set that its images do not depend on."""
 KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject")
 """What has to be the same for an earlier evaluation's sections to stay in the file."""
+WIDTH = 24
+"""Of the column of names."""
 
 
 def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[Subject, dict[str, Any]]:
@@ -67,7 +70,8 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
             "data": {name: value for name, value in identity.items() if name != "root"},
             "likelihood": type(model.likelihood).__name__,
             "log_likelihood_is": model.likelihood.density(data.binary),
-            **{name: float(getattr(model, name)) if hasattr(model, name) else None for name in ("beta", "capacity")},
+            "conditional": model.conditional,
+            "scheduled": {name: float(getattr(model, name)) for name in model.scalars},
         },
     }
     return Subject(model, data, part, identity, settings, other), about
@@ -108,102 +112,142 @@ def _data(config: dict[str, Any], key: str, model: Any) -> Any:
 def measure(
     run: Path, subject: Subject, about: dict[str, Any], sections: dict[str, str]
 ) -> tuple[dict[str, Any], set[str]]:
-    """Measures the sections, name and module of each, and writes the evaluation after every one.
+    """Measures the sections, name and module of each; prints and writes each as soon as it is done.
 
     Sections of an earlier evaluation of the same weights and images are kept. Returns the evaluation,
     and the sections that should have been measured but failed; why is in its `skipped`.
     """
-    evaluation, failed = _begun(run, about), set()
-    with torch.no_grad():
-        for name, module in sections.items():
-            started = time.monotonic()
-            _forget(evaluation, name)
-            subject.seed(name)
-            try:
-                section = getattr(importlib.import_module(module), name)(subject)
-                _add(evaluation, name, section)
-                _write_per_image(run, subject, section.per_image)
-            except (Unsupported, UserError, ValueError) as reason:
-                evaluation["skipped"][name] = str(reason)
-                failed |= set() if isinstance(reason, Unsupported) else {name}
-            evaluation["seconds"][name] = round(time.monotonic() - started, 2)
-            runs.write_evaluation(run, evaluation)
+    evaluation, fresh = _begun(run, about)
+    failed, path, done = set(), _per_image_path(run, subject.part), 0
+    print(heading(evaluation, kept=[name for name in evaluation["protocols"] if name not in sections]), flush=True)
+    try:
+        with torch.no_grad():
+            for done, (name, module) in enumerate(sections.items()):  # noqa: B007
+                started = time.monotonic()
+                subject.seed(name)
+                try:
+                    section = getattr(importlib.import_module(module), name)(subject)
+                    _check_finite(section)
+                except (Unsupported, UserError, ValueError) as reason:
+                    section, failed = None, failed | (set() if isinstance(reason, Unsupported) else {name})
+                    evaluation["skipped"][name] = str(reason)
+                if fresh:
+                    path.unlink(missing_ok=True)  # of other weights
+                    fresh = False
+                _replace(evaluation, name, section, path)
+                evaluation["seconds"][name] = round(time.monotonic() - started, 2)
+                runs.write_evaluation(run, evaluation)
+                if section:
+                    print("\n".join(section_lines(evaluation, name)), flush=True)
+    except KeyboardInterrupt:
+        rest = ",".join(list(sections)[done:])
+        print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
+        raise
     findings = diagnose_evaluation(evaluation["figures"], evaluation["vectors"], evaluation["subject"])
-    evaluation |= {"status": "finished", "findings": [finding._asdict() for finding in findings]}
+    evaluation |= {
+        "status": "finished",
+        "findings": [finding._asdict() for finding in findings],
+        "verdicts": verdicts(evaluation["figures"], findings),
+    }
     runs.write_evaluation(run, evaluation)
+    print(closing(evaluation))
     return evaluation, failed
 
 
-def _begun(run: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The evaluation to fill, with the sections that an earlier one has measured of the same."""
-    empty: dict[str, Any] = {"figures": {}, "vectors": {}, "protocols": {}, "skipped": {}, "seconds": {}}
+def _begun(run: Path, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The evaluation to fill, with the sections that an earlier one has measured of the same; whether there is none."""
+    path = _per_image_path(run, about["split"])
+    if path.is_file():
+        _read_arrays(path)
+    empty: dict[str, Any] = {"figures": {}, "vectors": {}, "arrays": {}, "protocols": {}, "skipped": {}, "seconds": {}}
     before = runs.read_evaluation(run, about["split"])
-    if any(before.get(name) != about[name] for name in KEPT):
-        before = {}
-        _per_image_path(run, about["split"]).unlink(missing_ok=True)
-    return about | {name: before.get(name, value) for name, value in empty.items()} | {"findings": []}
+    fresh = any(before.get(name) != about[name] for name in KEPT)
+    kept = empty if fresh else {name: before.get(name, value) for name, value in empty.items()}
+    return about | kept | {"findings": [], "verdicts": {}}, fresh
 
 
-def _forget(evaluation: dict[str, Any], section: str) -> None:
-    """Takes out what an earlier evaluation has of a section."""
+def _check_finite(section: Section) -> None:
+    for name, value in section.figures.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+
+
+def _replace(evaluation: dict[str, Any], name: str, section: Section | None, path: Path) -> None:
+    """Puts what was measured, None if nothing was, in the place of what an earlier evaluation has of a section."""
     for kind in ("figures", "vectors"):
-        for name in [n for n in evaluation[kind] if n.startswith(f"{section}/")]:
-            del evaluation[kind][name]
-    for kind in ("protocols", "skipped"):
-        evaluation[kind].pop(section, None)
-
-
-def _add(evaluation: dict[str, Any], name: str, section: Section) -> None:
-    if wrong := [key for key, value in section.figures.items() if not math.isfinite(value)]:
-        raise ValueError(f"{wrong[0]} is {section.figures[wrong[0]]}")
-    evaluation["figures"] |= {f"{name}/{key}": float(value) for key, value in section.figures.items()}
-    evaluation["vectors"] |= {f"{name}/{key}": value.tolist() for key, value in section.vectors.items()}
-    evaluation["protocols"][name] = section.protocol
+        for old in [key for key in evaluation[kind] if key.startswith(f"{name}/")]:
+            del evaluation[kind][old]
+    gone = evaluation["arrays"].pop(name, [])
+    evaluation["protocols"].pop(name, None)
+    found = {}
+    if section:
+        evaluation["skipped"].pop(name, None)
+        evaluation["figures"] |= {f"{name}/{key}": float(value) for key, value in section.figures.items()}
+        evaluation["vectors"] |= {f"{name}/{key}": value.tolist() for key, value in section.vectors.items()}
+        evaluation["protocols"][name] = section.protocol
+        found = {key: values.cpu().numpy() for key, values in section.per_image.items()}
+    if found:
+        evaluation["arrays"][name] = list(found)
+    if gone or found:
+        _write_arrays(path, {key: v for key, v in _read_arrays(path).items() if key not in gone} | found)
 
 
 def _per_image_path(run: Path, split: str) -> Path:
+    """Where the values of single images are: an entry per image, in the order of the split."""
     return runs.evaluation_path(run, split).with_suffix(".npz")
 
 
-def _write_per_image(run: Path, subject: Subject, found: dict[str, torch.Tensor]) -> None:
-    """evaluation.npz: what was found of every image, in the order of the split, beside what was there before."""
-    if not found:
-        return
-    path = _per_image_path(run, subject.part)
-    arrays: dict[str, Any] = {name: values.cpu().numpy() for name, values in found.items()}
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as before:
-            arrays = {name: before[name] for name in before.files} | arrays
-    if subject.labels is not None:
-        arrays["labels"] = subject.labels.numpy()
+def _read_arrays(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: delete it, and run vaelab eval again") from error
+
+
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     partial = path.with_suffix(".npz.tmp")
     with partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     os.replace(partial, path)
 
 
-def table(evaluation: dict[str, Any]) -> str:
-    """The figures by section, each with its standard error if it has one, what was left out and what is wrong."""
-    figures, point = evaluation["figures"], evaluation["checkpoint"]
-    images = f"{evaluation['images']:,} images of {evaluation['split']}"
-    lines = [f"{evaluation['run']}, {point['name']} checkpoint (epoch {point['epoch']}), {images}"]
-    width = max((len(name.partition("/")[2]) for name in figures), default=0)
-    for section in evaluation["protocols"]:
-        lines += ["", section]
-        own = {name.partition("/")[2]: value for name, value in figures.items() if name.startswith(f"{section}/")}
-        for name, value in own.items():
-            if (name.endswith("_se") and name.removesuffix("_se") in own) or (name == "dimensions" and "active" in own):
-                continue  # beside the figure that they belong to
-            error = f" ± {number(own[f'{name}_se'])}" if f"{name}_se" in own else ""
-            of = f" of {own['dimensions']:.0f}" if name == "active" else ""
-            lines.append(f"  {name:{width}} {_shown(value):>11}{error}{of}")
+# --- what is printed --------------------------------------------------------------------------
+
+
+def heading(evaluation: dict[str, Any], kept: list[str]) -> str:
+    """What is measured, and which sections of an earlier evaluation stay."""
+    point, images = evaluation["checkpoint"], f"{evaluation['images']:,} images of {evaluation['split']}"
+    first = f"{evaluation['run']}, {point['name']} checkpoint (epoch {point['epoch']}), {images}"
+    return first + (f"; kept from before: {', '.join(kept)}" if kept else "")
+
+
+def section_lines(evaluation: dict[str, Any], section: str) -> list[str]:
+    """The figures of a section, each with its standard error if it has one."""
+    start = f"{section}/"
+    own = {name.removeprefix(start): v for name, v in evaluation["figures"].items() if name.startswith(start)}
+    lines = ["", f"{section} ({evaluation['seconds'][section]:.1f} s)"]
+    for name, value in own.items():
+        if (name.endswith("_se") and name.removesuffix("_se") in own) or (name == "dimensions" and "active" in own):
+            continue  # beside the figure that they belong to
+        error = f" ± {number(own[f'{name}_se'])}" if f"{name}_se" in own else ""
+        of = f" of {own['dimensions']:.0f}" if name == "active" else ""
+        shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else number(value)
+        lines.append(f"  {name:{WIDTH}} {shown:>11}{error}{of}")
+    return lines
+
+
+def closing(evaluation: dict[str, Any]) -> str:
+    """What was left out, the verdicts and what is wrong."""
+    lines = []
     if evaluation["skipped"]:
-        lines += ["", "left out", *(f"  {name}: {reason}" for name, reason in evaluation["skipped"].items())]
+        lines += ["", "left out", *(wrapped(f"{name}: {why}") for name, why in evaluation["skipped"].items())]
+    if evaluation["verdicts"]:
+        lines += ["", "verdicts", *(f"  {name}: {verdict}" for name, verdict in evaluation["verdicts"].items())]
     if evaluation["findings"]:
         lines += ["", "findings"]
-        lines += [f"  {f['code']}: {f['evidence']}\n    remedy: {f['remedy']}" for f in evaluation["findings"]]
-    return "\n".join(lines)
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else number(value)
+        for found in evaluation["findings"]:
+            lines += [wrapped(f"{found['code']}: {found['evidence']}"), wrapped(f"remedy: {found['remedy']}", indent=4)]
+    return "\n".join([*lines, ""])

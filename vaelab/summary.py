@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,19 @@ def table(summary: dict[str, Any]) -> str:
 def number(value: float) -> str:
     """A figure as tables show it."""
     return f"{value:.3f}" if 0.01 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """A paragraph as wide as the terminal, indented."""
+    width, space = shutil.get_terminal_size((100, 24)).columns, " " * indent
+    return textwrap.fill(
+        text,
+        max(width, 40),
+        initial_indent=space,
+        subsequent_indent=f"{space}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:

@@ -16,6 +16,8 @@ from vaelab.evaluation.subject import Part, Section, Subject, Unsupported, to_by
 
 PROBED = 10_000
 """Images that probes learn from, or that disentanglement is measured on, at most."""
+BINS = 20
+"""Of a dimension, for its mutual information with the label; fewer images have none."""
 NEIGHBOURS, BALL = 10, 3
 """Neighbours that vote on a label; neighbours that a ball of precision and recall reaches to."""
 JUDGED = 60_000
@@ -53,18 +55,19 @@ def labels(subject: Subject) -> Section:
     known = subject.some(subject.of("train"), PROBED)
     learnt = subject.encode(known)[0].cpu().numpy(), _labels(subject, known).numpy()
     asked = codes.cpu().numpy(), subject.labels.numpy()
-    information = torch.as_tensor(label_information(*asked))
+    informed = len(codes) >= BINS
+    information = torch.as_tensor(label_information(*asked, BINS)) if informed else torch.empty(0)
     return Section(
         {
-            "mutual_information_max": information.max().item(),
+            **({"mutual_information_max": information.max().item()} if informed else {}),
             "linear_probe_accuracy": linear_probe(*learnt, *asked),
             "knn_accuracy": knn_accuracy(*learnt, *asked, NEIGHBOURS),
             "chance": subject.labels.bincount().max().item() / len(codes),
         },
         f"Posterior means, or codes. Probes learn from {len(known):,} training images: logistic regression on "
         f"standardised codes, {NEIGHBOURS} nearest neighbours. Mutual information of each dimension with the label, "
-        "nats: 20 bins of equal mass, Miller-Madow correction. Chance: the most frequent class.",
-        {"mutual_information": information},
+        f"nats: {BINS} bins of equal mass, Miller-Madow correction. Chance: the most frequent class.",
+        {"mutual_information": information} if informed else {},
     )
 
 
@@ -133,8 +136,8 @@ def samples(subject: Subject) -> Section:
         protocol += (
             "In the features of a small classifier trained on this data, so frechet is not Inception's FID and "
             f"compares models of the same data only; precision and recall by balls to the {BALL} nearest "
-            f"(Kynkäänniemi et al. 2019); _real: the same with {len(others.get('_real', [])):,} images of {held_out.name} "
-            "instead of generated ones. "
+            "(Kynkäänniemi et al. 2019); _real: of "
+            f"{len(others.get('_real', [])):,} images of {held_out.name} in place of the generated ones. "
         )
     for name, queries in (("generated", drawn), ("reconstructed", torch.cat(redrawn)), ("real", real)):
         queries = queries[subject.drawn(len(queries), SOUGHT)]

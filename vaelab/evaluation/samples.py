@@ -44,8 +44,11 @@ def as_data(means: Tensor, pixel_range: tuple[float, float], binary: bool) -> Te
     Grey data: the means themselves, as is usual, although a draw from p(x|z) would be noisier. Binary
     data: each pixel is drawn with its mean as probability, which is p(x|z) of a Bernoulli likelihood;
     a grey mean would be unlike all data whatever the model. Draws from the global generators.
+    Raises ValueError for means that are not finite.
     """
     images = to_unit(means, pixel_range)
+    if not images.isfinite().all():
+        raise ValueError("pixels of the model's images are NaN or infinite")
     return torch.bernoulli(images) if binary else images
 
 
