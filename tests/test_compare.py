@@ -18,9 +18,13 @@ import yaml
 from scipy import stats
 
 from vaelab.cli import main
-from vaelab.evaluation import compared, comparison, tables
+from vaelab.errors import UserError
+from vaelab.evaluation import compared, comparison, notes, rules, tables
+from vaelab.evaluation.rate_distortion import rate_distortion
 
 ELBO, MSE, LOSS = "likelihood/elbo", "reconstruction/mse_mean", "training/loss"
+LOG_P = "likelihood/log_p_hat"
+K = "figures:likelihood/importance_samples"
 OPTIONS = {"vaelab.models.VAE": "vae", "vaelab.models.BetaVAE": "beta", "vaelab.likelihoods.Bernoulli": "bernoulli"}
 
 CONFIG = {
@@ -54,6 +58,7 @@ EVALUATION = {
     "split": "test",
     "checkpoint": {"name": "best", "epoch": 4},
     "images": 359,
+    "subject": {"conditional": False, "scheduled": {}},
     "figures": {ELBO: -25.5, "likelihood/log_p_hat": -25.0, "likelihood/importance_samples": 500, MSE: 0.05},
     "protocols": {"likelihood": "500 samples"},
 }
@@ -76,7 +81,7 @@ def with_seed(seed: int) -> dict:
 
 
 def run(name="x", config=None, summary=None, evaluation=None, split="test") -> compared.Run:
-    measured = None if evaluation is None else changed(EVALUATION, evaluation)
+    measured = {} if evaluation is None else changed(EVALUATION, evaluation)
     parts = changed(CONFIG, config or {}), changed(SUMMARY, summary or {}), measured
     return compared.describe(name, *parts, split, OPTIONS)
 
@@ -182,8 +187,6 @@ def test_training_and_evaluation_have_the_same_names():
     assert trained.figures[ELBO] == -26
     assert evaluated.figures[ELBO] == -25.5
     assert evaluated.figures[LOSS] == 26
-    vq = run("c", evaluation={"figures": {"likelihood/distortion": 7.0}})
-    assert vq.figures["likelihood/reconstruction"] == 7
 
 
 def test_another_checkpoint_is_another_row_and_leaves_no_figures_of_the_best():
@@ -202,7 +205,7 @@ APART = {
     "data: images": ({}, {"data:test": 100}, {"images": 100}),
     "likelihood": ({"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"}, {}, {}),
     "likelihood: density": ({}, {"objective:log_likelihood_is": "not a density: x"}, {}),
-    "condition": ({"model:label_dim": 10}, {}, {}),
+    "condition": ({}, {}, {"subject:conditional": True}),
     "reduction": ({}, {"objective:reduction": "mean"}, {}),
     "objective": ({"model:_target_": "vaelab.models.BetaVAE"}, {}, {}),
     "objective: weight": ({"model:beta": 2.0}, {}, {}),
@@ -214,12 +217,14 @@ APART = {
 CONCERNED = {
     LOSS: {"objective", "data", "likelihood", "condition", "reduction"},
     ELBO: {"data", "likelihood", "condition", "reduction"},
-    "likelihood/reconstruction": {"data", "likelihood", "condition", "reduction"},
+    "likelihood/reconstruction": {"objective", "data", "likelihood", "condition", "reduction"},
     "likelihood/log_p_hat": {"data", "likelihood", "condition", "reduction", "importance_samples"},
     "likelihood/bits_per_dim": {"data", "likelihood", "condition", "reduction", "importance_samples"},
-    MSE: {"data"},
-    "disentanglement/mig": {"data"},
-    "samples/frechet": {"data"},
+    MSE: {"data", "condition"},
+    "reconstruction/sampled_mse_median": {"data", "condition"},
+    "disentanglement/mig": {"data", "condition"},
+    "samples/frechet": {"data", "condition"},
+    "samples/recall": {"data", "condition"},
     "anomaly/auroc_elbo": {"data"},
 }
 
@@ -243,7 +248,7 @@ def test_only_what_agrees_is_ranked(case, figure):
 
 def test_neither_end_of_a_rate_is_better():
     rows = rows_of(beta(1, kl=1.0), beta(2, kl=2.0))
-    assert comparison.rank(rows, "likelihood/kl") == (set(), set(), [])
+    assert comparison.rank(rows, "likelihood/kl") == (set(), set(), [], [])
 
 
 def test_protocols_must_agree():
@@ -254,16 +259,116 @@ def test_protocols_must_agree():
     assert comparison.rank(rows_of(measured("a", "p", 2), measured("b", "p", 3)), "samples/frechet").best
     ranking = comparison.rank(rows_of(measured("a", "p", 2), measured("b", "q", 3)), "samples/frechet")
     assert not ranking.best
-    assert ranking.refused == [("protocol", "protocol=p and q")]
+    assert ranking.refused == [("protocol", "different protocols")]
 
 
-def test_a_row_whose_own_seeds_disagree_is_not_ranked():
+def test_a_row_whose_own_seeds_disagree_has_no_mean():
     """Means over importance bounds of different K are of nothing."""
-    other = {"figures:likelihood/importance_samples": 50}
-    mixed = [run("a", evaluation={}), run("b", with_seed(1), evaluation=other)]
-    rows = rows_of(*mixed, run("c", {"model:latent_dim": 7}, evaluation={}))
-    assert not comparison.rank(rows, "likelihood/log_p_hat").best
-    assert comparison.rank(rows, ELBO).best
+    mixed = [run("a", evaluation={}), run("b", with_seed(1), evaluation={K: 50})]
+    for others in ([], [run("c", {"model:latent_dim": 7}, evaluation={})]):
+        rows = rows_of(*mixed, *others)
+        (i,) = [i for i, row in enumerate(rows) if row.mixed]
+        assert LOG_P not in rows[i].figures
+        assert rows[i].mixed[LOG_P] == ("importance_samples", "importance_samples=50 and 500", 2)
+        assert rows[i].figures[ELBO].n == 2  # which K draws do not change
+        assert not comparison.rank(rows, LOG_P).best
+        assert bool(comparison.rank(rows, ELBO).best) is bool(others)
+        assert [row.figures[LOG_P].n for j, row in enumerate(rows) if j != i] == [1] * len(others)
+
+
+def test_evaluated_figures_are_not_averaged_with_those_of_trainings_end():
+    """The images that training's end was limited to are no reason either: its figures are not looked at."""
+    limited = {"trainer:limit_test_batches": 2}
+    runs = [run(f"r{i}", with_seed(i) | limited, evaluation={} if i < 2 else None) for i in range(3)]
+    (row,) = rows_of(*runs)
+    assert row.figures[ELBO] == comparison.interval([-25.5, -25.5])
+    assert row.figures[LOSS].n == 3  # of training's end in all three
+    assert not row.mixed
+    rows = rows_of(*runs, run("whole", {"model:latent_dim": 7}, evaluation={}))
+    assert comparison.rank(rows, ELBO).best  # an evaluation is of all images
+    assert [why for why, _ in comparison.rank(rows, LOSS).refused] == ["data"]
+
+
+@pytest.mark.parametrize(("epoch", "by", "expected"), [(4, "val/elbo", -25.5), (5, "val/elbo", -26), (5, None, -25.5)])
+def test_an_evaluation_of_replaced_weights_is_left_aside(epoch, by, expected):
+    found = run("a", summary={"best:epoch": epoch, "best:by": by}, evaluation={})
+    assert found.figures[ELBO] == expected
+    assert found.outdated is (expected == -26)
+    assert bool(found.evaluated) is not found.outdated
+    last = run("a", summary={"best:epoch": 9}, evaluation={"checkpoint:name": "last"})
+    assert not last.outdated
+
+
+def test_labels_are_not_read_off_codes_that_were_given_them():
+    """Not across models, and not among those that were given them; the others are ranked all the same."""
+    figure = "labels/linear_probe_accuracy"
+    runs = [
+        run(
+            f"{given}{i}",
+            {"model:latent_dim": i + 10 * given},
+            {},
+            {f"figures:{figure}": i, "subject:conditional": given},
+        )
+        for given, i in itertools.product((False, True), (1, 2))
+    ]
+    rows = rows_of(*runs)
+    (best,) = comparison.rank(rows, figure).best
+    assert rows[best].runs[0].name == "False2"
+    assert [why for why, _ in comparison.rank(rows, figure).refused] == ["label"]
+
+
+def test_the_config_says_what_is_conditional_where_the_evaluation_does_not():
+    of_config = run("a", {"model:label_dim": 10})
+    of_older = run("b", {"model:label_dim": 10}, evaluation={"subject": {}})
+    assert {r.aspect("condition", ELBO)["condition"] for r in (of_config, of_older)} == {"label"}
+    assert run("c").aspect("condition", ELBO) == {"condition": "none"}
+
+
+WRITTEN = {
+    "max": (
+        *("likelihood/elbo", "likelihood/log_p_hat", "disentanglement/beta_vae", "disentanglement/factor_vae"),
+        *("disentanglement/mig", "disentanglement/sap", "disentanglement/dci_disentanglement"),
+        *("disentanglement/dci_completeness", "disentanglement/dci_informativeness", "disentanglement/modularity"),
+        *("disentanglement/explicitness", "labels/linear_probe_accuracy", "labels/knn_accuracy"),
+        *("conditional/sample_accuracy", "samples/precision", "samples/recall"),
+        *("anomaly/auroc_elbo", "anomaly/auroc_log_p_hat", "anomaly/auroc_reconstruction"),
+    ),
+    "min": (
+        *("likelihood/reconstruction", "likelihood/bits_per_dim", "samples/frechet", "training/loss"),
+        *("reconstruction/mse_mean", "reconstruction/mse_median"),
+        *("reconstruction/sampled_mse_mean", "reconstruction/sampled_mse_median"),
+    ),
+    "": (
+        *("likelihood/importance_samples", "likelihood/kl", "likelihood/effective_samples", "likelihood/elbo_se"),
+        *("likelihood/log_p_hat_se", "likelihood/reconstruction_se", "likelihood/kl_se"),
+        *("likelihood/rate_uniform_bits", "likelihood/rate_empirical_bits", "likelihood/rate_positional_bits"),
+        *("latents/active", "latents/dimensions", "latents/images", "latents/kl_index_code_mi"),
+        *("latents/kl_total_correlation", "latents/kl_dimension_wise", "latents/kl_aggregate"),
+        *("latents/amortisation_gap", "latents/kl_index_code_mi_se", "latents/kl_total_correlation_se"),
+        *("latents/kl_dimension_wise_se", "latents/kl_aggregate_se", "latents/amortisation_gap_se"),
+        *("reconstruction/mse_std", "reconstruction/mse_min", "reconstruction/mse_max"),
+        *("reconstruction/sampled_mse_std", "reconstruction/sampled_mse_min", "reconstruction/sampled_mse_max"),
+        *("labels/mutual_information_max", "labels/chance", "codebook/codes", "codebook/dead", "codebook/usage"),
+        *("codebook/perplexity", "codebook/drawn", "conditional/classifier_accuracy", "conditional/chance"),
+        *("conditional/reconstruction_mse", "conditional/label_swap_mse", "conditional/label_swap_ratio"),
+        *("conditional/label_swap_followed", "conditional/latent_swap_mse", "conditional/latent_swap_ratio"),
+        *("conditional/label_in_z_accuracy", "conditional/label_in_z_chance", "samples/images"),
+        *("samples/frechet_real", "samples/precision_real", "samples/recall_real", "samples/nearest_generated"),
+        *("samples/nearest_reconstructed", "samples/nearest_real", "anomaly/images", "anomaly/auroc_elbo_se"),
+        *("anomaly/auroc_log_p_hat_se", "anomaly/auroc_reconstruction_se", "training/beta", "training/capacity_gap"),
+    ),
+}
+"""Every figure that vaelab eval writes, and some of training's, by the end that is better."""
+
+
+@pytest.mark.parametrize(("figure", "better"), [(name, better) for better, names in WRITTEN.items() for name in names])
+def test_every_figure_has_its_direction(figure, better):
+    assert rules.rule(figure).better == better
+    if better and figure != LOSS:
+        one, two = ({f"figures:{figure}": value} for value in (1.0, 2.0))
+        rows = rows_of(run("a", evaluation=one), run("b", {"model:latent_dim": 30}, evaluation=two))
+        (i,) = comparison.rank(rows, figure).best
+        assert rows[i].figures[figure].mean == {"max": 2, "min": 1}[better]
 
 
 def test_within_each_comparable_set_the_best_is_marked():
@@ -277,13 +382,11 @@ def test_within_each_comparable_set_the_best_is_marked():
     assert best == [1, 1]
 
 
-@pytest.mark.parametrize(("figure", "best"), [(ELBO, 2), ("likelihood/reconstruction", 1)])
-def test_best_is_the_right_end(figure, best):
-    key = {ELBO: "elbo", "likelihood/reconstruction": "reconstruction"}[figure]
-    rows = rows_of(beta(1, **{key: 1.0}), beta(2, **{key: 2.0}))
-    (i,) = comparison.rank(rows, figure).best
-    assert rows[i].settings["model.beta"] == best
-    assert comparison.ordered(rows, figure)[0] is rows[i]
+def test_best_is_the_right_end():
+    rows = rows_of(beta(1, elbo=1.0), beta(2, elbo=2.0))
+    (i,) = comparison.rank(rows, ELBO).best
+    assert rows[i].settings["model.beta"] == 2
+    assert comparison.ordered(rows, ELBO)[0] is rows[i]
 
 
 def seeds(latents: int, *elbos: float) -> list[compared.Run]:
@@ -319,7 +422,7 @@ def test_dominated_points_are_marked():
         beta(b, kl=r, reconstruction=d) for b, r, d in ((8, 1, 30), (4, 2, 20), (3, 2.5, 25), (2, 4, 20), (1, 5, 9))
     ]
     rows = rows_of(*runs)
-    (curve,) = comparison.rate_distortion(rows)
+    (curve,) = rate_distortion(rows)
     assert [rows[point.index].settings["model.beta"] for point in curve] == [8, 4, 3, 2, 1]
     assert [point.dominated for point in curve] == [False, False, True, True, False]
     for one, other in itertools.permutations(curve, 2):  # no point left unmarked is worse than another in both
@@ -327,17 +430,41 @@ def test_dominated_points_are_marked():
 
 
 def test_a_curve_needs_something_that_moves_along_it():
-    assert not comparison.rate_distortion(rows_of(run("a"), run("b", {"model:latent_dim": 3})))
-    assert comparison.rate_distortion(rows_of(beta(1), beta(2)))
+    assert not rate_distortion(rows_of(run("a"), run("b", {"model:latent_dim": 3})))
+    assert rate_distortion(rows_of(beta(1), beta(2)))
     other = run("g", {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian", "model:beta": 2})
-    assert not comparison.rate_distortion(rows_of(beta(1), other))
+    assert not rate_distortion(rows_of(beta(1), other))
 
 
 def test_rate_of_codes_is_in_nats():
-    evaluation = {"figures": {"likelihood/distortion": 5.0, "likelihood/rate_uniform_bits": 16 * 9.0}}
+    evaluation = {"figures": {"likelihood/reconstruction": 5.0, "likelihood/rate_uniform_bits": 16 * 9.0}}
     codes = run("vq", {"model:num_embeddings": 512}, {"metrics": {}}, evaluation)
-    (curve,) = comparison.rate_distortion(rows_of(codes, beta(1)))
+    (curve,) = rate_distortion(rows_of(codes, beta(1)))
     assert max(point.rate for point in curve) == pytest.approx(16 * math.log(512))
+
+
+def annealed(seed: int, trained_at: float, evaluated: bool = False) -> compared.Run:
+    """A run of beta=8 whose checkpoint was trained at a smaller one."""
+    schedule = {"schedule:beta": {"_target_": "vaelab.schedules.linear", "start": 1.0, "end": 8.0}}
+    config = with_seed(seed) | schedule | {"model:_target_": "vaelab.models.BetaVAE", "model:beta": 8.0}
+    measured = {"subject:scheduled": {"beta": trained_at}} if evaluated else None
+    logged = {"metrics:test/beta": 99.0 if evaluated else trained_at, "metrics:test/kl": 9.0}
+    return run(f"annealed{seed}", config, logged, measured)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_weights_from_before_the_schedules_end_are_told(evaluated):
+    reached = [annealed(i, 8 - 0.3 * i, evaluated) for i in range(2)]
+    assert notes.schedules(rows_of(*reached)) == []
+    rows = rows_of(beta(1, beta=1.0, kl=1.0), *reached, annealed(2, 2.4, evaluated))
+    (line,) = notes.schedules(rows)
+    assert line == "beta: the best checkpoints of 1 row were reached before the schedule ended: beta 2.4 to 8 of 8"
+    (curve,) = rate_distortion(rows)
+    titles, *cells = tables.curve_table(rows, curve, 100).splitlines()
+    assert "measured beta" in titles
+    assert any("2.4 to 8" in cell for cell in cells)
+    (curve,) = rate_distortion(rows_of(beta(1, beta=1.0, kl=1.0), *reached))
+    assert "measured" not in tables.curve_table(rows_of(beta(1, beta=1.0, kl=1.0), *reached), curve, 100)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -352,6 +479,49 @@ def test_no_line_is_wider_than_the_terminal(width):
     text = tables.figures_table(rows, ["model.latent_dim"], names, rankings, width)
     assert max(map(len, text.splitlines())) <= width
     assert all(name in text for name in names.values())
+
+
+def test_sets_that_cannot_be_compared_have_letters():
+    gaussian = {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"}
+    runs = [
+        run(f"{i}{j}", like | {"model:latent_dim": j}, {"metrics:test/elbo": -20.0 - j}, {} if i else None)
+        for (i, like), j in itertools.product(enumerate(({}, gaussian)), (1, 2))
+    ]
+    rows = rows_of(*runs)
+    names = tables.titles([ELBO, LOG_P])
+    rankings = {name: comparison.rank(rows, name) for name in names}
+    letters = tables.sets_by_letter(names, rankings)
+    assert list(letters.values()) == ["a", "b"]
+    table = tables.figures_table(rows, ["likelihood"], names, rankings, 100).splitlines()
+    assert [line.count(" a") + 2 * line.count(" b") for line in table[1:]] in ([1, 1, 2, 2], [2, 2, 1, 1])
+    legend = " ".join(notes.legend(rows, names, rankings))
+    for members, letter in letters.items():
+        assert f"{letter}: likelihood={rows[members[0]].settings['likelihood']}" in legend
+    alone = {LOG_P: "log_p_hat"}  # one set: no letter is needed
+    assert not tables.sets_by_letter(alone, rankings)
+    assert "letter" not in " ".join(notes.legend(rows, alone, rankings))
+
+
+def test_values_that_are_sentences_are_not_quoted():
+    text = "cross-entropy on pixels of a kind that takes a whole sentence to tell"
+    rows = rows_of(
+        run("a", summary={"objective:log_likelihood_is": text, "objective:reduction": text}),
+        run("b", {"model:latent_dim": 1}, {"data:test": 3}),
+        run("c", {"dataset:root": text}),
+        run("d", {"model:latent_dim": 2}, evaluation={"protocols": {"likelihood": text}, K: 2.0}),
+        run("e", {"model:latent_dim": 3}, evaluation={}),
+    )
+    names = tables.titles(sorted({name for row in rows for name in row.figures}))
+    lines = notes.refusals(names, {name: comparison.rank(rows, name) for name in names})
+    assert not any(text[:20] in line or "…" in line for line in lines)
+    assert any("importance_samples=2 and 500:" in line for line in lines)
+    assert len(lines) == len({line.rpartition(": ")[2] for line in lines})  # one per reason
+
+
+def test_what_follows_from_the_binarisation_is_no_reason_of_its_own():
+    binary = {"objective:log_likelihood_is": "a probability of binary images"}
+    rows = rows_of(run("a"), run("b", {"dataset:binarize": "static"}, binary))
+    assert [why for why, _ in comparison.rank(rows, ELBO).refused] == ["data"]
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -433,8 +603,10 @@ def test_reasons_are_given(compare, tmp_path):
     write(tmp_path / "c", {"model:_target_": "vaelab.models.BetaVAE"})
     _, out, _ = compare(".")
     text = " ".join(out.split())
-    assert "elbo, reconstruction, loss: not ranked across likelihood=bernoulli and gaussian" in text
-    assert "loss: not ranked across model=beta and vae: they minimise different things" in text
+    assert "elbo, reconstruction: not ranked across likelihood=bernoulli and gaussian" in text
+    assert "reconstruction: not ranked across model=beta and vae: they minimise different things" in text
+    assert "loss" not in text  # which is no column
+    assert "loss: not ranked across" in " ".join(compare(".", "figures=loss")[1].split())
     write(tmp_path / "d", {"model:latent_dim": 3}, {"objective:log_likelihood_is": "not a density: x"})
     text = " ".join(compare("a", "d")[1].split())
     assert "ranked as values of an objective only: likelihood=bernoulli is not a density" in text
@@ -454,6 +626,69 @@ def test_evaluated_figures_come_first(compare, tmp_path):
     assert "-25.50" in out
     assert "-26.00" in out
     assert "to evaluate: vaelab eval run=b" in out
+
+
+def test_outdated_evaluations_are_named(compare, tmp_path):
+    write(tmp_path / "a", summary={"best:epoch": 5}, evaluation={})
+    write(tmp_path / "b", with_seed(1), evaluation={})
+    code, out, err = compare(".", "output=x.json")
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert "outdated, so ignored, as their best checkpoints are newer: evaluations of a;" in text
+    assert "to make one again: vaelab eval run=a" in text
+    assert "not evaluated" not in text
+    assert "-25.50 (1)" in text
+    assert json.loads((tmp_path / "x.json").read_text())["outdated"] == ["a"]
+
+
+def test_mixed_seeds_in_table_and_files(compare, tmp_path):
+    write(tmp_path / "a", evaluation={})
+    write(tmp_path / "b", with_seed(1), evaluation={K: 50})
+    _, out, _ = compare(".", "figures=log_p_hat,elbo", "output=x.json")
+    titles, cells = out.split("\n\n")[1].splitlines()
+    assert cells.split()[titles.split().index("log_p_hat")] == "mixed"
+    assert "log_p_hat: mixed: seeds of one row have importance_samples=50 and 500" in " ".join(out.split())
+    (found,) = json.loads((tmp_path / "x.json").read_text())["configurations"]
+    assert found["figures"][LOG_P]["mean"] is None
+    assert found["figures"][ELBO]["mean"] == -25.5
+    compare(".", "output=x.csv")
+    with (tmp_path / "x.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row[f"{LOG_P}_mean"], row[f"{LOG_P}_n"]) == ("", "2")
+
+
+def test_what_is_shown_only_by_name(compare, tmp_path):
+    """Standard errors not even so: an interval here is over seeds."""
+    aside = {"figures:samples/frechet_real": 1.0, "figures:latents/images": 5.0, "figures:anomaly/auroc_elbo_se": 0.1}
+    write(tmp_path / "a", evaluation=aside | {"figures:samples/frechet": 3.0, "figures:anomaly/auroc_elbo": 0.9})
+    for figures in ("main", "all", "samples", "likelihood", "anomaly"):
+        out = compare("a", f"figures={figures}", "output=x.json")[1].split("left out")[0]
+        assert not any(name in out for name in ("frechet_real", "images", "importance_samples", "_se")), figures
+        assert "_se" not in (tmp_path / "x.json").read_text()
+    for figure in ("frechet_real", "latents/images", "importance_samples"):
+        assert figure.rpartition("/")[2] in compare("a", f"figures={figure}")[1]
+    assert compare("a", "figures=auroc_elbo_se")[0] == 2
+
+
+def test_rate_and_distortion_stand_beside_all_figures_only(compare, tmp_path):
+    for value in (1.0, 2.0):
+        config = {"model:_target_": "vaelab.models.BetaVAE", "model:beta": value}
+        write(tmp_path / f"{value}", config, {"metrics:test/kl": value})
+    shown = {
+        figures: "distortion" in compare(".", f"figures={figures}")[1] for figures in ("main", "all", "elbo", "kl")
+    }
+    assert shown == {"main": True, "all": True, "elbo": False, "kl": False}
+
+
+def test_the_file_is_written_before_anything_is_printed(compare, sweep, tmp_path, monkeypatch):
+    """The reader of a pipe may have gone."""
+
+    def gone(*_):
+        raise UserError("nobody reads this")
+
+    monkeypatch.setattr("vaelab.compare._report", gone)
+    assert compare("sweep", "output=x.csv")[:2] == (2, "")
+    assert (tmp_path / "x.csv").is_file()
 
 
 def test_files_hold_what_is_printed_and_more(compare, sweep, tmp_path):
@@ -509,6 +744,12 @@ def test_runs_that_are_not_done_are_left_out(compare, tmp_path):
         (["a", "sort=elb"], ("sort=elb", "did you mean elbo?")),
         (["a", "figures=[kl,reconstructio]"], ("figures=reconstructio", "did you mean reconstruction?")),
         (["a", "figures=[]"], ("figures=[]",)),
+        (["a", "figures="], ("figures= is empty", "main or all")),
+        (["a", "sort="], ("sort= is empty",)),
+        (["a", "sort=elbo,mse"], ("sort=elbo,mse", "one figure")),
+        (["a", "sort=[elbo]"], ("sort=", "one figure")),
+        (["a", "sort=nope"], ("sort=nope", "figures=all", "likelihood")),
+        (["a", "figures=nope"], ("figures=nope", "figures=all", "likelihood")),
         (["a", "split=tets"], ("split=tets", "val")),
         (["a", "srot=elbo"], ("srot", "did you mean sort?")),
         (["a", "+x=1"], ("x: no such key",)),
@@ -540,6 +781,7 @@ def test_what_the_user_gets_wrong(compare, tmp_path, arguments, named):
     assert out == ""
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
+    assert len(err) < 300
     assert all(name in err for name in named), err
 
 

@@ -59,6 +59,8 @@ def _for_hydra(arguments: list[str]) -> list[str]:
             others.append(argument)
         elif key == "output" and value and value[0] not in "'\"":
             others.append(f"output={_quoted(value)}")
+        elif key == "sort" and "," in value:
+            raise UserError(f"{argument}: rows have one order: name one figure")
         elif key == "figures" and "," in value and value[0] != "[":
             others.append(f"figures=[{value}]")
         elif equals and (key in KEYS or (re.fullmatch(r"[+~]*[\w.]+", key) and not Path(argument).exists())):
@@ -93,25 +95,39 @@ def job(config: Any) -> None:
     if not rows:
         raise UserError("none of these can be compared:\n" + "\n".join(f"  {n}: {why}" for n, why in left_out.items()))
     left_out |= {run.name: f"repeats seed {run.seed} of {kept.name}" for run, kept in repeats}
-    known = sorted({name for row in rows for name in row.figures}, key=lambda name: (*_place(name), name))
+    known = sorted(
+        {name for row in rows for name in (*row.figures, *row.mixed)}, key=lambda name: (*_place(name), name)
+    )
     chosen = _chosen(plain["figures"], known, split)
     if plain["sort"] is not None:
         rows = comparison.ordered(rows, _named(plain["sort"], known, "sort", split)[0])
     width = shutil.get_terminal_size((100, 24)).columns
+    if output:
+        figures = known if plain["figures"] in ("main", "all") else chosen
+        content = _content(rows, figures, split, left_out)
+        _write(
+            output,
+            json.dumps(content, indent=2) if output.suffix == ".json" else tables.as_csv(content["configurations"]),
+        )
     print(_report(rows, chosen, plain, left_out, width))
     if output:
-        labels = [key for keys in comparison.columns(rows) for key in keys]
-        figures = known if plain["figures"] in ("main", "all") else chosen
-        rankings = {figure: comparison.rank(rows, figure) for figure in figures}
-        records = tables.records(rows, labels, figures, rankings)
-        content = {
-            "split": split,
-            "interval": "95 %, Student's t over seeds",
-            "configurations": records,
-            "not_ranked": tables.refusals({figure: figure for figure in figures}, rankings),
-            "left_out": left_out,
-        }
-        _write(output, json.dumps(content, indent=2) if output.suffix == ".json" else tables.as_csv(records))
+        print(f"written: {output}")
+
+
+def _content(rows: Any, figures: list[str], split: str, left_out: dict[str, str]) -> dict[str, Any]:
+    """What a JSON file holds."""
+    from vaelab.evaluation import comparison, notes, tables
+
+    labels = [key for keys in comparison.columns(rows) for key in keys]
+    rankings = {figure: comparison.rank(rows, figure) for figure in figures}
+    return {
+        "split": split,
+        "interval": "95 %, Student's t over seeds",
+        "configurations": tables.records(rows, labels, figures, rankings),
+        "not_ranked": notes.refusals({figure: figure for figure in figures}, rankings),
+        "outdated": [run.name for row in rows for run in row.runs if run.outdated],
+        "left_out": left_out,
+    }
 
 
 def _check(config: dict[str, Any]) -> Path | None:
@@ -119,6 +135,11 @@ def _check(config: dict[str, Any]) -> Path | None:
     if unknown := sorted(config.keys() - set(KEYS)):
         raise UserError(f"{unknown[0]}: no such key; vaelab compare --cfg job prints all keys")
     runs, output = config["runs"], config["output"]
+    for key, what in (("figures", "some, or main or all"), ("sort", "a figure")):
+        if config[key] in ("", []):
+            raise UserError(f"{key}={config[key]} is empty: name {what}")
+    if isinstance(config["sort"], list):
+        raise UserError(f"sort={config['sort']}: rows have one order: name one figure")
     if not isinstance(runs, list) or not runs:
         raise UserError("compare needs runs: vaelab compare PATH …, as in vaelab compare outputs/*/*-vae-digits")
     if config["split"] not in SPLITS:
@@ -183,9 +204,10 @@ def _options() -> dict[str, str]:
 
 def _read(path: Path, split: str, options: dict[str, str]) -> Any:
     """What a comparison knows of a run (`compared.Run`), or in a few words why it is left out."""
+    from vaelab import runs
     from vaelab.evaluation import compared
 
-    summary = _json(path / "summary.json", "train the run again, or leave it out")
+    summary = runs.read_json(path / "summary.json", "train the run again, or leave it out")
     if not summary:
         return "no summary.json: it is being trained, or was killed"
     status = summary.get("status")
@@ -193,30 +215,18 @@ def _read(path: Path, split: str, options: dict[str, str]) -> Any:
         error = str(summary.get("error") or "").strip().partition("\n")[0]
         return f"status={status} ({error})" if error else f"status={status}"
     measure = _measure(path, split)
-    name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
-    evaluation = _json(path / name, f"make it again with {measure}")
+    file = runs.evaluation_path(path, split)
+    evaluation = runs.read_json(file, f"make it again with {measure}")
     if evaluation and evaluation.get("split") != split:
-        raise UserError(f"{path / name} is of split={evaluation.get('split')}: make it again with {measure}")
+        raise UserError(f"{file} is of split={evaluation.get('split')}: make it again with {measure}")
     config = _config(path / "config.yaml")
     try:
         run = compared.describe(str(path), config, summary, evaluation, split, options)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        damaged = f"{name} or summary.json" if evaluation else "summary.json"
+        damaged = f"{file.name} or summary.json" if evaluation else "summary.json"
         raise UserError(f"{path}: {damaged} is damaged ({error!r}): make it again, or leave the run out") from error
-    return run if run.figures else f"no figures of split={split}: {measure} makes them"
-
-
-def _json(path: Path, remedy: str) -> dict[str, Any] | None:
-    """The content of a JSON file, None if there is none."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (it holds no mapping): {remedy}")
-    return content
+    outdated = ", as its evaluation is of an older checkpoint" * run.outdated
+    return run if run.figures else f"no figures of split={split}{outdated}: {measure} makes them"
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -242,53 +252,54 @@ def _place(figure: str) -> tuple[int, str]:
 
 def _chosen(wanted: Any, known: list[str], split: str) -> list[str]:
     """The figures to show, of those that runs have."""
-    if wanted == "all":
-        return known
-    if wanted == "main":
-        return [name for name in known if name in MAIN] or known
+    from vaelab.evaluation.rules import is_aside
+
+    if wanted in ("main", "all"):
+        shown = [name for name in known if not is_aside(name)]
+        return [name for name in shown if wanted == "all" or name in MAIN] or shown or known
     names = wanted if isinstance(wanted, list) else [wanted]
-    if not names:
-        raise UserError("figures=[]: name some, or main or all")
     return list(dict.fromkeys(name for item in names for name in _named(item, known, "figures", split)))
 
 
 def _named(item: Any, known: list[str], key: str, split: str) -> list[str]:
     """The figures that a name stands for: in full, its short title, as training logs it, or a section's name."""
     from vaelab.evaluation.compared import FROM_TRAINING
+    from vaelab.evaluation.rules import is_aside
     from vaelab.evaluation.tables import titles
 
-    logged = str(item).removeprefix(f"{split}/")
+    item = str(item)
+    logged = item.removeprefix(f"{split}/")
     full = FROM_TRAINING.get(logged, f"training/{logged}")
     short = {title: name for name, title in titles(known).items()}
     if found := next((name for name in (item, short.get(item), full) if name in known), None):
         return [found]
-    if key == "figures" and (section := [name for name in known if name.startswith(f"{item}/")]):
+    if key == "figures" and (section := [n for n in known if n.startswith(f"{item}/") and not is_aside(n)]):
         return section
-    near = difflib.get_close_matches(str(item), [*short, *known], 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(short)}"
+    near = difflib.get_close_matches(item, short, 3) or difflib.get_close_matches(item, known, 3)
+    sections = ", ".join(dict.fromkeys(name.partition("/")[0] for name in known))
+    hint = f"did you mean {', '.join(near)}?" if near else f"figures=all shows all; their sections are {sections}"
     raise UserError(f"{key}={item}: none of these runs has such a figure; {hint}")
 
 
 def _report(rows: Any, chosen: list[str], config: dict[str, Any], left_out: dict[str, str], width: int) -> str:
     """Everything that is printed: the tables, and the lines that say how to read them."""
-    from vaelab.evaluation import comparison, tables
+    from vaelab.evaluation import comparison, notes, tables
+    from vaelab.evaluation.rate_distortion import rate_distortion
 
     labels, also = comparison.columns(rows)
     names = tables.titles(chosen)
-    judged = names | ({"training/loss": "loss"} if config["figures"] == "main" else {})
-    rankings = {figure: comparison.rank(rows, figure) for figure in judged}
-    lines = [tables.heading(rows, config["split"]), "", tables.figures_table(rows, labels, names, rankings, width), ""]
-    lines.append(tables.legend(rows, names, rankings))
-    lines += tables.differing_too(also)
+    rankings = {figure: comparison.rank(rows, figure) for figure in names}
+    lines = [notes.heading(rows, config["split"]), "", tables.figures_table(rows, labels, names, rankings, width), ""]
+    lines += notes.legend(rows, names, rankings) + notes.differing_too(also)
+    lines += notes.mixed(rows, names) + notes.schedules(rows)
     if len(rows) > 1:
-        lines += tables.refusals(judged, rankings) + tables.objectives(rows, names, rankings)
-        lines += tables.codes_beside_elbo(rows, names)
-    for curve in comparison.rate_distortion(rows):
+        lines += notes.refusals(names, rankings) + notes.objectives(rows, names, rankings)
+        lines += notes.codes_beside_elbo(rows, names)
+    for curve in rate_distortion(rows) if config["figures"] in ("main", "all") else []:
         lines += ["", tables.curve_heading(rows, curve), "", tables.curve_table(rows, curve, width)]
     lines += [""] + [f"left out: {name}: {why}" for name, why in sorted(left_out.items())]
-    missing = next((run.name for row in rows for run in row.runs if not run.evaluated), "")
-    lines += tables.unevaluated(rows, _measure(missing, config["split"]))
-    return "\n".join(tables.folded(lines, width)).rstrip()
+    lines += notes.unevaluated(rows, lambda run: _measure(run, config["split"]))
+    return "\n".join(notes.folded(lines, width)).rstrip()
 
 
 def _measure(run: str | Path, split: str) -> str:
@@ -301,4 +312,3 @@ def _write(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.tmp")
     partial.write_text(text.rstrip() + "\n", encoding="utf-8")
     os.replace(partial, path)
-    print(f"written: {path}")

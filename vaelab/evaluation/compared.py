@@ -29,14 +29,18 @@ BOOKKEEPING = (
 NOT_OF_THE_IMAGES = ("dataset.batch_size", "dataset.seed")
 NOT_OF_TEST = ("dataset.val_size", "dataset.split_seed", "dataset.train_size")
 NOT_OF_THE_OBJECTIVE = ("model.latent_dim", "model.label_dim")
+SCHEDULED = ("beta", "capacity")
+"""Weights whose value in the measured checkpoint need not be the configured one."""
 
 
 class Run(NamedTuple):
     """What a comparison knows of one run.
 
     name: its path. settings: its config, flat, without the seed. figures: by name. aspects: what
-    must agree with other runs (see RULES), each a few named values. evaluated: whether it has an
-    evaluation.json of the split.
+    must agree with other runs (see RULES), each a few named values. evaluated: names of the figures
+    that are of an evaluation, the others are of training's end. outdated: whether there is an
+    evaluation, but of other weights than those of today. scheduled: beta and C of the measured
+    weights, each with the value at its schedule's end.
     """
 
     name: str
@@ -44,42 +48,93 @@ class Run(NamedTuple):
     settings: dict[str, Any]
     figures: dict[str, float]
     aspects: dict[str, dict[str, Any]]
-    evaluated: bool
+    evaluated: frozenset[str]
+    outdated: bool
+    scheduled: dict[str, tuple[float, float]]
+
+    def aspect(self, name: str, figure: str) -> dict[str, Any]:
+        """What must agree of this run to rank the figure."""
+        if name == "protocol":
+            name = f"protocol of {figure.partition('/')[0]}"
+        elif name == "data" and figure in self.evaluated:
+            name = "evaluated data"
+        return self.aspects.get(name, {})
 
 
 def describe(
     name: str,
     config: dict[str, Any],
     summary: dict[str, Any],
-    evaluation: dict[str, Any] | None,
+    evaluation: dict[str, Any],
     split: str,
     options: dict[str, str],
 ) -> Run:
     """A run from the content of its files.
 
-    evaluation: None if there is none of this split; else its figures replace those of training's
-    end. options: names of what `_target_`s select, as in `model=beta`; a target that is not in it
-    goes by its last part. Raises KeyError, TypeError or AttributeError if the files' content is
-    not as vaelab writes it.
+    evaluation: empty if there is none of this split; else its figures replace those of training's
+    end. It is left aside if it is of a best checkpoint that training has replaced since. Standard
+    errors are left out: they are over images, and a comparison is over seeds. options: names of what
+    `_target_`s select, as in `model=beta`; a target that is not in it goes by its last part. Raises
+    KeyError, TypeError or AttributeError if the files' content is not as vaelab writes it.
     """
     settings = _settings(config, options)
+    outdated = bool(evaluation) and _is_outdated(evaluation["checkpoint"], summary["best"])
+    if outdated:
+        evaluation = {}
     of_best = split == "test" and bool(summary["best"].get("by"))  # train and val are of the last epoch
-    checkpoint, images, protocols = "best" if of_best else "last", summary["data"][split], {}
-    figures = _of_training(summary["metrics"], split)
+    checkpoint, images = "best" if of_best else "last", summary["data"][split]
+    figures, measured, subject = _of_training(summary["metrics"], split), {}, {}
+    scheduled = {name: summary["metrics"].get(f"{split}/{name}") for name in SCHEDULED}
     if evaluation:
-        measured = dict(evaluation["figures"])
-        if "likelihood/distortion" in measured:
-            measured["likelihood/reconstruction"] = measured.pop("likelihood/distortion")
-        figures = figures | measured if evaluation["checkpoint"]["name"] == checkpoint else measured
-        checkpoint, images, protocols = evaluation["checkpoint"]["name"], evaluation["images"], evaluation["protocols"]
-    figures = {key: float(value) for key, value in figures.items() if value is not None and math.isfinite(value)}
-    limit = None if evaluation else config["trainer"].get(f"limit_{split}_batches")
-    aspects = _aspects(settings, summary["objective"], split) | {
-        "importance_samples": {"importance_samples": figures.get("likelihood/importance_samples")},
-        **{f"protocol of {section}": {"protocol": text} for section, text in protocols.items()},
+        measured, subject = _finite(evaluation["figures"]), evaluation["subject"]
+        if evaluation["checkpoint"]["name"] != checkpoint:
+            figures, scheduled = {}, {}
+        checkpoint = evaluation["checkpoint"]["name"]
+        scheduled |= subject.get("scheduled", {})
+    figures = _finite(figures) | measured
+    aspects = _aspects(settings, summary["objective"], split)
+    aspects["condition"] = {
+        "condition": "label" if subject.get("conditional", "model.label_dim" in settings) else "none"
     }
-    aspects["data"] |= {"images": images, f"trainer.limit_{split}_batches": limit}
-    return Run(name, config["seed"], settings | {"checkpoint": checkpoint}, figures, aspects, bool(evaluation))
+    images_of = aspects["data"]
+    limit = f"trainer.limit_{split}_batches"
+    aspects["data"] = images_of | {"images": images, limit: config["trainer"].get(limit.partition(".")[2])}
+    if evaluation:
+        samples = figures.get("likelihood/importance_samples")
+        aspects["evaluated data"] = images_of | {"images": evaluation["images"], limit: None}
+        aspects["importance_samples"] = {"importance_samples": None if samples is None else int(samples)}
+        aspects |= {f"protocol of {name}": {"protocol": text} for name, text in evaluation["protocols"].items()}
+    return Run(
+        name,
+        config["seed"],
+        settings | {"checkpoint": checkpoint},
+        figures,
+        aspects,
+        frozenset(measured),
+        outdated,
+        _with_ends(scheduled, settings),
+    )
+
+
+def _is_outdated(checkpoint: dict[str, Any], best: dict[str, Any]) -> bool:
+    return checkpoint["name"] == "best" and bool(best.get("by")) and best["epoch"] != checkpoint["epoch"]
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, float]:
+    """The figures that are numbers, without standard errors."""
+    numbers = {key: float(value) for key, value in figures.items() if value is not None and not key.endswith("_se")}
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}
+
+
+def _with_ends(scheduled: dict[str, Any], settings: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Values of scheduled weights, each with what the config has them end at."""
+    found = {}
+    for name in (name for name in SCHEDULED if scheduled.get(name) is not None):
+        keys = (f"schedule.{name}.end", f"schedule.{name}.value", f"model.{name}")
+        ends = [settings[key] for key in keys if isinstance(settings.get(key), int | float)]
+        if ends:
+            found[name] = float(scheduled[name]), float(ends[0])
+    return found
 
 
 def _of_training(metrics: dict[str, Any], split: str) -> dict[str, Any]:
@@ -100,7 +155,6 @@ def _aspects(settings: dict[str, Any], objective: dict[str, Any], split: str) ->
             "likelihood": settings.get("likelihood"),
             "log_likelihood_is": objective["log_likelihood_is"],
         },
-        "condition": {"condition": "label" if "model.label_dim" in settings else "none"},
         "reduction": {"reduction": objective["reduction"]},
         "objective": of(("model", "schedule", "codebook"), NOT_OF_THE_OBJECTIVE),
     }

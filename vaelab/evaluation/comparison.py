@@ -1,65 +1,29 @@
-"""Which runs' figures can be compared, and what follows: configurations, intervals, ranks, rate and distortion."""
+"""Which runs' figures can be compared, and what follows: configurations, intervals, ranks."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from vaelab.evaluation.compared import Run
+from vaelab.evaluation.rules import rule
 
 LEVEL = 0.95
 """Of the intervals."""
 
 
-class Rule(NamedTuple):
-    """better: which end of a figure is, `max`, `min`, or `` for neither. agree: what must be the same to rank it."""
-
-    better: str
-    agree: tuple[str, ...]
-
-
-NATS = ("data", "likelihood", "condition", "reduction")
-
-RULES = {
-    # figure                             better   what must agree
-    "training/loss": Rule("min", ("objective", *NATS)),
-    "likelihood/elbo": Rule("max", NATS),
-    "likelihood/reconstruction": Rule("min", NATS),
-    "likelihood/log_p_hat": Rule("max", (*NATS, "importance_samples")),
-    "likelihood/bits_per_dim": Rule("min", (*NATS, "importance_samples")),
-    "reconstruction/*mse_mean": Rule("min", ("data",)),
-    "reconstruction/*mse_median": Rule("min", ("data",)),
-    "disentanglement/*": Rule("max", ("data", "protocol")),
-    "labels/*_accuracy": Rule("max", ("data", "protocol")),
-    "conditional/sample_accuracy": Rule("max", ("data", "protocol")),
-    "samples/frechet": Rule("min", ("data", "protocol")),
-    "samples/precision": Rule("max", ("data", "protocol")),
-    "samples/recall": Rule("max", ("data", "protocol")),
-    "anomaly/auroc_*": Rule("max", ("data", "protocol")),
-    "*": Rule("", ()),
+DIFFERENT = {
+    "protocol": "different protocols",
+    "log_likelihood_is": "different kinds of likelihood",
+    "reduction": "different reductions",
 }
-"""The first pattern that fits a figure says how it ranks. Of the others neither more nor less is better."""
-
-REASONS = {
-    "objective": "they minimise different things",
-    "data": "they are of different images",
-    "likelihood": "their noise models put it on different scales",
-    "condition": "log p(x | label) is not log p(x): the label pays for a part of the image",
-    "reduction": "their terms are summed or averaged differently",
-    "importance_samples": "the bound grows with the number of importance samples",
-    "protocol": "they were measured differently; `protocols` in evaluation.json says how",
-}
-"""Why runs that differ in such an aspect are not ranked."""
+"""What is said of aspects whose values are sentences."""
+LONGEST = 24
+"""Characters of a value that is named where it differs."""
 
 ALWAYS_SHOWN = ("model", "dataset", "likelihood", "dataset.binarize", "dataset.pixel_range", "checkpoint")
-KNOBS = (
-    *("model", "model.beta", "model.capacity", "model.num_embeddings"),
-    *("schedule.beta.end", "schedule.capacity.end"),
-)
-"""What moves a model along its rate–distortion curve."""
 
 
 class Interval(NamedTuple):
@@ -71,29 +35,33 @@ class Interval(NamedTuple):
     n: int
 
 
+class Mixed(NamedTuple):
+    """Why n seeds have no mean: the aspect that they do not share, and what differs in it."""
+
+    aspect: str
+    what: str
+    n: int
+
+
 class Configuration(NamedTuple):
-    """Runs that differ only in their seed, and their figures' means."""
+    """Runs that differ only in their seed, their figures' means, and figures whose mean would mean nothing."""
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
     figures: dict[str, Interval]
+    mixed: dict[str, Mixed]
 
 
 class Ranking(NamedTuple):
-    """best, tied: indices of configurations. refused: the aspect, and what differs in it."""
+    """best, tied: indices of configurations. refused: the aspect, and what differs in it.
+
+    sets: those that were ranked, each with what its members share and the others do not.
+    """
 
     best: set[int]
     tied: set[int]
     refused: list[tuple[str, str]]
-
-
-class Point(NamedTuple):
-    """Rate and distortion of the configuration at `index`, nats per image."""
-
-    index: int
-    rate: float
-    distortion: float
-    dominated: bool
+    sets: list[tuple[list[int], str]]
 
 
 # --- configurations ---------------------------------------------------------------------------
@@ -124,20 +92,36 @@ def group(runs: Iterable[Run]) -> tuple[list[Configuration], list[tuple[Run, Run
     """
     kept: dict[str, dict[int, Run]] = {}
     repeats = []
-    for run in sorted(runs, key=lambda run: (run.evaluated, run.name), reverse=True):
+    for run in sorted(runs, key=lambda run: (bool(run.evaluated), run.name), reverse=True):
         seeds = kept.setdefault(_key(run.settings), {})
         if run.seed in seeds:
             repeats.append((run, seeds[run.seed]))
         seeds.setdefault(run.seed, run)
     rows = []
     for seeds in kept.values():
-        members = tuple(seeds[seed] for seed in sorted(seeds))
-        names = dict.fromkeys(name for run in members for name in run.figures)
-        values = {name: [run.figures[name] for run in members if name in run.figures] for name in names}
-        rows.append(Configuration(members[0].settings, members, {k: interval(v) for k, v in values.items()}))
+        rows.append(_configuration(tuple(seeds[seed] for seed in sorted(seeds))))
     differing = _in_order({key for row in rows for key in row.settings})
     rows.sort(key=lambda row: [_sortable(row.settings.get(key)) for key in differing])
-    return rows, sorted(repeats)
+    return rows, sorted(repeats, key=lambda pair: pair[0].name)
+
+
+def _configuration(runs: tuple[Run, ...]) -> Configuration:
+    figures, mixed = {}, {}
+    for name in dict.fromkeys(name for run in runs for name in run.figures):
+        own = _sources(runs, name)
+        aspects = {aspect: [run.aspect(aspect, name) for run in own] for aspect in rule(name).agree}
+        differing = [aspect for aspect, values in aspects.items() if len(set(map(_key, values))) > 1]
+        if differing:
+            mixed[name] = Mixed(differing[0], _difference(aspects[differing[0]]), len(own))
+        else:
+            figures[name] = interval([run.figures[name] for run in own])
+    return Configuration(runs[0].settings, runs, figures, mixed)
+
+
+def _sources(runs: Sequence[Run], figure: str) -> list[Run]:
+    """The runs that a figure is of: where it was evaluated for some, these alone."""
+    evaluated = [run for run in runs if figure in run.evaluated]
+    return evaluated or [run for run in runs if figure in run.figures]
 
 
 def _key(value: Any) -> str:
@@ -171,50 +155,62 @@ def columns(rows: Sequence[Configuration]) -> tuple[list[str], list[str]]:
     differing = [key for key in _in_order(keys) if len({_key(row.settings.get(key)) for row in rows}) > 1]
     shown: list[str] = []
     for key in differing:
-        if key in ALWAYS_SHOWN or _distinct(rows, [*shown, key]) > _distinct(rows, shown):
+        if key in ALWAYS_SHOWN or distinct(rows, [*shown, key]) > distinct(rows, shown):
             shown.append(key)
     return shown, [key for key in differing if key not in shown]
 
 
-def _distinct(rows: Sequence[Configuration], keys: Sequence[str]) -> int:
+def distinct(rows: Sequence[Configuration], keys: Sequence[str]) -> int:
     return len({_key([row.settings.get(key) for key in keys]) for row in rows})
 
 
 # --- ranks ------------------------------------------------------------------------------------
 
 
-def rule(figure: str) -> Rule:
-    """How a figure ranks."""
-    return next(rule for pattern, rule in RULES.items() if fnmatch(figure, pattern))
+def comparable(
+    rows: Sequence[Configuration], figure: str, agree: Sequence[str]
+) -> tuple[list[list[int]], dict[str, list[dict[str, Any]]]]:
+    """Sets of configurations that have the figure and agree in all of `agree`, and values of what they do not."""
+    sets: dict[str, list[int]] = {}
+    values: dict[str, list[dict[str, Any]]] = {name: [] for name in agree}
+    for i in (i for i, row in enumerate(rows) if figure in row.figures):
+        own = [_aspect(rows[i], name, figure) for name in agree]
+        sets.setdefault(_key(own), []).append(i)
+        for name, value in zip(agree, own, strict=True):
+            values[name].append(value)
+    return list(sets.values()), {k: v for k, v in values.items() if len(set(map(_key, v))) > 1}
 
 
-def comparable(rows: Sequence[Configuration], figure: str, agree: Sequence[str]) -> tuple[list[list[int]], list]:
-    """Sets of configurations that have the figure and agree in all of `agree`, and in what they do not.
-
-    A configuration whose own runs do not agree is in no set.
-    """
-    having = [i for i, row in enumerate(rows) if figure in row.figures]
-    sets: dict[tuple[str, ...], list[int]] = {}
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for i in having:
-        values: list[set[str]] = []
-        for name in agree:
-            aspect = f"protocol of {figure.partition('/')[0]}" if name == "protocol" else name
-            own = [run.aspects.get(aspect, {}) for run in rows[i].runs if figure in run.figures]
-            values.append({_key(value) for value in own})
-            found.setdefault(name, {}).update({_key(value): value for value in own})
-        if all(len(value) == 1 for value in values):
-            sets.setdefault(tuple(value.pop() for value in values), []).append(i)
-    refused = [(name, _difference(list(values.values()))) for name, values in found.items() if len(values) > 1]
-    return list(sets.values()), refused
+def _aspect(row: Configuration, name: str, figure: str) -> dict[str, Any]:
+    return _sources(row.runs, figure)[0].aspect(name, figure)
 
 
-def _difference(values: list[dict[str, Any]]) -> str:
+def _difference(values: Sequence[dict[str, Any]]) -> str:
     """What differs, as `likelihood=bernoulli and gaussian`: of nested keys the topmost."""
+    key = _differing(values)
+    found = {_key(value.get(key)): value.get(key) for value in values}
+    words = [word(value) for value in sorted(found.values(), key=_sortable)]
+    if key in DIFFERENT or max(map(len, words)) > LONGEST:
+        return DIFFERENT.get(key, f"different values of {key}")
+    return f"{key}={', '.join(words[:-1])} and {words[-1]}"
+
+
+def _differing(values: Sequence[dict[str, Any]]) -> str:
     keys = {key for value in values for key in value}
-    differing = [key for key in _in_order(keys) if len({_key(value.get(key)) for value in values}) > 1]
-    words = sorted({word(value.get(differing[0])) for value in values})
-    return f"{differing[0]}={', '.join(words[:-1])} and {words[-1]}"
+    return next(key for key in _in_order(keys) if len({_key(value.get(key)) for value in values}) > 1)
+
+
+def _shared(rows: Sequence[Configuration], figure: str, first: int, differing: dict[str, list[dict[str, Any]]]) -> str:
+    """What the comparable configurations that `first` is of share, and others do not."""
+    named, unnamed = [], []
+    for name, values in differing.items():
+        key = _differing(values)
+        text = word(_aspect(rows[first], name, figure).get(key))
+        if key in DIFFERENT or len(text) > LONGEST:
+            unnamed.append(f"one {key}")
+        else:
+            named.append(f"{key}={text}")
+    return ", ".join(named or unnamed)
 
 
 def word(value: Any) -> str:
@@ -228,20 +224,30 @@ def rank(rows: Sequence[Configuration], figure: str) -> Ranking:
 
     tied: its interval overlaps the best one's. A single seed has no interval and is never tied.
     """
-    better, agree = rule(figure)
-    sets, refused = comparable(rows, figure, agree)
-    best: set[int] = set()
-    tied: set[int] = set()
+    better, agree, label_free = rule(figure)
+    ranking = Ranking(set(), set(), [], [])
     if not better:
-        return Ranking(best, tied, [])
+        return ranking
+    sets, differing = comparable(rows, figure, agree)
+    for name, values in differing.items():
+        if "data" not in differing or _differing(values) != "log_likelihood_is":  # which follows from the binarisation
+            ranking.refused.append((name, _difference(values)))
+    if label_free:
+        given = {
+            i for members in sets for i in members if _aspect(rows[i], "condition", figure)["condition"] == "label"
+        }
+        sets = [[i for i in members if i not in given] for members in sets]
+        ranking.refused.extend([("label", "models that are given the label")] if given else [])
     for members in (members for members in sets if len(members) > 1):
         means = [rows[i].figures[figure].mean for i in members]
         top = max(means) if better == "max" else min(means)
         first = [i for i, mean in zip(members, means, strict=True) if mean == top]
-        best.update(first)
         others = set(members) - set(first)
-        tied |= {i for i in others if any(_overlap(rows[i].figures[figure], rows[j].figures[figure]) for j in first)}
-    return Ranking(best, tied, refused)
+        tied = {i for i in others if any(_overlap(rows[i].figures[figure], rows[j].figures[figure]) for j in first)}
+        ranking.best.update(first)
+        ranking.tied.update(tied)
+        ranking.sets.append((members, _shared(rows, figure, members[0], differing)))
+    return ranking
 
 
 def _overlap(one: Interval, other: Interval) -> bool:
@@ -256,39 +262,8 @@ def ordered(rows: Sequence[Configuration], figure: str) -> list[Configuration]:
     Sets that cannot be compared stay apart, each in its own order; then come those that have no
     such figure.
     """
-    better, agree = rule(figure)
+    better, agree, _ = rule(figure)
     sets = comparable(rows, figure, agree)[0]
     sign = -1 if better == "max" else 1
     first = [i for members in sets for i in sorted(members, key=lambda i: sign * rows[i].figures[figure].mean)]
     return [rows[i] for i in first] + [row for i, row in enumerate(rows) if i not in first]
-
-
-# --- rate and distortion ----------------------------------------------------------------------
-
-
-def rate_distortion(rows: Sequence[Configuration]) -> list[list[Point]]:
-    """Rate against distortion, nats per image, in sets of comparable configurations, each sorted by rate.
-
-    Rate: the mean KL (Alemi et al. 2018, "Fixing a broken ELBO"); of a codebook P log K for P
-    positions, its KL to the uniform prior. Distortion: the mean of -log p(x|z). A point is
-    dominated if another one has neither more rate nor more distortion, and less of one. Sets in
-    which beta, C and the like are all the same are left out: they are a point, not a curve.
-    """
-    curves = []
-    for members in comparable(rows, "likelihood/reconstruction", NATS)[0]:
-        located = [(i, _rate(rows[i]), rows[i].figures["likelihood/reconstruction"].mean) for i in members]
-        places = sorted((rate, distortion, i) for i, rate, distortion in located if rate is not None)
-        if _distinct([rows[i] for _, _, i in places], KNOBS) > 1:
-            curves.append([Point(i, r, d, _dominated(r, d, places)) for r, d, i in places])
-    return curves
-
-
-def _rate(row: Configuration) -> float | None:
-    if "likelihood/kl" in row.figures:
-        return row.figures["likelihood/kl"].mean
-    bits = row.figures.get("likelihood/rate_uniform_bits")
-    return None if bits is None else bits.mean * math.log(2)
-
-
-def _dominated(rate: float, distortion: float, places: Iterable[tuple[float, float, int]]) -> bool:
-    return any(r <= rate and d <= distortion and (r, d) != (rate, distortion) for r, d, _ in places)

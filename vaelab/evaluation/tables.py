@@ -1,4 +1,4 @@
-"""A comparison as text: tables that fit the terminal, and the lines below them."""
+"""A comparison as tables that fit the terminal, and as the content of files."""
 
 from __future__ import annotations
 
@@ -7,22 +7,11 @@ import io
 import json
 import math
 import statistics
-import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vaelab.evaluation.comparison import (
-    ALWAYS_SHOWN,
-    REASONS,
-    Configuration,
-    Interval,
-    Point,
-    Ranking,
-    columns,
-    rule,
-    word,
-)
+from vaelab.evaluation.comparison import ALWAYS_SHOWN, Configuration, Interval, Ranking, columns, word
+from vaelab.evaluation.rate_distortion import Point
 
 TITLES = {"reconstruction/mse_mean": "mse", "disentanglement/dci_disentanglement": "dci"}
 ABSENT = "-"
@@ -47,30 +36,75 @@ def figures_table(
     labels: settings that tell the rows apart. names: titles by figure. width: characters in a line;
     figures that do not fit come in a further block.
     """
+    letters = sets_by_letter(names, rankings)
     fixed = [*_labels(rows, labels), ["n", *(str(len(row.runs)) for row in rows)]]
     flowing = []
     for figure, title in names.items():
         ranking = rankings[figure]
+        own = {i: letters[tuple(members)] for members, _ in ranking.sets for i in members if len(ranking.sets) > 1}
         marks = ["*" if i in ranking.best else "~" if i in ranking.tied else "" for i in range(len(rows))]
-        sizes = [len(row.runs) for row in rows]
-        flowing.append([title + " " * any(marks), *_cells([row.figures.get(figure) for row in rows], marks, sizes)])
+        marks = [f"{mark:1} {own[i]}" if i in own else mark for i, mark in enumerate(marks)]
+        sizes, absent = [len(row.runs) for row in rows], ["mixed" if figure in row.mixed else ABSENT for row in rows]
+        cells = _cells([row.figures.get(figure) for row in rows], marks, sizes, absent)
+        flowing.append([title + " " * max(map(len, marks)), *cells])
     return _layout(fixed, flowing, width)
 
 
+def sets_by_letter(names: Iterable[str], rankings: Mapping[str, Ranking]) -> dict[tuple[int, ...], str]:
+    """A letter for each set of comparable configurations, where a figure has several such sets."""
+    found = [tuple(members) for name in names for members, _ in rankings[name].sets if len(rankings[name].sets) > 1]
+    return {members: _letter(i) for i, members in enumerate(sorted(set(found)))}
+
+
+def _letter(i: int) -> str:
+    return (_letter(i // 26 - 1) if i >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[i % 26]
+
+
 def curve_table(rows: Sequence[Configuration], curve: Sequence[Point], width: int) -> str:
-    """A row per point of a rate–distortion curve."""
+    """A row per point of a rate–distortion curve, with the measured β and C where these are not the configured ones."""
     own = [rows[point.index] for point in curve]
     errors = [row.figures.get("reconstruction/mse_mean") for row in own]
     means = [
         [Interval(value, None, None, 1) for value in values] for values in zip(*(p[1:3] for p in curve), strict=True)
     ]
-    blank, one = [""] * len(own), [1] * len(own)
-    flowing = [["rate", *_cells(means[0], blank, one)], ["distortion", *_cells(means[1], blank, one)]]
+    blank, one, none = [""] * len(own), [1] * len(own), [ABSENT] * len(own)
+    flowing = [["rate", *_cells(means[0], blank, one, none)], ["distortion", *_cells(means[1], blank, one, none)]]
     if any(errors):
         of_mse = [error and Interval(error.mean, None, None, 1) for error in errors]
-        flowing.append(["mse", *_cells(of_mse, blank, one)])
+        flowing.append(["mse", *_cells(of_mse, blank, one, none)])
+    for name in unreached(own):
+        flowing.append(
+            [
+                f"measured {name}",
+                *(span([run.scheduled[name][0] for run in row.runs if name in run.scheduled]) for row in own),
+            ]
+        )
     flowing.append(["", *("dominated" if point.dominated else "" for point in curve)])
     return _layout(_labels(own, columns(own)[0]), flowing, width)
+
+
+def curve_heading(rows: Sequence[Configuration], curve: Sequence[Point]) -> str:
+    """What a rate–distortion table is of."""
+    settings = rows[curve[0].index].settings
+    of = ", ".join(f"{key}={word(settings[key])}" for key in ALWAYS_SHOWN[1:4] if key in settings)
+    codes = any("likelihood/kl" not in rows[point.index].figures for point in curve)
+    rate = "KL; of codes, positions x log K" if codes else "KL"
+    return f"rate ({rate}) and distortion (-log p(x|z)), nats per image, means over seeds: {of}"
+
+
+def unreached(rows: Sequence[Configuration]) -> dict[str, list[Configuration]]:
+    """Scheduled weights, and the rows whose measured ones are more than 5 % off the schedule's end."""
+    found: dict[str, list[Configuration]] = {}
+    for row in rows:
+        weights = [(name, *values) for run in row.runs for name, values in run.scheduled.items()]
+        for name in dict.fromkeys(name for name, value, end in weights if abs(value - end) > 0.05 * abs(end) + 1e-6):
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def span(values: Sequence[float]) -> str:
+    """Values to three digits, as `2.4` or `2.4 to 3`."""
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))) if values else ABSENT
 
 
 def _labels(rows: Sequence[Configuration], labels: Sequence[str]) -> list[list[str]]:
@@ -83,17 +117,19 @@ def _shown(value: Any) -> str:
     return ABSENT if value is None else word(value)
 
 
-def _cells(values: Sequence[Interval | None], marks: Sequence[str], sizes: Sequence[int]) -> list[str]:
+def _cells(
+    values: Sequence[Interval | None], marks: Sequence[str], sizes: Sequence[int], absent: Sequence[str]
+) -> list[str]:
     """`mean ± half`, aligned, to two digits of the middle half; four digits of the mean where there is none.
 
-    A figure that fewer seeds have than the row is followed by their number.
+    A figure that fewer seeds have than the row is followed by their number. absent: what stands for None.
     """
     found = [value for value in values if value]
     halves = [value.mean - value.low for value in found if value.low is not None]
     places = _places(
         [h for h in halves if h > 1e-9 * _largest([v.mean for v in found])], [value.mean for value in found]
     )
-    means = [ABSENT if value is None else f"{value.mean:.{places}f}" for value in values]
+    means = [no if v is None else f"{v.mean:.{places}f}" for v, no in zip(values, absent, strict=True)]
     spreads = [
         "" if value is None or value.low is None else f" ± {value.mean - value.low:.{places}f}" for value in values
     ]
@@ -147,106 +183,27 @@ def _layout(fixed: list[list[str]], flowing: list[list[str]], width: int) -> str
     return "\n\n".join("\n".join(block) for block in lines)
 
 
-def refusals(names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> list[str]:
-    """A line per reason for which figures are not ranked."""
-    across: dict[tuple[str, str], list[str]] = {}
-    for figure, title in names.items():
-        for refused in rankings[figure].refused:
-            across.setdefault(refused, []).append(title)
-    lines = [f"{', '.join(t)}: not ranked across {what}: {REASONS[why]}" for (why, what), t in across.items()]
-    open_ended = [title for figure, title in names.items() if not rule(figure).better]
-    return lines + ([f"{', '.join(open_ended)}: not ranked: neither more nor less is better"] if open_ended else [])
-
-
-def objectives(rows: Sequence[Configuration], names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> list[str]:
-    """A line where what is ranked is no likelihood."""
-    found: dict[str, list[str]] = {}
-    for figure, title in names.items():
-        if "likelihood" in rule(figure).agree:
-            for i in rankings[figure].best:
-                said = rows[i].runs[0].aspects["likelihood"]
-                if str(said["log_likelihood_is"]).startswith("not a density"):
-                    text = f"likelihood={said['likelihood']} is {said['log_likelihood_is']}"
-                    found.setdefault(text, []).append(title)
-    return [
-        f"{', '.join(dict.fromkeys(t))}: ranked as values of an objective only: {text}" for text, t in found.items()
-    ]
-
-
-def codes_beside_elbo(rows: Sequence[Configuration], names: Mapping[str, str]) -> list[str]:
-    """A line where a codebook's rate + distortion might be taken for an ELBO."""
-    elbo = "likelihood/elbo"
-    without = [row for row in rows if elbo not in row.figures and "codebook/perplexity" in row.figures]
-    if elbo not in names or not without:
-        return []
-    models = ", ".join(dict.fromkeys(str(row.settings.get("model")) for row in without))
-    why = "its codes have no learned prior, and the rate depends on which one is assumed"
-    return [f"elbo: model={models} has none; rate + distortion is not ranked against it: {why}"]
-
-
-def heading(rows: Sequence[Configuration], split: str) -> str:
-    """How much is compared, and what all of it has in common."""
-    runs = sum(len(row.runs) for row in rows)
-    settings = {key: [row.settings.get(key) for row in rows] for key in ALWAYS_SHOWN[:4]}
-    common = [f"{key}={word(v[0])}" for key, v in settings.items() if v[0] is not None and all(x == v[0] for x in v)]
-    counts = f"{runs} run{'s' * (runs > 1)} in {len(rows)} configuration{'s' * (len(rows) > 1)}"
-    return ", ".join([f"{counts}: split={split}", *common])
-
-
-def legend(rows: Sequence[Configuration], names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> str:
-    """What the table's signs mean, as far as it has them."""
-    sizes = {len(row.runs) for row in rows}
-    said = ["mean ± 95 % interval over n seeds (Student's t)"] if max(sizes) > 1 else []
-    said += ["n = 1 is a single seed: it has no interval"] if 1 in sizes else []
-    said += ["* best"] if any(rankings[name].best for name in names) else []
-    said += ["~ not separated from it: the intervals overlap"] if any(rankings[name].tied for name in names) else []
-    said += ["one configuration: there is nothing to rank"] if len(rows) == 1 else []
-    return "; ".join(said)
-
-
-def differing_too(keys: Sequence[str]) -> list[str]:
-    """A line for settings that differ but have no column; of nested ones the topmost."""
-    top = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
-    return [f"these differ, too, along with the columns: {', '.join(top)}"] if top else []
-
-
-def unevaluated(rows: Sequence[Configuration], command: str) -> list[str]:
-    """A line that names the runs without an evaluation, by their folder if they are many; command: what makes one."""
-    names = [run.name for row in rows for run in row.runs if not run.evaluated]
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        folders.setdefault(str(PurePath(name).parent), []).append(name)
-    some = [f"{len(n)} in {folder}" if len(n) > 3 else ", ".join(sorted(n)) for folder, n in sorted(folders.items())]
-    words = f"not evaluated, so only with figures of training's end: {', '.join(some)}; to evaluate: {command}"
-    return [words] if names else []
-
-
-def curve_heading(rows: Sequence[Configuration], curve: Sequence[Point]) -> str:
-    """What a rate–distortion table is of."""
-    settings = rows[curve[0].index].settings
-    of = ", ".join(f"{key}={word(settings[key])}" for key in ALWAYS_SHOWN[1:4] if key in settings)
-    codes = any("likelihood/kl" not in rows[point.index].figures for point in curve)
-    rate = "KL; of codes, positions x log K" if codes else "KL"
-    return f"rate ({rate}) and distortion (-log p(x|z)), nats per image, means over seeds: {of}"
-
-
-def folded(lines: Sequence[str], width: int) -> list[str]:
-    """Lines of prose folded at the width; tables, which have several lines, as they are."""
-    fold = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return [line if "\n" in line else fold.fill(line) for line in lines]
-
-
 def records(
     rows: Sequence[Configuration], labels: Sequence[str], figures: Sequence[str], rankings: Mapping[str, Ranking]
 ) -> list[dict[str, Any]]:
-    """What a JSON file says of each configuration."""
+    """What a JSON file says of each configuration. A figure whose seeds cannot be averaged has null for its mean."""
     result = []
     for i, row in enumerate(rows):
         measured = {}
-        for figure in (figure for figure in figures if figure in row.figures):
-            ranking = rankings[figure]
-            place = "best" if i in ranking.best else "not separated from the best" if i in ranking.tied else None
-            measured[figure] = {**row.figures[figure]._asdict(), "rank": place}
+        for figure, ranking in ((figure, rankings[figure]) for figure in figures):
+            if figure in row.mixed:
+                why = row.mixed[figure]
+                measured[figure] = {
+                    "mean": None,
+                    "low": None,
+                    "high": None,
+                    "n": why.n,
+                    "rank": None,
+                    "mixed": why.what,
+                }
+            elif figure in row.figures:
+                place = "best" if i in ranking.best else "not separated from the best" if i in ranking.tied else None
+                measured[figure] = {**row.figures[figure]._asdict(), "rank": place}
         settings = {key: row.settings.get(key) for key in labels}
         result.append(
             {
