@@ -100,7 +100,7 @@ def ailments(model, swaps):
     """What the diagnosis makes of the audit."""
     figures = swaps | {"sample_accuracy": accuracy(model).mean().item(), "classifier_accuracy": 1.0}
     figures = {f"conditional/{name}": value for name, value in (figures | {"chance": 1 / CLASSES}).items()}
-    return [finding.code for finding in diagnose_evaluation(figures | {"likelihood/kl": 3.0}, {}, {})]
+    return [finding.code for finding in diagnose_evaluation(figures | {"likelihood/kl": 3.0}, {})]
 
 
 def test_a_model_that_uses_both(data):

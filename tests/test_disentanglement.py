@@ -119,6 +119,27 @@ def test_dci_is_the_same_to_the_last_digit_where_dimensions_tie():
     assert dci(codes[:, ::-1] * 1e-3 + 0.1, factors) == dci(codes, factors)
 
 
+def test_a_forest_is_kinder_than_boosting_to_noise_and_harsher_to_mixtures():
+    """Why these D and C are not those of disentanglement_lib, which boosts trees of depth 3."""
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    factors, noise = discrete(2, 3, 4), rng(1).normal(size=(N, 3))
+    perfect, idle = standardised(factors), rng(2).normal(size=(N, 2))
+    mixing = np.linalg.qr(rng(3).normal(size=(3, 3)))[0]
+    for codes, kinder in ((perfect + 0.5 * noise, True), (perfect @ mixing, False)):
+        z = np.hstack([codes, idle])
+        boosted = [GradientBoostingClassifier(random_state=0).fit(z, y).feature_importances_ for y in factors.T]
+        for forest, published in zip(dci(z, factors)[:2], dci_of_importance(np.stack(boosted, axis=1)), strict=True):
+            assert (forest > published) == kinder
+
+
+def test_at_most_ten_thousand_images_are_looked_at(monkeypatch):
+    assert module.ROWS == 10_000
+    monkeypatch.setattr(module, "ROWS", 300)
+    factors = discrete(2, 3)
+    assert disentanglement(noisy(factors), factors)[1].startswith("300 images,")
+
+
 def test_dci_takes_trees_deep_enough_for_many_values():
     factors = discrete(30, 30)
     assert dci(np.hstack([factors, rng(1).normal(size=(N, 2))]), factors)[2] > 0.95

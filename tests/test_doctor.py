@@ -213,8 +213,18 @@ def test_data_sets_are_found(machine, doctor, tmp_path):
 
 
 def test_a_data_root_that_is_missing_or_empty_is_no_problem(machine, tmp_path):
-    assert [check.state for check in installation.check_data(tmp_path / "none")] == ["note"]
+    assert [check.state for check in installation.check_data(None)] == ["note"]  # no ./data
     assert [check.state for check in installation.check_data(tmp_path)] == ["note"]
+
+
+def test_a_data_root_that_was_named_must_exist(machine, doctor, tmp_path):
+    code, out, _ = doctor("root=/nowhere/at all")
+    assert code == 1
+    assert "/nowhere/at all is no folder" in out
+    assert "\n1 problem\n" in out
+    put(tmp_path, "data", [f"data/{file}" for file in DATA_FILES["mnist"]])
+    assert ": mnist" in doctor()[1].replace("data: mnist", ": mnist")
+    assert doctor()[0] == 0
 
 
 def test_shapes3d_without_h5py(machine, tmp_path, monkeypatch):
@@ -326,6 +336,9 @@ def run(tmp_path):
     (folder / "metrics.csv").write_text("\n".join(["step,epoch,train/loss,val/loss,train/beta,val/beta", *cells, ""]))
     summary = {"status": "finished", "epochs": 6, "best": {"epoch": 5, "by": "val/elbo"}, "findings": []}
     (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "checkpoints").mkdir()
+    for name in ("best", "last"):
+        (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"weights")
     return folder
 
 
@@ -340,8 +353,6 @@ def change(folder, **values):
 
 
 def test_a_healthy_run(doctor, run):
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "best.ckpt").touch()
     code, out, err = doctor(f"run={run}")
     assert (code, err) == (0, "")
     assert "my run: vae-digits, finished, 6 epochs" in out
@@ -365,11 +376,15 @@ def test_findings_of_all_sources_are_told_once(doctor, run):
     assert code == 0
     assert "one colour\n" in out
     assert "remedy: a lower rate" in out
-    assert out.count("posterior_collapse") == 1
+    assert out.count("\n  posterior_collapse") == 1
     assert "of training" not in out
     assert "evaluation_outdated" in out
     assert f"vaelab eval run='{run}'" in out
     assert "3 findings" in out
+    assert "(found again by the evaluation: posterior_collapse)" in out
+    change(run, findings=[collapse])
+    training = doctor(f"run={run}")[1].split("\n\n")[1]
+    assert training == "while training, at its last look (found again by the evaluation: posterior_collapse)"
 
 
 def test_schedules_of_the_config_are_looked_at(doctor, run):
@@ -385,10 +400,54 @@ def test_schedules_of_the_config_are_looked_at(doctor, run):
 def test_a_run_without_summary_metrics_or_checkpoint(doctor, run):
     (run / "summary.json").unlink()
     (run / "metrics.csv").unlink()
+    for path in run.glob("checkpoints/*"):
+        path.unlink()
     code, out, _ = doctor(f"run={run}")
     assert code == 0
     assert "run_unfinished" in out
+    assert "metrics.csv is missing: no curve is judged" in out
     assert "nor a checkpoint" in out
+    assert "checkpoint_missing" not in out  # there may be none yet
+
+
+@pytest.mark.parametrize(
+    ("lost", "emptied", "says", "remedy"),
+    [
+        ("best", None, "checkpoints/best.ckpt is missing\n", "vaelab eval run='{run}' checkpoint=last takes the other"),
+        (None, "best", "checkpoints/best.ckpt is empty\n", "vaelab eval run='{run}' checkpoint=last takes the other"),
+        ("last", None, "checkpoints/last.ckpt is missing\n", "cannot be resumed"),
+        ("last", "best", "checkpoints/best.ckpt is empty, checkpoints/last.ckpt is missing\n", "train again"),
+    ],
+)
+def test_lost_checkpoints(doctor, run, lost, emptied, says, remedy):
+    if lost:
+        (run / "checkpoints" / f"{lost}.ckpt").unlink()
+    if emptied:
+        (run / "checkpoints" / f"{emptied}.ckpt").write_bytes(b"")
+    code, out, _ = doctor(f"run={run}")
+    assert code == 0
+    assert f"checkpoint_missing  {says}" in out
+    assert remedy.format(run=run) in out
+    assert ("nor a checkpoint" in out) == bool(lost and emptied)
+    if not (lost and emptied):
+        other = " checkpoint=last" if "best" in (lost, emptied) else ""
+        assert f"`vaelab eval run='{run}'{other}` adds" in out
+    (run / "config.yaml").write_text(CONFIG + "trainer: {enable_checkpointing: false}\n")
+    assert "checkpoint_missing" not in doctor(f"run={run}")[1]
+
+
+def test_a_finished_run_without_its_metrics(doctor, run):
+    (run / "metrics.csv").unlink()
+    assert "metrics.csv is missing: no curve is judged): nothing found" in doctor(f"run={run}")[1]
+
+
+def test_the_end_of_training_is_where_a_schedule_got(doctor, run):
+    """Without validation: metrics.csv has the mean of the epoch, and summary.json the value that was reached."""
+    (run / "metrics.csv").write_text("step,epoch,train/loss,train/beta,step/beta\n40,0,100,2.0,2.0\n")
+    change(run, objective={"beta": 2.4}, best={})
+    assert "beta had reached 2.4 of 4 at the last step" in doctor(f"run={run}")[1]
+    change(run, objective={"beta": 4.0})
+    assert "schedule_unfinished" not in doctor(f"run={run}")[1]
 
 
 def test_the_evaluation_of_another_split_serves(doctor, run):
@@ -405,7 +464,18 @@ def test_a_real_run(train, doctor, monkeypatch):
 
 
 BROKEN = {
-    "summary.json": ["{", "[]", '{"best": 3}', '{"findings": [{"cod": 1}]}', '{"findings": 5}', b"\xff\xfe{"],
+    "summary.json": [
+        "{",
+        "[]",
+        '{"best": 3}',
+        '{"best": {"epoch": "5"}}',
+        '{"status": ["finished"]}',
+        '{"objective": []}',
+        '{"findings": [{"cod": 1}]}',
+        '{"findings": [{"code": "a", "evidence": 3, "remedy": "b"}]}',
+        '{"findings": 5}',
+        b"\xff\xfe{",
+    ],
     "metrics.csv": [
         "",
         "a,b\n1,2\n",
@@ -415,8 +485,21 @@ BROKEN = {
         "step\n\x00\n",
         b"\xff,\n",
     ],
-    "evaluation.json": ["{", '{"figures": []}', '{"figures": {"likelihood/kl": "low"}}'],
-    "config.yaml": ["run: [", "a: 1\n"],
+    "evaluation.json": [
+        "{",
+        "{}",
+        "[]",
+        '{"figures": []}',
+        '{"figures": {"likelihood/kl": "low"}}',
+        '{"figures": {"latents/kl_index_code_mi": 3}, "images": "many"}',
+        '{"figures": {"likelihood/kl": 1' + 400 * "0" + "}}",
+    ],
+    "config.yaml": [
+        "run: [",
+        "a: 1\n",
+        "run: a\nmodel: {}\ndataset: {}\n",
+        CONFIG.partition("schedule")[0] + "schedule: [1]",
+    ],
 }
 
 
@@ -437,6 +520,8 @@ def test_a_damaged_file_is_named(doctor, run, name, content):
         (["run=nowhere"], "no config.yaml"),
         (["run=last"], "no run"),
         (["run="], "run= is empty"),
+        (["root="], "root= is empty"),
+        (["run=sweep/0-vae", "root=data"], "root=data: it is for the check of the installation"),
         (["-m", "run=a,b"], "-m"),
         (["runs=x"], "did you mean run?"),
         (["+foo=1"], "foo"),

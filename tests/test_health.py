@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from vaelab.evaluation.diagnosis import diagnose_evaluation
 from vaelab.health import Finding, diagnose_codebook, diagnose_latents, diagnose_output
 
 HEALTHY = {"reconstruction": 80.0, "kl": 25.0}
@@ -34,6 +35,14 @@ def test_a_posterior_that_says_nothing_has_collapsed(kl):
     assert finding.code == "posterior_collapse"
     assert f"{kl:.3g} nats" in finding.evidence
     assert "beta" in finding.remedy
+
+
+@pytest.mark.parametrize("capacity", [None, 5.0])
+def test_training_and_evaluation_say_the_same_of_a_collapse(capacity):
+    figures = {"kl": 0.1, "reconstruction": 205.0} | ({} if capacity is None else {"capacity": capacity})
+    told = diagnose_latents(figures, None, BASELINE, PERFECT, 1.0)[0]
+    assert told.evidence == "KL is 0.1 nats: the codes say next to nothing of the images"
+    assert diagnose_evaluation({"likelihood/kl": 0.1}, {"scheduled": {"capacity": capacity}}) == [told]
 
 
 def test_a_posterior_that_says_little_has_not_collapsed():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 import shutil
 import sys
@@ -18,8 +17,11 @@ from vaelab.errors import UserError
 if TYPE_CHECKING:
     from vaelab.health import Finding
 
-EVALUATIONS = ("evaluation.json", "evaluation-val.json", "evaluation-train.json")
-"""What vaelab eval writes; the first that is there is looked at."""
+SPLITS = ("test", "val", "train")
+"""Of what vaelab eval writes, the evaluation of the first of these is looked at."""
+RESTORE = "restore it, or train again"
+CHECKPOINTS = ("best", "last")
+AGAIN = "delete it, and run vaelab eval again"
 
 
 def main(arguments: list[str]) -> int:
@@ -51,11 +53,13 @@ def job(config: Any, problems: list[str]) -> None:
         if config[key] == "":
             raise UserError(f"{key}= is empty: name a folder, or leave it out")
     if config.run is not None:
+        if config.root is not None:
+            raise UserError(f"root={config.root}: it is for the check of the installation; with run= leave it out")
         print(report(str(config.run)))
         return
     from vaelab.installation import checks
 
-    found = checks(Path(str(config.root)), Path("outputs"))
+    found = checks(None if config.root is None else Path(str(config.root)), Path("outputs"))
     print("\n".join(_table([(f"{check.name:11} {check.state:7}", check.says, check.remedy) for check in found])))
     problems += [check.name for check in found if check.state == "problem"]
     print(f"\n{_count(len(problems), 'problem')}")
@@ -67,28 +71,34 @@ def report(run: str) -> str:
     from vaelab.evaluation.diagnosis import diagnose_schedules, diagnose_training
 
     folder = _find(run)
-    config, rows, summary = runs.read_config(folder), read_metrics(folder), _read_json(folder / "summary.json")
-    status, best = summary.get("status"), _part(summary, "best", folder / "summary.json")
+    config, rows, summary = runs.read_config(folder), read_metrics(folder), _read_summary(folder)
+    parts = {key: _part(config, key, folder / "config.yaml") for key in ("run", "schedule", "trainer")}
+    status, best, stored = summary.get("status"), summary["best"], _stored(summary, folder)
     place, evaluated = _evaluation(folder, best)
     curves = diagnose_training(rows, summary)
     if status == "finished":
-        curves += diagnose_schedules(rows, config.get("schedule") or {}, best.get("epoch"))
-    repeated = {finding.code for finding in evaluated}  # the evaluation is of the model that counts
-    found = {
-        "while training, at its last look": [f for f in _stored(summary, folder) if f.code not in repeated],
-        "curves in metrics.csv": curves,
-    }
-    found |= {place: evaluated} if place else {}
+        curves += diagnose_schedules(rows, parts["schedule"], best.get("epoch"), summary["objective"])
     epochs = sum(any(name.startswith("train/") for name in row) for row in rows)
+    if (epochs or status == "finished") and parts["trainer"].get("enable_checkpointing", True):
+        curves += _diagnose_checkpoints(folder)
+    again = sorted({f.code for f in stored} & {f.code for f in evaluated})  # the evaluation is of the model that counts
+    training = "while training, at its last look"
+    training += f" (found again by the evaluation: {', '.join(again)})" if again else ""
+    of_run = "curves in metrics.csv"
+    if not (folder / "metrics.csv").is_file():
+        of_run = "end of the run (metrics.csv is missing: no curve is judged)"
+    found = {training: [f for f in stored if f.code not in again], of_run: curves}
+    found |= {place: evaluated} if place else {}
     name = shlex.quote(str(folder))
-    lines = [f"{folder}: {config['run'].get('name')}, {status or 'no summary.json'}, {_plural(epochs, 'epoch')}"]
+    lines = [f"{folder}: {parts['run'].get('name')}, {status or 'no summary.json'}, {_plural(epochs, 'epoch')}"]
     for heading, findings in found.items():
-        lines += ["", heading if findings else f"{heading}: nothing found"]
+        lines += ["", heading if findings or (again and heading == training) else f"{heading}: nothing found"]
         lines += _table([(f"  {f.code}", f.evidence, f.remedy.replace("=RUN", f"={name}")) for f in findings])
     if not place:
-        checkpoint = any(folder.glob("checkpoints/*.ckpt"))
-        more = f"`vaelab eval run={name}` adds likelihood, latent space, codebook and samples"
-        lines += ["", f"no evaluation.json: {more if checkpoint else 'nor a checkpoint to evaluate'}"]
+        whole = [other for other in CHECKPOINTS if not _lacks(folder, other)]
+        taken = "" if "best" in whole else " checkpoint=last"
+        more = f"`vaelab eval run={name}{taken}` adds likelihood, latent space, codebook and samples"
+        lines += ["", f"no evaluation.json: {more if whole else 'nor a checkpoint to evaluate'}"]
     total = _count(sum(map(len, found.values())), "finding")
     return "\n".join([*lines, "", f"{total}; docs/doctor.md explains each" if any(found.values()) else total])
 
@@ -104,31 +114,73 @@ def _find(run: str) -> Path:
     return runs.find(run)
 
 
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json, with `best` and `objective` as objects; without it nothing else. Raises UserError if damaged."""
+    from vaelab import runs
+
+    path = folder / "summary.json"
+    summary = runs.read_json(path, RESTORE)
+    summary |= {key: _part(summary, key, path) for key in ("best", "objective")}
+    if not isinstance(summary.get("status", ""), str):
+        raise _damaged(path, "'status' is no text", RESTORE)
+    if not isinstance(summary["best"].get("epoch", 0), int | None):
+        raise _damaged(path, "the epoch of 'best' is no number", RESTORE)
+    return summary
+
+
+def _lacks(folder: Path, name: str) -> str:
+    """What is wrong with the file of checkpoint `name`: missing, empty, or nothing."""
+    path = folder / "checkpoints" / f"{name}.ckpt"
+    return "missing" if not path.is_file() else "" if path.stat().st_size else "empty"
+
+
+def _diagnose_checkpoints(folder: Path) -> list[Finding]:
+    """Are best.ckpt and last.ckpt there, and are they more than names?"""
+    from vaelab.health import Finding
+
+    lacking = {name: lacks for name in CHECKPOINTS if (lacks := _lacks(folder, name))}
+    if not lacking:
+        return []
+    remedies = {
+        "best": "vaelab eval run=RUN checkpoint=last takes the other",
+        "last": "the run cannot be resumed; the best checkpoint is there, and vaelab eval takes it",
+    }
+    evidence = ", ".join(f"checkpoints/{name}.ckpt is {lacks}" for name, lacks in lacking.items())
+    remedy = remedies[next(iter(lacking))] if len(lacking) == 1 else "train again: there are no weights left"
+    return [Finding("checkpoint_missing", evidence, remedy)]
+
+
 def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
     """The findings that training wrote into summary.json."""
     from vaelab.health import Finding
 
+    damaged = _damaged(folder / "summary.json", "its findings are no findings", RESTORE)
     try:
-        return [Finding(**finding) for finding in summary.get("findings", [])]
+        findings = [Finding(**finding) for finding in summary.get("findings", [])]
     except TypeError as error:
-        raise _damaged(folder / "summary.json", "its findings are no findings") from error
+        raise damaged from error
+    if not all(isinstance(text, str) for finding in findings for text in finding):
+        raise damaged
+    return findings
 
 
 def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Finding]]:
     """What was evaluated and its findings; None and none without an evaluation."""
+    from vaelab import runs
     from vaelab.evaluation.diagnosis import diagnose_evaluation
     from vaelab.health import Finding
 
-    path = next((folder / name for name in EVALUATIONS if (folder / name).is_file()), None)
+    path = next((path for split in SPLITS if (path := runs.evaluation_path(folder, split)).is_file()), None)
     if path is None:
         return None, []
-    evaluation = _read_json(path)
-    parts = (_part(evaluation, key, path) for key in ("figures", "vectors", "subject", "checkpoint"))
-    figures, vectors, subject, checkpoint = parts
+    evaluation = runs.read_json(path, AGAIN)
+    if "figures" not in evaluation:
+        raise _damaged(path, "it has no figures", AGAIN)
+    figures, subject, checkpoint = (_part(evaluation, key, path) for key in ("figures", "subject", "checkpoint"))
     try:
-        findings = diagnose_evaluation(figures, vectors, {"images": evaluation.get("images")} | subject)
-    except TypeError as error:
-        raise _damaged(path, "a figure is no number") from error
+        findings = diagnose_evaluation(figures, {"images": evaluation.get("images")} | subject)
+    except (TypeError, OverflowError) as error:
+        raise _damaged(path, "a figure is no number", AGAIN) from error
     name, epoch = checkpoint.get("name"), checkpoint.get("epoch")
     if name == "best" and best.get("epoch") not in (None, epoch):
         evidence = f"{path.name} is of epoch {epoch}, and the best checkpoint is now of epoch {best['epoch']}"
@@ -145,42 +197,28 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, str(error), RESTORE) from error
     names, rows = lines[0] if lines else [], []
     if "step" not in names:
-        raise _damaged(path, "it has no column 'step'")
+        raise _damaged(path, "it has no column 'step'", RESTORE)
     for number, cells in enumerate(lines[1:], 2):
         try:
             rows.append({name: float(cell) for name, cell in zip(names, cells, strict=True) if cell})
             rows[-1]["step"]
         except (ValueError, KeyError) as error:
-            raise _damaged(path, f"line {number} is cut short or no row of numbers") from error
+            raise _damaged(path, f"line {number} is cut short or no row of numbers", RESTORE) from error
     return rows
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file. Raises UserError if it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also of the encoding
-        raise _damaged(path, f"no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise _damaged(path, "no JSON object")
-    return content
 
 
 def _part(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     """An object within a JSON object; empty if it is missing or null. Raises UserError if it is anything else."""
     part = {} if content.get(key) is None else content[key]
     if not isinstance(part, dict):
-        raise _damaged(path, f"'{key}' is no object")
+        raise _damaged(path, f"'{key}' is no object", AGAIN if path.name.startswith("evaluation") else RESTORE)
     return part
 
 
-def _damaged(path: Path, why: str) -> UserError:
-    remedy = "vaelab eval writes it anew" if path.name in EVALUATIONS else "restore it, or train again"
+def _damaged(path: Path, why: str, remedy: str) -> UserError:
     return UserError(f"{path} is damaged: {why}\n{remedy}")
 
 

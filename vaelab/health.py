@@ -45,14 +45,7 @@ def diagnose_latents(
     kl, gain = figures["kl"], baseline - figures["reconstruction"]
     explained = gain / max(baseline - perfect, 1e-9)
     capacity = figures.get("capacity")
-    if kl < COLLAPSED_KL and (capacity is None or capacity > 1):
-        findings.append(
-            Finding(
-                "posterior_collapse",
-                f"KL is {kl:.3g} nats: the codes say nothing of the images",
-                "lower beta or warm it up (schedule=warmup or cyclical), or take a less noisy likelihood",
-            )
-        )
+    findings += diagnose_collapse(kl, capacity)
     if (kl > 1 and gain < 0.5 * min(1.0, beta) * kl) or (kl > MUCH_KL and explained < LITTLE_EXPLAINED):
         findings.append(
             Finding(
@@ -81,6 +74,19 @@ def diagnose_latents(
             )
         )
     return findings
+
+
+def diagnose_collapse(kl: float, capacity: float | None) -> list[Finding]:
+    """Does the posterior say anything of the image? kl: nats per image; capacity: C in nats, None if there is none."""
+    if kl >= COLLAPSED_KL or (capacity is not None and capacity <= 1):
+        return []
+    return [
+        Finding(
+            "posterior_collapse",
+            f"KL is {kl:.3g} nats: the codes say next to nothing of the images",
+            "lower beta or warm it up (schedule=warmup or cyclical), or take a less noisy likelihood",
+        )
+    ]
 
 
 def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int) -> list[Finding]:

@@ -82,8 +82,8 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-def checks(root: Path, outputs: Path) -> list[Check]:
-    """All checks. root: where data sets are looked for; outputs: where runs go."""
+def checks(root: Path | None, outputs: Path) -> list[Check]:
+    """All checks. root: where the user has data sets looked for, None: in ./data; outputs: where runs go."""
     with ThreadPoolExecutor() as pool:
         facts, vision = pool.map(run_python, (TORCH_PROBE, TORCHVISION_PROBE))
     return [
@@ -258,13 +258,18 @@ def check_gpu(facts: dict[str, Any], driver: str | None) -> Check:
     return Check("GPU", "ok", "none: runs train on the processor")
 
 
-def check_data(root: Path) -> list[Check]:
-    """Which data sets are below `root`. Only names are looked at: a damaged file is named when it is read."""
+def check_data(named: Path | None) -> list[Check]:
+    """Which data sets are below `named`, or ./data. Only names are looked at: a damaged file is named when it is read.
+
+    A folder that was named and does not exist is a problem; ./data need not exist.
+    """
+    root = named or Path("data")
     folder = root.expanduser()
+    if named and not folder.is_dir():
+        return [Check("data", "problem", f"{root} is no folder", "name the folder that the data sets are in")]
     if not folder.is_dir():
-        return [
-            Check("data", "note", f"{root} is no folder: sets that need files are downloaded there, or use root=PATH")
-        ]
+        says = f"{root} is no folder: sets that need files are downloaded there, or use root=PATH"
+        return [Check("data", "note", says)]
     missing = {name: [f for f in files if not (folder / f).is_file()] for name, files in DATA_FILES.items()}
     whole = [name for name, files in missing.items() if not files]
     found = [Check("data", "ok" if whole else "note", f"{root}: {', '.join(whole) or 'no data set that vaelab knows'}")]

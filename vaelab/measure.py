@@ -143,7 +143,7 @@ def measure(
         rest = ",".join(list(sections)[done:])
         print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
         raise
-    findings = diagnose_evaluation(evaluation["figures"], evaluation["vectors"], evaluation["subject"])
+    findings = diagnose_evaluation(evaluation["figures"], evaluation["subject"])
     evaluation |= {
         "status": "finished",
         "findings": [finding._asdict() for finding in findings],
