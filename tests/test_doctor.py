@@ -517,7 +517,7 @@ def test_a_damaged_file_is_named(doctor, run, name, content):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["run=nowhere"], "no config.yaml"),
+        (["run=nowhere"], "no such folder"),
         (["run=last"], "no run"),
         (["run="], "run= is empty"),
         (["root="], "root= is empty"),

@@ -70,7 +70,7 @@ def report(run: str) -> str:
     from vaelab import runs
     from vaelab.evaluation.diagnosis import diagnose_schedules, diagnose_training
 
-    folder = _find(run)
+    folder = runs.find(run)
     config, rows, summary = runs.read_config(folder), read_metrics(folder), _read_summary(folder)
     parts = {key: _part(config, key, folder / "config.yaml") for key in ("run", "schedule", "trainer")}
     status, best, stored = summary.get("status"), summary["best"], _stored(summary, folder)
@@ -101,17 +101,6 @@ def report(run: str) -> str:
         lines += ["", f"no evaluation.json: {more if whole else 'nor a checkpoint to evaluate'}"]
     total = _count(sum(map(len, found.values())), "finding")
     return "\n".join([*lines, "", f"{total}; docs/doctor.md explains each" if any(found.values()) else total])
-
-
-def _find(run: str) -> Path:
-    """The folder of a run. Raises UserError; for a sweep's folder one that names a run of it."""
-    from vaelab import runs
-
-    folder = Path(run)
-    jobs = [] if run == "last" or (folder / "config.yaml").exists() else sorted(folder.glob("*/config.yaml"))
-    if jobs:
-        raise UserError(f"run={run} is a folder of {_plural(len(jobs), 'run')}: give one of them, run={jobs[0].parent}")
-    return runs.find(run)
 
 
 def _read_summary(folder: Path) -> dict[str, Any]:
