@@ -90,7 +90,8 @@ def _device(name: str) -> str:
 def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
     """Test images of another data set, made as the model's own are: binarised, and in their range."""
     config = config | {name: own[name] for name in ("binarize", "pixel_range")}
-    what = {name: value for name, value in config.items() if name not in (*SPEED, "_target_", "root", "seed")}
+    unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # the same files anywhere
+    what = {name: value for name, value in config.items() if name not in unsaid}
     return Part(f"{config['_target_'].rpartition('.')[2]} {what}", _data(config, "ood", model).test)
 
 

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaelab.evaluation.likelihood import evaluation_mode
+
 ARCHITECTURE = 1
 """Version of network and training: raise it with any change to either, and cached judges are trained anew."""
 FEATURES, WIDTH = 64, 16
@@ -47,14 +49,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model in eval mode without gradients; afterwards each of its parts is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(model), torch.no_grad():
+        yield
 
 
 def to_unit(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
