@@ -14,7 +14,7 @@ from recipes import OUTPUTS
 
 import vaelab
 from vaelab.config import build
-from vaelab.figures import grid, pairs, save_png
+from vaelab.figures.pixels import grid, pairs, save_png
 from vaelab.runs import read_config
 
 GAP = 24

@@ -10,9 +10,23 @@ import pytest
 import vaelab
 
 ROOT = Path(vaelab.__file__).parent
-HYDRA = {"command", "config", "runs", "train", "bench", "doctor", "evaluate", "measure", "compare"}
+VIEWS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
+HYDRA = {"command", "config", "runs", "trained", "train", "bench", "doctor", "evaluate", "measure", "compare", *VIEWS}
 PARTS = ("models", "datasets", "callbacks")
-COMMANDS = {"cli", "command", "train", "bench", "doctor", "evaluate", "measure", "compare", "fit", "timing", "__main__"}
+COMMANDS = {
+    "cli",
+    "command",
+    "train",
+    "bench",
+    "doctor",
+    "evaluate",
+    "measure",
+    "compare",
+    "fit",
+    "timing",
+    "__main__",
+    *VIEWS,
+}
 NEEDS_LIGHTNING = {"loggers", "loop"}
 
 

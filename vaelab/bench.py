@@ -16,17 +16,7 @@ from vaelab.errors import UserError
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab bench` with these arguments. Returns the exit code."""
-    if {"-m", "--multirun"} & set(arguments):
-        print("vaelab: bench measures one config: leave out -m", file=sys.stderr)
-        return 2
-    from vaelab.train import quoted
-
-    try:
-        arguments = [quoted(argument) for argument in arguments]
-    except UserError as error:
-        print(f"vaelab: {error}", file=sys.stderr)
-        return 2
-    return command.run("bench", job, arguments)
+    return command.single("bench", job, arguments)
 
 
 def job(config: Any) -> None:

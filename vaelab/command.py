@@ -16,6 +16,52 @@ CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.pa
 """The configuration folder: inside the installed package, beside it in a checkout."""
 
 
+PATHS = (
+    "run",
+    "run.dir",
+    "sweep.dir",
+    "root",
+    "dataset.root",
+    "ood.root",
+    "bench.output",
+    "input",
+    "codes",
+    "out",
+    "image",
+    "from",
+    "to",
+)
+"""Keys whose values are paths."""
+
+
+def quoted(argument: str) -> str:
+    """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
+    key, _, value = argument.partition("=")
+    if key not in PATHS or value == "null" or value.startswith(("'", '"')) or "${" in value:
+        return argument
+    if not value.strip():
+        raise UserError(f"{key}= is empty: name a folder, or leave it out")
+    return f"{key}={in_quotes(value)}"
+
+
+def in_quotes(value: str) -> str:
+    """A value that Hydra takes as it is."""
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+def single(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
+    """`run` for a command that takes one run and no sweep, its paths as the user's shell gives them."""
+    if {"-m", "--multirun"} & set(arguments):
+        print(f"vaelab: {name} looks at one run at a time: leave out -m", file=sys.stderr)
+        return 2
+    try:
+        arguments = [quoted(argument) for argument in arguments]
+    except UserError as error:
+        print(f"vaelab: {error}", file=sys.stderr)
+        return 2
+    return run(name, task, arguments)
+
+
 def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     """Runs `task` on the config `name`.yaml composed with `arguments`. Returns the exit code."""
     import hydra

@@ -6,16 +6,18 @@ import dataclasses
 import difflib
 import inspect
 import json
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vaelab.errors import UserError
 
 GIVEN_LATER = {"shape", "num_classes", "run"}
 """Constructor arguments that the program gives, not the config."""
+Options = TypeVar("Options")
 NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
 
 
@@ -28,6 +30,22 @@ def build(node: Any, /, **arguments: Any) -> Any:
         if error.__cause__ is not None:
             raise error.__cause__ from None
         raise
+
+
+def options(kind: type[Options], config: Any) -> Options:
+    """The keys of a command as a named tuple, whose annotations say what each can be.
+
+    Raises UserError for an unknown key, a value that is missing or one that cannot be.
+    """
+    given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    hints = get_type_hints(kind, include_extras=True)
+    for name, value in given.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            raise UserError(f"{name}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
+        _check_value(hints[name], value, name)
+    named: Any = kind
+    return named(**given)
 
 
 def check(config: Any, key: str = "") -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 import shutil
-import sys
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("test", "val", "train")
 """Of what vaelab eval writes, the evaluation of the first of these is looked at."""
-RESTORE = "restore it, or train again"
 CHECKPOINTS = ("best", "last")
 AGAIN = "delete it, and run vaelab eval again"
 
@@ -30,18 +27,8 @@ def main(arguments: list[str]) -> int:
         if find_spec(module) is None:
             print(f"vaelab: {package} is not installed, and no command works without it: pip install {package}")
             return 1
-    if {"-m", "--multirun"} & set(arguments):
-        print("vaelab: doctor looks at one run: leave out -m", file=sys.stderr)
-        return 2
-    from vaelab.train import quoted
-
     problems: list[str] = []
-    try:
-        arguments = [quoted(argument) for argument in arguments]
-    except UserError as error:
-        print(f"vaelab: {error}", file=sys.stderr)
-        return 2
-    code = command.run("doctor", lambda config: job(config, problems), arguments)
+    code = command.single("doctor", lambda config: job(config, problems), arguments)
     return code or int(bool(problems))
 
 
@@ -71,7 +58,7 @@ def report(run: str) -> str:
     from vaelab.evaluation.diagnosis import diagnose_schedules, diagnose_training
 
     folder = runs.find(run)
-    config, rows, summary = runs.read_config(folder), read_metrics(folder), _read_summary(folder)
+    config, rows, summary = runs.read_config(folder), runs.read_metrics(folder), _read_summary(folder)
     parts = {key: _part(config, key, folder / "config.yaml") for key in ("run", "schedule", "trainer")}
     status, best, stored = summary.get("status"), summary["best"], _stored(summary, folder)
     place, evaluated = _evaluation(folder, best)
@@ -108,12 +95,12 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     from vaelab import runs
 
     path = folder / "summary.json"
-    summary = runs.read_json(path, RESTORE)
+    summary = runs.read_json(path, runs.RESTORE)
     summary |= {key: _part(summary, key, path) for key in ("best", "objective")}
     if not isinstance(summary.get("status", ""), str):
-        raise _damaged(path, "'status' is no text", RESTORE)
+        raise runs.damaged(path, "'status' is no text", runs.RESTORE)
     if not isinstance(summary["best"].get("epoch", 0), int | None):
-        raise _damaged(path, "the epoch of 'best' is no number", RESTORE)
+        raise runs.damaged(path, "the epoch of 'best' is no number", runs.RESTORE)
     return summary
 
 
@@ -141,9 +128,10 @@ def _diagnose_checkpoints(folder: Path) -> list[Finding]:
 
 def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
     """The findings that training wrote into summary.json."""
+    from vaelab import runs
     from vaelab.health import Finding
 
-    damaged = _damaged(folder / "summary.json", "its findings are no findings", RESTORE)
+    damaged = runs.damaged(folder / "summary.json", "its findings are no findings", runs.RESTORE)
     try:
         findings = [Finding(**finding) for finding in summary.get("findings", [])]
     except TypeError as error:
@@ -164,12 +152,12 @@ def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Fi
         return None, []
     evaluation = runs.read_json(path, AGAIN)
     if "figures" not in evaluation:
-        raise _damaged(path, "it has no figures", AGAIN)
+        raise runs.damaged(path, "it has no figures", AGAIN)
     figures, subject, checkpoint = (_part(evaluation, key, path) for key in ("figures", "subject", "checkpoint"))
     try:
         findings = diagnose_evaluation(figures, {"images": evaluation.get("images")} | subject)
     except (TypeError, OverflowError) as error:
-        raise _damaged(path, "a figure is no number", AGAIN) from error
+        raise runs.damaged(path, "a figure is no number", AGAIN) from error
     name, epoch = checkpoint.get("name"), checkpoint.get("epoch")
     if name == "best" and best.get("epoch") not in (None, epoch):
         evidence = f"{path.name} is of epoch {epoch}, and the best checkpoint is now of epoch {best['epoch']}"
@@ -177,38 +165,14 @@ def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Fi
     return f"{path.name}: {evaluation.get('split')} images, {name} checkpoint, epoch {epoch}", findings
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv with their filled cells; none if there is no such file. Raises UserError if it is damaged."""
-    path = run / "metrics.csv"
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error), RESTORE) from error
-    names, rows = lines[0] if lines else [], []
-    if "step" not in names:
-        raise _damaged(path, "it has no column 'step'", RESTORE)
-    for number, cells in enumerate(lines[1:], 2):
-        try:
-            rows.append({name: float(cell) for name, cell in zip(names, cells, strict=True) if cell})
-            rows[-1]["step"]
-        except (ValueError, KeyError) as error:
-            raise _damaged(path, f"line {number} is cut short or no row of numbers", RESTORE) from error
-    return rows
-
-
 def _part(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     """An object within a JSON object; empty if it is missing or null. Raises UserError if it is anything else."""
     part = {} if content.get(key) is None else content[key]
     if not isinstance(part, dict):
-        raise _damaged(path, f"'{key}' is no object", AGAIN if path.name.startswith("evaluation") else RESTORE)
+        from vaelab import runs
+
+        raise runs.damaged(path, f"'{key}' is no object", AGAIN if path.name.startswith("evaluation") else runs.RESTORE)
     return part
-
-
-def _damaged(path: Path, why: str, remedy: str) -> UserError:
-    return UserError(f"{path} is damaged: {why}\n{remedy}")
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from typing import Any
 
 from vaelab import command
@@ -35,17 +34,8 @@ KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", *BOUN
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab eval` with these arguments. Returns the exit code."""
-    from vaelab.train import quoted
-
-    if {"-m", "--multirun"} & set(arguments):
-        print("vaelab: eval measures one run at a time: leave out -m", file=sys.stderr)
-        return 2
-    try:
-        arguments = [quoted(f"dataset@{a}" if a.startswith("ood=") else a) for a in arguments]
-    except UserError as error:
-        print(f"vaelab: {error}", file=sys.stderr)
-        return 2
-    return command.run("eval", job, arguments)
+    arguments = [f"dataset@{a}" if a.startswith("ood=") else a for a in arguments]
+    return command.single("eval", job, arguments)
 
 
 def job(config: Any) -> None:

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from vaelab import __version__, runs
-from vaelab.config import build, check
 from vaelab.errors import UserError
 from vaelab.evaluation.diagnosis import diagnose_evaluation, verdicts
 from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
-from vaelab.quiet import quieten
 from vaelab.summary import number, wrapped
+from vaelab.trained import Trained, open_data
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
 """Options of a data set that its images do not depend on."""
@@ -35,13 +34,9 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     saved: the run's config. options: those of conf/eval.yaml. Raises UserError for a run, a checkpoint,
     a device or data that cannot be had, or images that are not the model's.
     """
-    quieten()
-    model = runs.load(run, options["checkpoint"], _device(options["device"]))
+    trained = Trained(run, options["checkpoint"], options["device"], options["root"])
+    model, data, dataset, part = trained.model, trained.data, trained.dataset, options["split"]
     point = runs.read_checkpoint(runs.checkpoint_path(run, options["checkpoint"]))
-    if options["root"] is not None and "root" not in saved["dataset"]:
-        raise UserError(f"root={options['root']}: the run's data set is read from no folder: leave it out")
-    dataset = saved["dataset"] | ({} if options["root"] is None else {"root": options["root"]})
-    data, part = _data(dataset, "dataset", model), options["split"]
     if not hasattr(data, part) or len(getattr(data, part)) < 2:
         raise UserError(f"split={part}: the run has no such images: take another split")
     other = _other(options["ood"], dataset, model) if options.get("ood") else None
@@ -77,37 +72,12 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     return Subject(model, data, part, identity, settings, other), about
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # what is raised differs between builds
-        raise UserError(f"device={name}: it cannot be used here: take device=cpu") from error
-    return name
-
-
 def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
     """Test images of another data set, made as the model's own are: binarised, and in their range."""
     config = config | {name: own[name] for name in ("binarize", "pixel_range")}
     unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # the same files anywhere
     what = {name: value for name, value in config.items() if name not in unsaid}
-    return Part(f"{config['_target_'].rpartition('.')[2]} {what}", _data(config, "ood", model).test)
-
-
-def _data(config: dict[str, Any], key: str, model: Any) -> Any:
-    """The data set of a config, whose key the user knows as `key`; its images are the model's, or UserError."""
-    check(config, key)
-    data = build(config)
-    try:
-        data.setup()
-    except UserError as error:
-        here = "ood." if key == "ood" else ""
-        raise UserError(str(error).replace("dataset.", here).replace("dataset=", f"{key}=")) from error
-    if data.shape != model.shape:
-        sizes = (" x ".join(map(str, shape)) for shape in (data.shape, model.shape))
-        raise UserError("{}: its images are {}, and the model takes {}".format(key, *sizes))
-    return data
+    return Part(f"{config['_target_'].rpartition('.')[2]} {what}", open_data(config, "ood", model).test)
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 OUTPUTS = Path("outputs")
+RESTORE = "restore it, or train again"
 
 
 def find(run: str | Path) -> Path:
@@ -61,7 +63,7 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 
 def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a run; empty if it has none yet."""
-    return read_json(run / "summary.json", "restore it, or train again")
+    return read_json(run / "summary.json", RESTORE)
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -75,6 +77,32 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged, it is no JSON object: {remedy}")
     return content
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv with their filled cells; none if there is no such file. Raises UserError if it is damaged."""
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise damaged(path, str(error), RESTORE) from error
+    names, rows = lines[0] if lines else [], []
+    if "step" not in names:
+        raise damaged(path, "it has no column 'step'", RESTORE)
+    for number, cells in enumerate(lines[1:], 2):
+        try:
+            rows.append({name: float(cell) for name, cell in zip(names, cells, strict=True) if cell})
+            rows[-1]["step"]
+        except (ValueError, KeyError) as error:
+            raise damaged(path, f"line {number} is cut short or no row of numbers", RESTORE) from error
+    return rows
+
+
+def damaged(path: Path, why: str, remedy: str) -> UserError:
+    return UserError(f"{path} is damaged: {why}\n{remedy}")
 
 
 def evaluation_path(run: Path, split: str) -> Path:

@@ -21,31 +21,13 @@ from vaelab.errors import DivergenceError, UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        arguments = _with_resumed([quoted(argument) for argument in arguments])
+        arguments = _with_resumed([command.quoted(argument) for argument in arguments])
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
     sweeps: set[Path] = set()
     code = command.run("train", lambda config: job(config, sweeps), arguments)
     return max([code, *(_close_sweep(sweep) for sweep in sweeps)])
-
-
-PATHS = ("run", "run.dir", "sweep.dir", "root", "dataset.root", "ood.root", "bench.output")
-"""Keys whose values are paths."""
-
-
-def quoted(argument: str) -> str:
-    """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
-    key, _, value = argument.partition("=")
-    if key not in PATHS or value == "null" or value.startswith(("'", '"')) or "${" in value:
-        return argument
-    if not value.strip():
-        raise UserError(f"{key}= is empty: name a folder, or leave it out")
-    return f"{key}={_in_quotes(value)}"
-
-
-def _in_quotes(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"
 
 
 def _with_resumed(arguments: list[str]) -> list[str]:
@@ -66,7 +48,10 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     run = runs.find(resume.strip("'\""))
     started = runs.read_config(run)["run"]
     saved = {_key(a): a for a in started["overrides"]}
-    now = given | {"resume": f"resume={_in_quotes(str(run))}", "run.dir": f"run.dir={_in_quotes(str(run))}"}
+    now = given | {
+        "resume": f"resume={command.in_quotes(str(run))}",
+        "run.dir": f"run.dir={command.in_quotes(str(run))}",
+    }
     for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
         del saved[key], now[key]  # added then, taken away now
     own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []

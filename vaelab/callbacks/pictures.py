@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vaelab.figures import grid, pairs, save_png
+from vaelab.figures.pixels import grid, pairs, save_png
 from vaelab.loggers import PictureLogger
 from vaelab.types import PositiveInt
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vaelab.figures import MIN_TILE, grid, pairs, save_png
+from vaelab.figures.pixels import MIN_TILE, grid, pairs, save_png
 
 
 def tiles(picture, size, gap=2):

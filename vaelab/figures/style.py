@@ -1,0 +1,94 @@
+"""How every figure looks: colours, sizes, fonts; and where it goes: a file, or pixels.
+
+Colours are those of Okabe & Ito, which people with any colour vision can tell apart. A metric has
+one colour in all figures, and a part of the data one line style.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#767676"
+
+COLOURS = {
+    "loss": BLACK,
+    "elbo": BLACK,
+    "reconstruction": BLUE,
+    "kl": VERMILION,
+    "capacity_gap": PURPLE,
+    "capacity": GREEN,
+    "beta": GREEN,
+    "vq": VERMILION,
+    "commitment": ORANGE,
+    "perplexity": GREEN,
+    "codebook_usage": PURPLE,
+}
+"""Of a metric, under its log key."""
+CYCLE = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK, YELLOW]
+"""Of what has no colour of its own: classes, runs."""
+LINES: dict[str, Any] = {"train": "-", "val": (0, (4, 1.5)), "test": (0, (1, 1))}
+"""The line style of a part of the data."""
+DPI = 120
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": DPI,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+    "image.interpolation": "nearest",
+    "svg.fonttype": "none",
+}
+
+
+def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
+    """A figure of width x height inches and its axes, as `Figure.subplots` gives them.
+
+    It belongs to nobody: there is no pyplot, no window and no state to clean up.
+    layout: further arguments of `Figure.subplots`.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots(rows, columns, **layout)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure whole or not at all, in the format that the suffix names: .png, .pdf or .svg."""
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png")
+    os.replace(partial, path)
+
+
+def rendered(figure: Figure) -> Tensor:
+    """The figure as a picture, [H, W, 3] uint8."""
+    import matplotlib
+    import numpy as np
+
+    with matplotlib.rc_context(STYLE):
+        canvas: Any = figure.canvas
+        canvas.draw()
+        return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())
