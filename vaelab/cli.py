@@ -14,6 +14,15 @@ COMMANDS = {
     "eval": ("vaelab.evaluate", "measure a trained model: likelihood, latents, samples, and more"),
     "compare": ("vaelab.compare", "figures of runs side by side, ranked where that means something"),
     "doctor": ("vaelab.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
+    "sample": ("vaelab.sample", "draw images from a model's prior"),
+    "reconstruct": ("vaelab.reconstruct", "images, what the model makes of them, and the difference"),
+    "traverse": ("vaelab.traverse", "what each latent dimension changes in a picture"),
+    "interpolate": ("vaelab.interpolate", "from one image to another through the latent space"),
+    "encode": ("vaelab.encode", "codes of your own images, as codes.npz"),
+    "decode": ("vaelab.decode", "images of codes"),
+    "export": ("vaelab.export", "weights as safetensors, encoder and decoder as ONNX"),
+    "report": ("vaelab.report", "all figures of a run or a sweep, and report.html"),
+    "explain": ("vaelab.explain", "the ideas behind a VAE in figures and numbers"),
     "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 
@@ -43,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     word, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if word in ("--help", "-h", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())), end="")
+        print(HELP.format(commands="\n".join(f"  {name:12} {what}" for name, (_, what) in COMMANDS.items())), end="")
         return 0
     if word == "--version":
         print(f"vaelab {__version__}")
