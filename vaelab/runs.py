@@ -158,11 +158,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Model:
     """The trained model of a run, in eval mode.
 
-    run: a run folder, or `last`. checkpoint: `best` or `last`. device: where to put it.
+    run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
+    checkpoint: `best` or `last`. device: where to put it.
     Raises UserError if the folder is no run or the checkpoint is missing or damaged.
     """
+    from vaelab import exported
     from vaelab.config import build, check
 
+    if exported.holds_export(run):
+        return exported.load(run, device)
     folder = find(run)
     config = read_config(folder)
     saved = read_checkpoint(checkpoint_path(folder, checkpoint))
