@@ -1,0 +1,306 @@
+"""The page of a sweep: its runs side by side, means over seeds, and what each run draws."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from os.path import relpath
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaelab import __version__, runs
+from vaelab.errors import UserError
+from vaelab.evaluation import compared, comparison, notes, tables
+from vaelab.evaluation.rate_distortion import rate_distortion
+from vaelab.page import pictures, render, thumbnail
+from vaelab.page.run import STATES, again
+from vaelab.summary import number
+
+SETTINGS = ("beta", "gamma", "capacity", "multiplier", "commitment_cost")
+"""What is logged among the figures, but was set."""
+CAPTIONS = {
+    "The runs at a glance": {
+        "rate_distortion": (
+            "Rate and distortion",
+            "What a configuration's codes cost against what its reconstructions miss, nats per image, means over "
+            "seeds: lower left is better, and a point that another one beats in both is dominated.",
+        ),
+        "parallel": (
+            "All runs",
+            "A line per run across what was swept and what came out, coloured by the figure: lines that part by "
+            "colour at an axis show what matters.",
+        ),
+    }
+}
+ALBUMS = {"samples": "Samples", "reconstructions": "Reconstructions"}
+"""The pictures that are shown of each run."""
+
+
+class Job(NamedTuple):
+    """A run of a sweep. config, settings: empty if it failed before it began. run: None if it is not finished."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    run: compared.Run | None
+    error: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.summary.get("metrics", {})
+
+    @property
+    def status(self) -> str:
+        status = self.summary.get("status", "")
+        return STATES.get(status, (status,))[0]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is no run, but has some."""
+    return not (folder / "config.yaml").is_file() and bool(_folders(folder))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The jobs' folders, in their order."""
+    found = {path.parent for name in ("summary.json", "config.yaml") for path in folder.glob(f"*/{name}")}
+    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+
+
+def build(folder: Path, place: Path | None = None) -> str:
+    """The page of the sweep in `folder`, from its runs' files. place: the folder that it will be in, if another."""
+    jobs = _read(folder)
+    keys, also = _differing(jobs)
+    place = place or folder
+    columns, rows = _table(jobs, keys, place)
+    return render(
+        "sweep.html",
+        kind="sweep",
+        title=folder.resolve().name,
+        facts=_facts(jobs),
+        swept=[(key, ", ".join(_values(jobs, key))) for key in keys],
+        also=also,
+        failed=[_failure(job) for job in jobs if job.status != "finished"],
+        columns=columns,
+        rows=rows,
+        means=_means(jobs),
+        groups=pictures.groups(folder / "figures", CAPTIONS),
+        albums=_albums(jobs, keys, place),
+        commands=[again(job.config) for job in jobs if job.config],
+        version=__version__,
+    )
+
+
+def draw(folder: Path) -> dict[str, Path]:
+    """Draws the figures that a sweep has of its own into SWEEP/figures. Returns where they are."""
+    from vaelab.figures import style
+
+    try:
+        from vaelab.figures import sweeps
+    except ImportError:  # until it is there
+        return {}
+    jobs = _read(folder)
+    finished, keys, made = [job for job in jobs if job.run], _differing(jobs)[0], {}
+    rows = _configurations(jobs)
+    if curves := rate_distortion(rows):
+        names = comparison.columns(rows)[0]
+        labelled = [[(_label(rows[p.index].settings, names), *p[1:]) for p in curve] for curve in curves]
+        made["rate_distortion"] = sweeps.rate_distortion(labelled)
+    figures = [name for name in _figures(finished) if all(name in job.metrics for job in finished)]
+    if len(finished) > 1 and keys and figures:
+        cells = [[_cell(job, key) for key in keys] + [job.metrics[name] for name in figures] for job in finished]
+        made["parallel"] = sweeps.parallel([*map(_short(keys).get, keys), *figures], cells, len(keys))
+    paths = {name: folder / "figures" / f"{name}.png" for name in made}
+    for name, path in paths.items():
+        style.save(made[name], path)
+    return paths
+
+
+def _read(folder: Path) -> list[Job]:
+    """The jobs of a sweep."""
+    from vaelab import compare
+
+    options = compare._options()
+    return [_job(path, options) for path in _folders(folder)]
+
+
+def _job(folder: Path, options: dict[str, str]) -> Job:
+    """A job from its files, whatever it has of them. options: names of models and the like, by their `_target_`."""
+    from vaelab import compare
+
+    config, settings, run, summary = {}, {}, None, {}
+    try:
+        summary = runs.read_summary(folder)
+        error = str(summary.get("error") or "")
+        if (folder / "config.yaml").is_file():
+            config = compare._config(folder / "config.yaml")
+            settings = compared._settings(config, options) | {"seed": config["seed"]}
+        if summary.get("status") == "finished":
+            found = compare._read(folder, "test", options)
+            run = None if isinstance(found, str) else found
+    except UserError as damage:
+        error = str(damage)
+    return Job(folder, summary, config, settings, run, error)
+
+
+def _configurations(jobs: Sequence[Job]) -> list[comparison.Configuration]:
+    return comparison.group(job.run for job in jobs if job.run)[0]
+
+
+# --- what differs -----------------------------------------------------------------------------
+
+
+def _differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
+    """The keys that tell the runs apart, and those that differ along with them."""
+    rows = [comparison.Configuration(job.settings, (), {}, {}) for job in jobs if job.settings]
+    keys, also = comparison.columns(rows)
+    keys = [key for key in keys if key != "seed"] + ["seed"] * (len({row.settings["seed"] for row in rows}) > 1)
+    return keys, [key for key in also if key != "seed"]
+
+
+def _values(jobs: Sequence[Job], key: str) -> list[str]:
+    """The values that a key takes, in order."""
+    values = {comparison.word(job.settings.get(key)): job.settings.get(key) for job in jobs if job.settings}
+    return sorted(values, key=lambda word: comparison._sortable(values[word]))
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """A key's last part, where no other one has it."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def _label(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    short = _short(keys)
+    return ", ".join(f"{short[key]}={comparison.word(settings.get(key))}" for key in keys)
+
+
+def _cell(job: Job, key: str) -> float | str | None:
+    """A setting as a number if it is one, else as a word."""
+    value = job.settings.get(key)
+    return value if value is None or type(value) in (int, float) else comparison.word(value)
+
+
+def _figures(jobs: Sequence[Job]) -> list[str]:
+    """The test figures that any run has, what was only set left out."""
+    names = dict.fromkeys(name for job in jobs for name in job.metrics if name.startswith("test/"))
+    first = [name for name in ("test/elbo", "test/reconstruction", "test/kl") if name in names]
+    others = [name for name in names if name.partition("/")[2] not in SETTINGS and name not in first]
+    return first + others
+
+
+# --- the parts of the page --------------------------------------------------------------------
+
+
+def _facts(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    states = [job.status for job in jobs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    facts = [("runs", f"{len(jobs)} ({counts})")]
+    for name, part in (("model", "model"), ("data", "data")):
+        classes = dict.fromkeys(job.summary[part]["class"] for job in jobs if part in job.summary)
+        facts += [(name, ", ".join(classes))] if classes else []
+    seconds = sum(job.summary.get("seconds", 0) for job in jobs)
+    return [*facts, ("time", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min")]
+
+
+def _failure(job: Job) -> dict[str, Any]:
+    why = STATES.get(job.summary.get("status", ""), ("", ""))[1]
+    title = f"{job.folder.name}: {job.status}"
+    return {"kind": "bad", "title": title, "lines": job.error.strip().splitlines() or [why], "command": None}
+
+
+def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The columns of the table of runs, after that of their names, and its rows."""
+    monitor, figures, short = _monitor(jobs), _figures(jobs), _short(keys)
+    columns = [
+        {"title": short[key], "number": all(isinstance(_cell(job, key), int | float | None) for job in jobs)}
+        for key in keys
+    ]
+    columns += [{"title": "status", "number": False}, {"title": f"best {monitor}".strip(), "number": True}]
+    columns += [{"title": name, "number": True} for name in figures]
+    rows = []
+    for place, job in enumerate(jobs):
+        best = job.summary.get("best", {})
+        values = [*(_cell(job, key) for key in keys), job.status]
+        texts = ["" if value is None else comparison.word(value) for value in values]
+        measured = [best.get("value"), *(job.metrics.get(name) for name in figures)]
+        texts += ["" if value is None else number(value) for value in measured]
+        if best.get("by") and not monitor:
+            texts[len(values)] += f" ({best['by']})"
+        cells = [
+            {"value": value, "text": text, "number": column["number"]}
+            for value, text, column in zip(values + measured, texts, columns, strict=True)
+        ]
+        rows.append({"name": job.folder.name, "order": place, "link": _link(job, at), "cells": cells})
+    return columns, rows
+
+
+def _monitor(jobs: Sequence[Job]) -> str:
+    """What the best checkpoints were chosen by, if all by the same."""
+    names = {job.summary["best"]["by"] for job in jobs if job.summary.get("best", {}).get("by")}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _link(job: Job, at: Path) -> str | None:
+    """Where the run's own report is, seen from the page."""
+    from urllib.parse import quote
+
+    return quote(relpath(job.folder / "report.html", at)) if (job.folder / "report.html").is_file() else None
+
+
+def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
+    """A row per configuration with each figure's mean and interval over seeds; None if no two runs differ by seed."""
+    from vaelab import compare
+
+    rows = _configurations(jobs)
+    if not any(len(row.runs) > 1 for row in rows):
+        return None
+    labels = comparison.columns(rows)[0]
+    known = sorted({n for row in rows for n in (*row.figures, *row.mixed)}, key=lambda n: (*compare._place(n), n))
+    names = tables.titles(compare._chosen("main", known, "test"))
+    rankings = {figure: comparison.rank(rows, figure) for figure in names}
+    texts = notes.legend(rows, names, rankings) + notes.mixed(rows, names) + notes.schedules(rows)
+    if len(rows) > 1:
+        texts += notes.refusals(names, rankings) + notes.objectives(rows, names, rankings)
+    short = _short(labels)
+    return {
+        "labels": [short[key] for key in labels],
+        "figures": list(names.values()),
+        "rows": [
+            {
+                "labels": [comparison.word(row.settings.get(key)) for key in labels],
+                "n": len(row.runs),
+                "cells": [_mean(row, figure, i, rankings[figure]) for figure in names],
+            }
+            for i, row in enumerate(rows)
+        ],
+        "notes": texts,
+    }
+
+
+def _mean(row: comparison.Configuration, figure: str, place: int, ranking: comparison.Ranking) -> str:
+    """`mean ± half`, with the mark of its rank, and its own n where that is less than the row's."""
+    if figure not in row.figures:
+        return "mixed" if figure in row.mixed else ""
+    mean, low, _, n = row.figures[figure]
+    mark = " *" if place in ranking.best else " ~" if place in ranking.tied else ""
+    half = "" if low is None else f" ± {number(mean - low)}"
+    return number(mean) + half + (f" ({n})" if n < len(row.runs) else "") + mark
+
+
+def _albums(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Small pictures of the runs side by side."""
+    found = []
+    for name, heading in ALBUMS.items():
+        cards = [
+            {
+                "name": job.folder.name,
+                "label": _label(job.settings, keys),
+                "link": _link(job, at),
+                "picture": thumbnail(job.folder / "figures" / f"{name}.png"),
+            }
+            for job in jobs
+            if (job.folder / "figures" / f"{name}.png").is_file()
+        ]
+        found += [(heading, cards)] if cards else []
+    return found
