@@ -1,0 +1,302 @@
+"""Figures of a training: its terms, what was scheduled, and the KL of each latent dimension over time.
+
+Epochs count from 0 where they are given, as in metrics.csv, and from 1 on the axes: what is drawn at 1
+is of the first epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from vaelab.figures import series, style
+from vaelab.figures.series import Rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NATS = "nats per image"
+PANEL = (4.2, 2.7)
+"""Width and height of a panel, inches."""
+START, HEADROOM = 0.1, 3.0
+"""A bad start may leave a panel: the points of this first part of a run, if they would take more than
+HEADROOM times the height that all others need."""
+LABELS = 40
+"""Dimensions that have a number each at their rows; of more, every second, third, ... has one."""
+
+
+def training(rows: Rows) -> Figure:
+    """The terms of the loss over time, training and validation.
+
+    rows: of metrics.csv. Time is epochs, or optimiser steps if fewer than two epochs ended. A panel for
+    each of loss, reconstruction, KL and KL / reconstruction, or for what a VQ-VAE or an autoencoder has
+    in their place. The ratio is left out where reconstruction is not above 0, as a density's may be.
+    """
+    time = series.time_of(rows)
+    shown = [(draw, names) for draw, names in PANELS if any(series.known(rows, time, name) for name in names)]
+    if series.same(rows, time, "loss", "reconstruction"):
+        shown = [(draw, names) for draw, names in shown if names != ("loss",)]
+    if not shown:
+        return _empty("Training curves", "no finite figures yet")
+    columns = len(shown) if len(shown) < 4 else 2
+    lines = -(-len(shown) // columns)
+    figure, grid = style.new(PANEL[0] * columns, PANEL[1] * lines, lines, columns, squeeze=False, sharex=True)
+    panels = list(grid.flat)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    for axes, (draw, names) in zip(panels, shown, strict=False):
+        draw(axes, rows, time, names)
+        axes.yaxis.set_major_locator(_ticks())
+    for axes in panels[len(shown) - columns : len(shown)]:
+        axes.set_xlabel(TIMES[time])
+        axes.tick_params(labelbottom=True)
+    _parts_legend(panels[0], rows, time)
+    panels[0].xaxis.set_major_locator(_ticks(integer=True))
+    return figure
+
+
+def scheduled(rows: Rows) -> Figure | None:
+    """What a schedule set, with the KL that it steers; None if nothing was scheduled.
+
+    β has an axis of its own on the right. The capacity C shares that of the KL, both in nats; it is
+    drawn where it was constant too, as the KL is held at it.
+    """
+    time = series.time_of(rows)
+    name = "capacity" if series.finite(rows, "capacity") else "beta"
+    values = series.finite(rows, name)
+    constant = not values or max(values) - min(values) <= 1e-6 * max(map(abs, values))
+    if not values or (name == "beta" and constant):
+        return None
+    figure, axes = style.new(7, 3.2)
+    for part in series.parts(time):
+        _line(axes, *series.series(rows, f"{part}/kl", time), "kl", part, label=f"KL, {PARTS[part]}")
+    axes.set_xlabel(TIMES[time])
+    x, y = series.schedule(rows, name, time)
+    if name == "capacity":
+        axes.set_ylabel(f"KL and C, {NATS}")
+        _title(axes, "Capacity C and the KL held at it")
+        _line(axes, x, y, name, "train", label="C")
+        handles = axes.get_lines()
+    else:
+        right = axes.twinx()
+        right.spines["top"].set_visible(False)
+        right.spines["right"].set_visible(True)
+        axes.set_ylabel(f"KL, {NATS}", color=style.COLOURS["kl"])
+        right.set_ylabel("β, weight of the KL", color=style.COLOURS["beta"], fontsize=9)
+        right.tick_params(labelsize=9)
+        _title(axes, "Schedule of β and the KL under it")
+        _line(right, x, y, name, "train", label="β")
+        right.set_ylim(0, 1.08 * max(values))
+        handles = [*axes.get_lines(), *right.get_lines()]
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(_ticks(integer=True))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    return figure
+
+
+def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
+    """Which latent dimensions came to carry information, and when: a heat map with a line around 1 nat.
+
+    epochs: [E], whole numbers from 0; of one that is there twice the last counts, and those that are
+    missing are grey. kl: [E, d], nats. Dimensions are rows, that with most KL at the end on top. The
+    line runs between cells with less than 1 nat and cells with as much or more.
+    """
+    from matplotlib.collections import LineCollection
+
+    first, cells = _calendar(epochs, kl)
+    last = np.nan_to_num(cells[np.isfinite(cells).any(1)][-1:], nan=-1.0)
+    if not len(last):
+        return _empty("KL of each latent dimension", "no finite figures yet")
+    order = np.argsort(-last[0], kind="stable")
+    cells, count = cells[:, order].T, len(order)
+    left, right = first + 0.5, first + cells.shape[1] + 0.5
+    finite = cells[np.isfinite(cells)]
+    top = max(1.25, float(np.quantile(finite, 0.995)))  # the colour bar always reaches the 1-nat line
+
+    figure, axes = style.new(7, min(7.0, max(2.6, 1.5 + 0.13 * count)))
+    axes.set_facecolor("0.85")
+    axes.spines[:].set_visible(True)
+    extent = (left, right, count - 0.5, -0.5)
+    picture = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, aspect="auto", extent=extent)
+    sides: Any = _edges(cells >= 1, np.isfinite(cells), left)
+    edges = LineCollection(sides, colors=style.VERMILION, linewidths=1.2 if count <= LABELS else 0.7)
+    axes.add_collection(edges, autolim=False)
+    above = int((last[0] >= 1).sum())
+    _title(axes, f"KL of each latent dimension: {above} of {count} above 1 nat (line) at the end")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("dimension, by final KL")
+    every = -(-count // LABELS)
+    axes.set_yticks(range(0, count, every), [str(i) for i in order[::every]], fontsize=7 if count > 8 else 9)
+    axes.xaxis.set_major_locator(_ticks(integer=True))
+    bar = figure.colorbar(picture, ax=axes, extend="max" if finite.max() > top else "neither", pad=0.01)
+    bar.set_label(NATS, fontsize=9)
+    bar.ax.tick_params(labelsize=9)
+    bar.ax.axhline(1, color=style.VERMILION, linewidth=1.5)
+    return figure
+
+
+# --- panels -----------------------------------------------------------------------------------
+
+PARTS = {"train": "training", "step": "training", "val": "validation"}
+TIMES = {"epoch": "epoch", "step": "optimiser step"}
+TITLES = {
+    "loss": ("Loss", NATS),
+    "reconstruction": ("Reconstruction, −log p(x|z)", NATS),
+    "kl": ("KL(q(z|x) ‖ p(z))", NATS),
+    "vq": ("Vector quantisation", "squared distance, sum per image"),
+    "perplexity": ("Perplexity of the codes", "codes"),
+}
+NAMES = {"vq": "vq term of the loss", "commitment": "commitment, not weighed"}
+
+
+def _terms(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
+    """Figures of one unit in one panel."""
+    lines = [
+        _line(axes, *series.series(rows, f"{part}/{name}", time), name, part, label=NAMES.get(name, name))
+        for name in names
+        for part in series.parts(time)
+    ]
+    title, unit = TITLES[names[0]]
+    if names[0] == "reconstruction" and series.same(rows, time, "loss", "reconstruction"):
+        title = f"Loss: reconstruction{title.removeprefix('Reconstruction')}"
+    _title(axes, title)
+    axes.set_ylabel(unit)
+    if len(names) > 1:
+        axes.legend(handles=lines[:: len(series.parts(time))], frameon=False, fontsize=8)
+    _leave_out_start(axes)
+
+
+def _ratio(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
+    """KL / reconstruction: the share of rate and distortion."""
+    for part in series.parts(time):
+        x, y = series.series(rows, names[0], time, lambda row, part=part: series.quotient(row, part))
+        _line(axes, x, y, "kl", part, label="KL / reconstruction")
+    _title(axes, "KL / reconstruction")
+    axes.set_ylabel("ratio")
+
+
+def _usage(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
+    """Perplexity on the left, the share of codes in use on the right."""
+    right = axes.twinx()
+    right.spines["top"].set_visible(False)
+    right.spines["right"].set_visible(True)
+    for part in series.parts(time):
+        _line(axes, *series.series(rows, f"{part}/perplexity", time), "perplexity", part, label="perplexity")
+        x, y = series.series(rows, f"{part}/codebook_usage", time)
+        _line(right, x, 100 * y, "codebook_usage", part, label="codes in use")
+    _title(axes, TITLES["perplexity"][0] + " and share in use")
+    axes.set_ylabel("perplexity, codes", color=style.COLOURS["perplexity"])
+    right.set_ylabel("codes in use, %", color=style.COLOURS["codebook_usage"], fontsize=9)
+    right.tick_params(labelsize=9)
+    axes.set_ylim(bottom=0)
+    right.set_ylim(bottom=0)
+
+
+Panel = Callable[[Any, Rows, str, tuple[str, ...]], None]
+PANELS: list[tuple[Panel, tuple[str, ...]]] = [
+    (_terms, ("loss",)),
+    (_terms, ("reconstruction",)),
+    (_terms, ("kl",)),
+    (_ratio, ("kl/reconstruction",)),
+    (_terms, ("vq", "commitment")),
+    (_usage, ("perplexity", "codebook_usage")),
+]
+"""How a panel is drawn, and of what; those that a run has no figures for are left out."""
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+
+def _line(axes: Any, x: np.ndarray, y: np.ndarray, name: str, part: str, label: str) -> Any:
+    """A line in the metric's colour and the part's style; points without neighbours get a dot."""
+    there = np.pad(np.isfinite(y), 1)
+    alone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    line_style = style.LINES["train" if part == "step" else part]
+    (line,) = axes.plot(
+        *(x, y),
+        color=style.COLOURS[name],
+        linestyle=line_style,
+        linewidth=1.4,
+        marker=("D" if part == "val" else "o") if len(alone) else "",
+        markersize=4,
+        markevery=alone.tolist(),
+        label=label,
+    )
+    return line
+
+
+def _leave_out_start(axes: Any) -> None:
+    """Narrows the height to what a run needs after its bad start, and says so."""
+    lines = [(line.get_xdata(), line.get_ydata()) for line in axes.get_lines()]
+    x, y = (np.concatenate(columns) for columns in zip(*lines, strict=True))
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    later = y[x > x.min() + START * (x.max() - x.min())] if len(y) else y
+    if len(later) < 10:
+        return
+    low, high = later.min(), later.max()
+    if y.max() - high > HEADROOM * (high - low) and high > low:
+        axes.set_ylim(min(low, y.min()) - 0.05 * (high - low), high + 0.6 * (high - low))
+        text = f"starts at {y.max():,.{0 if y.max() >= 100 else 1}f}"
+        axes.text(0.16, 0.98, text, transform=axes.transAxes, va="top", fontsize=8, color=style.GREY)
+
+
+def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
+    """Which line is training and which validation, once in a figure."""
+    from matplotlib.lines import Line2D
+
+    parts = [part for part in series.parts(time) if any(name.startswith(f"{part}/") for row in rows for name in row)]
+    handles = [
+        Line2D([], [], color="black", linewidth=1.4, linestyle=style.LINES[LINE_OF[part]], label=PARTS[part])
+        for part in parts
+    ]
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="best", handlelength=2.6)
+
+
+LINE_OF = {"train": "train", "step": "train", "val": "val"}
+
+
+def _calendar(epochs: Tensor, kl: Tensor) -> tuple[int, np.ndarray]:
+    """The first epoch, and a row for every epoch from it to the last, [E', d]; NaN where one is missing."""
+    days = epochs.detach().cpu().long().numpy()
+    values = kl.detach().cpu().double().numpy()
+    if not len(days):
+        return 0, values
+    cells = np.full((days.max() - days.min() + 1, values.shape[1]), np.nan)
+    cells[days - days.min()] = np.where(np.isfinite(values), values, np.nan)
+    return int(days.min()), cells
+
+
+def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:
+    """Sides between cells inside and cells outside, both known: columns one wide from `left`, rows from -0.5.
+
+    inside, known: [d, E]. Returns the ends of each side, [n, 2, 2]: end, (x, y).
+    """
+    across = (inside[1:] != inside[:-1]) & known[1:] & known[:-1]
+    along = (inside[:, 1:] != inside[:, :-1]) & known[:, 1:] & known[:, :-1]
+    i, j = np.nonzero(across)
+    flat = np.array([[left + j, i + 0.5], [left + j + 1, i + 0.5]])
+    i, j = np.nonzero(along)
+    upright = np.array([[left + j + 1, i - 0.5], [left + j + 1, i + 0.5]])
+    return np.concatenate([flat, upright], 2).transpose(2, 0, 1)
+
+
+def _title(axes: Any, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=10)
+
+
+def _ticks(integer: bool = False) -> Any:
+    """Few ticks: most of the time that a figure takes is theirs."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 2.5, 5, 10])
+
+
+def _empty(title: str, why: str) -> Figure:
+    figure, axes = style.new(*PANEL)
+    _title(axes, title)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, color=style.GREY)
+    return figure

@@ -1,0 +1,200 @@
+"""Figures of a latent space: where codes lie, what each dimension carries, how a codebook is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaelab.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 20
+"""Whole numbers of more values than this are a factor, with a colour bar in place of a legend."""
+PALETTE = [
+    *style.CYCLE,
+    *("#6B2F00", "#80CFB9", "#4B0092", "#F3B6C9", "#787221", "#003959", "#F9D08B", "#7B2D5E", "#BBBBBB"),
+    *("#005B43", "#B8DDF5"),
+]
+"""A colour for each class: those of the style, then darker and lighter ones."""
+AREA = 12_000.0
+"""Square points that all marks of a scatter plot take together, within limits."""
+LABELS = 25
+"""Dimensions that have a number each below their bars; of more, every second, third, ... has one."""
+NAMED = 96
+"""Characters for the numbers of dead codes."""
+
+
+def scatter(
+    points: Tensor, values: Tensor | None, axes: tuple[str, str], title: str, names: Sequence[str] | None
+) -> Figure:
+    """Codes as points in a plane, coloured by class or by a factor.
+
+    points: [N, 2]. values: [N] or None. Whole numbers of at most 20 values are classes, with a legend;
+    all others a factor, with a colour bar; a point whose value is NaN is grey. axes: labels of x and y.
+    names: of the classes, by value; for a factor, its name alone; None if there are none. One unit is
+    as long on x as on y. Points that are not finite are left out.
+    """
+    from matplotlib.colors import to_rgba_array
+
+    xy = points.detach().cpu().double().numpy()
+    there = np.isfinite(xy).all(1)
+    xy = xy[there]
+    figure, plane = style.new(6.4, 5)
+    plane.set(xlabel=axes[0], ylabel=axes[1])
+    plane.set_title(title, loc="left", fontsize=10)
+    plane.set_aspect("equal", adjustable="datalim")
+    look: Any = {"s": float(np.clip(AREA / max(1, len(xy)), 3, 25)), "linewidths": 0, "alpha": 0.7}
+    if values is None:
+        plane.scatter(*xy.T, color=style.BLUE, **look)
+        return figure
+    level = values.detach().cpu().double().numpy()[there]
+    known = np.isfinite(level)
+    plane.scatter(*xy[~known].T, color="0.8", **look)
+    xy, level = xy[known], level[known]
+    kinds = np.unique(level)
+    if len(kinds) <= MOST_CLASSES and (kinds == kinds.round()).all():
+        which = np.searchsorted(kinds, level)
+        plane.scatter(*xy.T, color=to_rgba_array(PALETTE)[which], **look)
+        _legend(figure, [_name(int(kind), names) for kind in kinds])
+        return figure
+    marks = plane.scatter(*xy.T, c=level, cmap="viridis", **look)
+    bar = figure.colorbar(marks, ax=plane, pad=0.02, alpha=1)
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label(names[0] if names else "value", fontsize=9)
+    return figure
+
+
+def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor) -> Figure:
+    """What each latent dimension carries, in the order of its KL, with its number below.
+
+    kl: mean KL of each dimension, [d], nats. variance_of_means: Var_x E[z|x], [d]. mean_of_variances:
+    E_x Var[z|x], [d]. The variances add up to that of the aggregate posterior, which is 1 where it is
+    like the prior; a dimension that is not used has it all in the second.
+    """
+    order = torch.argsort(kl.detach().cpu().double().nan_to_num(nan=-1.0), descending=True, stable=True)
+    carried, means, variances = (v.detach().cpu().double()[order] for v in (kl, variance_of_means, mean_of_variances))
+    count = len(order)
+    figure, (top, bottom) = style.new(min(9.0, max(6.5, 2.5 + 0.2 * count)), 4.6, 2, sharex=True)
+    _bars(top, carried, style.COLOURS["kl"], "mean KL")
+    above = int((carried >= 1).sum())
+    top.set_title(f"KL of each latent dimension: {above} of {count} above 1 nat", loc="left", fontsize=10)
+    top.set_ylabel("nats per image")
+    _bars(bottom, means, style.BLUE, "of the means")
+    _bars(bottom, variances, style.SKY, "within posteriors", means)
+    bottom.set_title("Variance of z: of the means, and within the posteriors", loc="left", fontsize=10)
+    bottom.set_ylabel("variance")
+    bottom.set_xlabel("dimension, by KL")
+    every = -(-count // LABELS)
+    numbers = [str(i) for i in order.tolist()[::every]]
+    bottom.set_xticks(range(0, count, every), numbers, fontsize=7 if count > 16 else 9)
+    bottom.set_xlim(-0.6, count - 0.4)
+    for panel, heights, label in ((top, carried, "1 nat"), (bottom, means + variances, "the prior's")):
+        panel.axhline(1, color=style.BLACK, linestyle=(0, (4, 2)), linewidth=1, label=label)
+        panel.set_ylim(0, 1.06 * max(1.0, float(heights.nan_to_num(0, 0, 0).max())))
+        panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    return figure
+
+
+def codebook(counts: Tensor, perplexity: float) -> Figure:
+    """How often each code was chosen: by frequency, and by index, with the codes that never were.
+
+    counts: [K], of a whole split. perplexity: exp(entropy) of their frequencies, marked where it lies on
+    the axis of codes: as many codes, used alike, have the same entropy.
+    """
+    from matplotlib.patches import StepPatch
+    from matplotlib.ticker import MaxNLocator
+
+    uses = counts.detach().cpu().double().numpy()
+    size, dead, most = len(uses), np.flatnonzero(uses == 0), max(1.0, uses.max())
+    figure, panels = style.new(9, 3.3, 1, 2, sharey=True)
+    edges = np.arange(size + 1) - 0.5
+    for panel, heights in zip(panels, (np.sort(uses)[::-1], uses), strict=True):
+        panel.add_artist(StepPatch(heights, edges, fill=True, facecolor=style.BLUE, linewidth=0))
+        marks = np.where(heights == 0, -0.05 * most, 0)
+        panel.add_artist(StepPatch(marks, edges, fill=True, facecolor=style.VERMILION, linewidth=0))
+        panel.axhline(
+            uses.sum() / size, color=style.GREY, linestyle=(0, (4, 2)), linewidth=1, label="if all were alike"
+        )
+        panel.set_xlim(edges[0], edges[-1])
+        panel.set_ylim(-0.05 * most, 1.2 * most)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ranked, indexed = panels
+    if perplexity > 0:
+        ranked.axvline(perplexity - 0.5, color=style.COLOURS["perplexity"], linewidth=1.4, label="perplexity")
+    ranked.set(xlabel="codes, by frequency", ylabel="times chosen")
+    ranked.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    ranked.set_title(f"{size - len(dead)} of {size} codes in use, perplexity {perplexity:.1f}", loc="left", fontsize=10)
+    indexed.set_xlabel("index of the code")
+    indexed.set_title(f"{len(dead) or 'No'} dead code{'s' * (len(dead) != 1)}, never chosen", loc="left", fontsize=10)
+    if len(dead):
+        figure.supxlabel(f"dead: {_ranges(dead.tolist())}", fontsize=8, color=style.VERMILION)
+    return figure
+
+
+def principal_components(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two principal components.
+
+    codes: [N, d], N and d at least 1. Returns the scores, [N, 2] in float64 on the CPU, and the
+    fractions of the variance that they explain, [2]; zeros where there is no second component or no
+    variance. A component's largest weight is positive, so that the picture does not flip between runs.
+    Raises ValueError for codes that are not finite.
+    """
+    codes = codes.detach().cpu().double()
+    if not codes.isfinite().all():
+        raise ValueError(f"codes: {int((~codes.isfinite()).any(1).sum())} of {len(codes)} are not finite")
+    centred = codes - codes.mean(0)
+    _, singular, weights = torch.linalg.svd(centred, full_matrices=False)
+    variance = singular.square()
+    found = min(2, len(variance))
+    axes = weights[:found]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    scores, explained = torch.zeros(len(codes), 2).double(), torch.zeros(2).double()
+    scores[:, :found] = centred @ axes.T
+    if variance.sum() > 0:
+        explained[:found] = variance[:found] / variance.sum()
+    return scores, explained
+
+
+def _bars(axes: Any, heights: Tensor, colour: str, label: str, bottom: Tensor | None = None) -> None:
+    """Bars 0.8 wide at 0, 1, ...: one collection, as 200 bars of their own would take a second."""
+    from matplotlib.collections import PolyCollection
+
+    low = torch.zeros_like(heights) if bottom is None else bottom
+    places = torch.arange(len(heights)).double()
+    left, right, high = places - 0.4, places + 0.4, low + heights
+    corners = [torch.stack(pair, -1) for pair in ((left, low), (left, high), (right, high), (right, low))]
+    boxes: Any = torch.stack(corners, 1)[high.isfinite()].numpy()
+    axes.add_collection(PolyCollection(boxes, facecolors=colour, linewidths=0, label=label), autolim=False)
+
+
+def _legend(figure: Figure, labels: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=6, color=colour, label=label)
+        for colour, label in zip(PALETTE, labels, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+
+
+def _name(value: int, names: Sequence[str] | None) -> str:
+    return names[value] if names and 0 <= value < len(names) else str(value)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as ranges, "0, 3–9, 12", as many as there is room for."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    texts = [str(a) if a == b else f"{a}–{b}" for a, b in parts]
+    shown = ", ".join(texts)
+    return shown if len(shown) <= NAMED else shown[:NAMED].rpartition(", ")[0] + ", …"

@@ -1,0 +1,85 @@
+"""The rows of metrics.csv as series over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Rows = Sequence[Mapping[str, float]]
+"""The filled cells of each row by name."""
+GAP = 2.0
+"""A line breaks where more than this many usual intervals lie between two points."""
+
+
+def time_of(rows: Rows) -> str:
+    """The column that is time: `epoch` once two epochs have ended, `step` before."""
+    ended = {row["epoch"] for row in rows if "epoch" in row and any(name.startswith("train/") for name in row)}
+    return "epoch" if len(ended) >= 2 else "step"
+
+
+def parts(time: str) -> tuple[str, str]:
+    """Prefixes of training and of validation figures."""
+    return ("train" if time == "epoch" else "step", "val")
+
+
+def series(
+    rows: Rows, key: str, time: str, value: Callable[[Mapping[str, float]], float | None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times and values of a figure, [n] each, with NaN between points that are far apart.
+
+    value: of a row, None if it has none; the figure `key` if not given. Of two rows of one time the
+    last counts: a resumed run went on from there.
+    """
+    value = value or (lambda row: row.get(key))
+    found = {}
+    for row in rows:
+        if time in row and (y := value(row)) is not None:
+            found[row[time] + (time == "epoch")] = y if math.isfinite(y) else math.nan
+    x = np.array(sorted(found), dtype=float)
+    y = np.array([found[place] for place in x], dtype=float)
+    if len(x) < 3:
+        return x, y
+    steps = np.diff(x)
+    holes = np.flatnonzero(steps > GAP * np.median(steps)) + 1
+    return np.insert(x, holes, (x[holes - 1] + x[holes]) / 2), np.insert(y, holes, np.nan)
+
+
+def quotient(row: Mapping[str, float], part: str) -> float | None:
+    kl, reconstruction = row.get(f"{part}/kl"), row.get(f"{part}/reconstruction")
+    return None if kl is None or not reconstruction else kl / reconstruction
+
+
+def known(rows: Rows, time: str, name: str) -> bool:
+    """Is there a finite value to draw? A ratio needs a reconstruction that is always above 0."""
+    if name == "kl/reconstruction":
+        below = [row.get(f"{part}/reconstruction", math.nan) for row in rows for part in parts(time)]
+        return known(rows, time, "kl") and not any(value <= 0 for value in below) and any(map(math.isfinite, below))
+    keys = [f"{part}/{name}" for part in parts(time)]
+    return any(math.isfinite(row.get(key, math.nan)) for row in rows for key in keys)
+
+
+def same(rows: Rows, time: str, a: str, b: str) -> bool:
+    """Are two figures equal in all rows that have one of them? As loss and reconstruction of an autoencoder."""
+    pairs = [(row.get(f"{part}/{a}"), row.get(f"{part}/{b}")) for row in rows for part in parts(time)]
+    return all(x == y or (x is not None and y is not None and math.isnan(x) and math.isnan(y)) for x, y in pairs)
+
+
+def finite(rows: Rows, name: str) -> list[float]:
+    values = [row.get(f"{part}/{name}", math.nan) for row in rows for part in ("step", "train")]
+    return [value for value in values if math.isfinite(value)]
+
+
+def schedule(rows: Rows, name: str, time: str) -> tuple[np.ndarray, np.ndarray]:
+    """What was scheduled, as finely as it was logged: by `step/...` rows, put at their place between epochs."""
+    x, y = series(rows, f"step/{name}", "step")
+    if not len(x):
+        return series(rows, f"train/{name}", time)
+    if time == "step":
+        return x, y
+    ends = {row["step"]: row["epoch"] + 1 for row in rows if f"train/{name}" in row}
+    steps, epochs = np.array([0, *ends]), np.array([0, *ends.values()])
+    rate = (epochs[-1] - epochs[-2]) / max(1, steps[-1] - steps[-2])
+    beyond = np.maximum(0, x - steps[-1]) * rate  # an epoch that did not end
+    return np.interp(x, steps, epochs) + beyond, y
