@@ -22,6 +22,7 @@ SMALL = [
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",
     "trainer.accelerator=cpu",
+    "report=false",
 ]
 """A run of a second: 96 fake images, two epochs, on the processor."""
 

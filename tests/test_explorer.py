@@ -154,7 +154,7 @@ def test_a_control_changes_the_picture_to_the_models_own(page, case, likelihood)
     page.shows(model, pixel_range=pixel_range)
     before = page.pixels()
     if case[0] == "vqvae":
-        page.slide("#ex-code", (page.code()[0] + 7) % 24)
+        page.slide("#ex-code", (int(page.tab.locator("#ex-code").input_value()) + 7) % 24)
     else:
         slider = page.tab.locator(".ex-slider input").first
         slider.fill(slider.get_attribute("max"))
@@ -329,10 +329,13 @@ def test_codes_made_beforehand_are_those_of_their_position(page, monkeypatch):
     assert len(data["made"]["positions"]) == 16
     page.open(data)
     page.tab.locator(".ex-map").focus()
+    page.tab.keyboard.press("ArrowLeft")
     page.tab.keyboard.press("ArrowDown")
     page.slide("#ex-code", 11)
+    place = int(page.tab.locator(".ex-map").get_attribute("aria-valuenow"))
+    assert place == 8  # from the second column and row of four to the first column of the third
     wanted = list(data["starts"][0])
-    wanted[data["made"]["positions"][4]] = data["made"]["codes"][11]
+    wanted[data["made"]["positions"][place]] = data["made"]["codes"][11]
     assert page.code() == wanted
     assert page.pixels() == pytest.approx(grey(unit(model, wanted, 0)), abs=1)
 

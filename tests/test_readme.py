@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vaelab.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -22,7 +24,7 @@ def commands() -> list[tuple[str, str]]:
         for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.strip().removeprefix("$ ").partition("  #")[0].strip()
-                if line.startswith(("vaelab train", "vaelab bench", "vaelab eval", "vaelab compare", "vaelab doctor")):
+                if line.startswith(tuple(f"vaelab {command}" for command in COMMANDS)):
                     found.append((page.name, line))
     return sorted(set(found))
 

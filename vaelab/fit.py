@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vaelab import runs, summary
-from vaelab.callbacks import LastOnException, ProgressLine, RunCheckpoint
+from vaelab.callbacks import KLPerDimension, LastOnException, ProgressLine, RunCheckpoint
 from vaelab.config import build
 from vaelab.errors import UserError
-from vaelab.loggers import MetricsFile
+from vaelab.loggers import MetricsFile, PictureLogger
 from vaelab.loop import quicken
 from vaelab.quiet import Terminal, quieten
 
@@ -60,7 +61,29 @@ def fit(config: dict[str, Any], run: Path) -> None:
     if trainer.is_global_zero:
         runs.write_summary(run, result)
         print(summary.table(result))
+        if config["report"]:
+            _report(run, model, data, trainer)
         print(f"run: {run}")
+
+
+def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
+    """Figures and report.html of the finished run; the figures go to W&B and TensorBoard, too.
+
+    The run is complete by now, and a figure that cannot be drawn does not undo it.
+    """
+    from vaelab import report
+    from vaelab.figures.style import rendered
+
+    try:
+        figures = report.of_run(run, model, data, run / "report.html")
+        for logger in trainer.loggers:
+            if isinstance(logger, PictureLogger):
+                for name, figure in figures.items():
+                    logger.log_picture(name, rendered(figure), trainer.global_step)
+        print(f"report: {run / 'report.html'}")
+    except Exception as error:
+        again = f"vaelab report run={shlex.quote(str(run))}"
+        log.warning("the report could not be made (%s); try again: %s", error, again, exc_info=True)
 
 
 @contextmanager
@@ -128,6 +151,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     if config["trainer"]["enable_progress_bar"]:
         callbacks.append(ProgressLine())
     resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    callbacks.append(KLPerDimension(MetricsFile(run / "kl_per_dim.csv", resumed_step)))
     loggers = [MetricsFile(run / "metrics.csv", resumed_step)]
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:

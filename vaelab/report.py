@@ -10,10 +10,10 @@ from vaelab import command
 from vaelab.errors import UserError
 
 if TYPE_CHECKING:
-    from vaelab.trained import Trained
+    from matplotlib.figure import Figure
 
 IMAGES = 1000
-"""Test images, at most, that tell the explorer how much each dimension or code is used."""
+"""Images, at most, that tell the explorer how much each dimension or code is used."""
 
 
 class Options(NamedTuple):
@@ -43,8 +43,18 @@ def job(config: Any) -> None:
     several = asked.run != "last" and sweep.is_sweep(folder)
     folder = folder if several else runs.find(asked.run)
     out = _place(asked.out, folder)
-    text = _of_sweep(folder, asked.figures, out) if several else _of_run(folder, asked)
-    page.save(out, text)
+    if several:
+        of_sweep(folder, out, asked.figures)
+    elif any(folder.glob("checkpoints/*.ckpt")):
+        from vaelab.trained import Trained
+
+        trained = Trained(folder, asked.checkpoint, asked.device, asked.root)
+        of_run(folder, trained.model, trained.data, out, asked.figures)
+    else:
+        from vaelab.page import run
+
+        print(f"{folder} has no checkpoint: its figures are left as they are")
+        page.save(out, run.build(folder, None))
     print(f"report: {out}")
 
 
@@ -59,40 +69,26 @@ def _place(out: str | None, folder: Path) -> Path:
     return path
 
 
-def _of_sweep(folder: Path, figures: bool, out: Path) -> str:
-    from vaelab.page import sweep
+def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) -> dict[str, Figure]:
+    """Draws the figures of a run, unless those that are there serve, and writes its page. Returns what was drawn.
+
+    model, data: the run's, the data set up.
+    """
+    from vaelab import gallery, page, runs
+    from vaelab.page import explorer
+    from vaelab.page.run import build
+
+    drawn = gallery.redraw(run, model, data, runs.read_metrics(run)) if figures else {}
+    shown = data.sample_batch(IMAGES, model.device)
+    page.save(out, build(run, explorer.payload(model, shown.images, shown.labels, data.pixel_range)))
+    return drawn
+
+
+def of_sweep(sweep: Path, out: Path, figures: bool = True) -> None:
+    """Draws the figures of a sweep, unless those that are there serve, and writes its page."""
+    from vaelab import page
+    from vaelab.page.sweep import build, draw
 
     if figures:
-        sweep.draw(folder)
-    return sweep.build(folder, out.parent)
-
-
-def _of_run(folder: Path, asked: Options) -> str:
-    """The page of a run; of one without a checkpoint, with the figures that are there."""
-    from vaelab.page import run
-
-    if not any(folder.glob("checkpoints/*.ckpt")):
-        print(f"{folder} has no checkpoint: its figures are left as they are")
-        return run.build(folder, None)
-    from vaelab.trained import Trained
-
-    trained = Trained(folder, asked.checkpoint, asked.device, asked.root)
-    if asked.figures:
-        from vaelab import gallery
-
-        gallery.redraw(trained)
-    return run.build(folder, explored(trained))
-
-
-def explored(trained: Trained) -> dict[str, Any] | None:
-    """What the page's explorer shows of a trained run."""
-    import torch
-
-    try:
-        from vaelab.page import explorer
-    except ImportError:  # until it is there
-        return None
-
-    part = "test" if len(trained.data.test) else "train"
-    batch = trained.batch(part, torch.arange(min(IMAGES, len(trained.split(part)))))
-    return explorer.payload(trained.model, batch.images, batch.labels, trained.pixel_range)
+        draw(sweep)
+    page.save(out, build(sweep, out.parent))

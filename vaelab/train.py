@@ -25,9 +25,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
-    sweeps: set[Path] = set()
+    sweeps: dict[Path, bool] = {}
     code = command.run("train", lambda config: job(config, sweeps), arguments)
-    return max([code, *(_close_sweep(sweep) for sweep in sweeps)])
+    return max([code, *(_close_sweep(sweep, report) for sweep, report in sweeps.items())])
 
 
 def _with_resumed(arguments: list[str]) -> list[str]:
@@ -62,10 +62,10 @@ def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
 
 
-def job(config: Any, sweeps: set[Path]) -> None:
+def job(config: Any, sweeps: dict[Path, bool]) -> None:
     """Hydra's job: checks the config, makes the run folder and trains.
 
-    In a sweep, whose folder is added to `sweeps`, nothing is raised: a failed job leaves its error
+    In a sweep, which `sweeps` gets with whether a report is wanted, nothing is raised: a failed job leaves its error
     in run.log and its state in summary.json, and the next job goes on.
     """
     from hydra.core.hydra_config import HydraConfig
@@ -78,7 +78,7 @@ def job(config: Any, sweeps: set[Path]) -> None:
     in_sweep = hydra.mode.name == "MULTIRUN"
     overrides = [o for o in hydra.overrides.task if _key(o) not in ("resume", "run.dir", "sweep.dir")]
     if in_sweep:
-        sweeps.add(_shown(hydra.sweep.dir))
+        sweeps[_shown(hydra.sweep.dir)] = config.report is True
     used = (run / "config.yaml").exists()
     with open_dict(config):
         config.run.dir, config.run.overrides = str(run), overrides
@@ -124,14 +124,28 @@ def _record(run: Path, status: str, error: BaseException | None = None) -> None:
     runs.write_summary(run, runs.read_summary(run) | {"status": status, "error": str(error) if error else None})
 
 
-def _close_sweep(sweep: Path) -> int:
-    """Prints what became of every job. Returns 1 if one failed."""
+def _close_sweep(sweep: Path, report: bool) -> int:
+    """Prints what became of every job, and reports if wanted. Returns 1 if one failed."""
     from vaelab import runs
     from vaelab.summary import sweep_table
 
     summaries = {path.parent.name: runs.read_summary(path.parent) for path in sweep.glob("*/summary.json")}
-    print(f"\n{sweep_table(summaries)}\nsweep: {sweep}")
+    print(f"\n{sweep_table(summaries)}")
+    if report and len(summaries) > 1 and FIRST:
+        _report(sweep)
+    print(f"sweep: {sweep}")
     return int(any(summary.get("status") != "finished" for summary in summaries.values()))
+
+
+def _report(sweep: Path) -> None:
+    """report.html of a sweep; one that cannot be made does not undo the sweep."""
+    from vaelab import report
+
+    try:
+        report.of_sweep(sweep, sweep / "report.html")
+        print(f"report: {sweep / 'report.html'}")
+    except Exception as error:
+        print(f"warning: the report could not be made ({error}); try again: vaelab report run={sweep}", file=sys.stderr)
 
 
 def worker(run: str) -> int:
@@ -216,7 +230,12 @@ def _leave_process_group(environment: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-SWITCHES = {"test": (True, False), "compile": (True, False), "channels_last": (True, False, None)}
+SWITCHES = {
+    "test": (True, False),
+    "report": (True, False),
+    "compile": (True, False),
+    "channels_last": (True, False, None),
+}
 """What the config switches on and off, and the values it takes."""
 
 

@@ -5,11 +5,13 @@ from vaelab.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint
 from vaelab.callbacks.health import Health
 from vaelab.callbacks.pictures import Pictures
 from vaelab.callbacks.progress import ProgressLine
+from vaelab.callbacks.vectors import KLPerDimension
 
 __all__ = [
     "EMA",
     "Anneal",
     "Health",
+    "KLPerDimension",
     "LastOnException",
     "LearningRate",
     "Pictures",

@@ -69,7 +69,7 @@
   // A convolution, or a transposed one. Output rows r, r + s, r + 2s, … of a transposed convolution with stride s
   // see the same taps of the kernel: each such phase is a plain convolution, and a plain one has one phase.
   // A phase is a list of taps, (input channel, row, column), as offsets into the padded input; four are added at
-  // a time over the whole plane, which a browser's compiler makes fast whatever the plane's size.
+  // a time over the whole plane, for two output channels, which a browser's compiler makes fast whatever the plane.
   function convolution(layer, weights) {
     const { kind, inputs, outputs, kernel, stride, padding, from, to, weight, bias } = layer;
     const up = kind === "up";
@@ -91,7 +91,7 @@
       const pairs = down.taps.flatMap(([ty, dy]) => across.taps.map(([tx, dx]) => [ty * kernel + tx, dy, dx]));
       const count = Math.ceil(inputs * pairs.length / 4) * 4; // what is left over has weight 0
       const offsets = new Int32Array(count);
-      const values = new Float64Array(count * outputs);
+      const values = new Float64Array(count * (outputs + outputs % 2));
       for (let i = 0, at = 0; i < inputs; i++) {
         for (const [t, dy, dx] of pairs) {
           offsets[at] = (i * rows + before + dy) * columns + before + dx;
@@ -105,7 +105,7 @@
       return { down, across, count, offsets, values, area: (down.count - 1) * columns + across.count };
     }));
     const padded = new Float64Array(inputs * rows * columns);
-    const sums = new Float64Array(rows * columns);
+    const sums = [new Float64Array(rows * columns), new Float64Array(rows * columns)];
     return (x) => {
       for (let i = 0; i < inputs * from[0]; i++) {
         const row = Math.floor(i / from[0]) * rows + before + i % from[0];
@@ -114,11 +114,15 @@
       const y = new Float64Array(outputs * to[0] * to[1]);
       for (const { down, across, count, offsets, values, area } of phases) {
         for (let o = 0; o < outputs; o++) {
-          sums.fill(bias === null ? 0 : weights[bias + o], 0, area);
-          addTaps(sums, area, padded, offsets, values, o * count, count);
+          const sum = sums[o % 2];
+          if (o % 2 === 0) {
+            sums.forEach((s) => s.fill(0, 0, area));
+            addTaps(sums[0], sums[1], area, padded, offsets, values.subarray(o * count), count);
+          }
+          const first = bias === null ? 0 : weights[bias + o];
           for (let r = 0; r < down.count; r++) {
             let place = (o * to[0] + down.phase + r * steps) * to[1] + across.phase;
-            for (let c = 0; c < across.count; c++, place += steps) y[place] = sums[r * columns + c];
+            for (let c = 0; c < across.count; c++, place += steps) y[place] = first + sum[r * columns + c];
           }
         }
       }
@@ -126,11 +130,16 @@
     };
   }
 
-  function addTaps(sums, area, input, offsets, values, first, count) {
+  function addTaps(sum, next, area, input, offsets, values, count) { // values: of two output channels, [2, count]
     for (let t = 0; t < count; t += 4) {
-      const a = values[first + t], b = values[first + t + 1], c = values[first + t + 2], d = values[first + t + 3];
+      const a = values[t], b = values[t + 1], c = values[t + 2], d = values[t + 3];
+      const e = values[count + t], f = values[count + t + 1], g = values[count + t + 2], h = values[count + t + 3];
       const i = offsets[t], j = offsets[t + 1], k = offsets[t + 2], l = offsets[t + 3];
-      for (let n = 0; n < area; n++) sums[n] += a * input[i + n] + b * input[j + n] + c * input[k + n] + d * input[l + n];
+      for (let n = 0; n < area; n++) {
+        const p = input[i + n], q = input[j + n], r = input[k + n], s = input[l + n];
+        sum[n] += a * p + b * q + c * r + d * s;
+        next[n] += e * p + f * q + g * r + h * s;
+      }
     }
   }
 
@@ -244,7 +253,7 @@
 
   // From now on the controls start at this code; `start` is the number of a real image, or null.
   function begin(code, label, start, words) {
-    Object.assign(state, { code: Array.from(code), base: Array.from(code), label, baseLabel: label, tile: 0, position: state.position });
+    Object.assign(state, { code: Array.from(code), base: Array.from(code), label, baseLabel: label, tile: 0 });
     state.start = start ?? 0;
     press(thumbs, start);
     firstCaption.textContent = words;
@@ -333,7 +342,8 @@
     const range = el("input", { type: "range", id: "ex-code", min: 0, max: last, step: 1 });
     const number = el("input", { type: "number", id: "ex-number", min: 0, max: last, step: 1, "aria-label": "Code, as a number", hidden: !decode });
     const where = el("label", { htmlFor: "ex-code" });
-    state.position = positions[0];
+    const fromCentre = (i) => Math.hypot(Math.floor(i / columns) - (rows - 1) / 2, (i % columns) - (columns - 1) / 2);
+    state.position = positions.reduce((best, i) => (fromCentre(i) < fromCentre(best) ? i : best));
 
     const put = (value) => {
       if (!Number.isFinite(value)) return;

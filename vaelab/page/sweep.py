@@ -93,12 +93,8 @@ def build(folder: Path, place: Path | None = None) -> str:
 
 def draw(folder: Path) -> dict[str, Path]:
     """Draws the figures that a sweep has of its own into SWEEP/figures. Returns where they are."""
-    from vaelab.figures import style
+    from vaelab.figures import style, sweeps
 
-    try:
-        from vaelab.figures import sweeps
-    except ImportError:  # until it is there
-        return {}
     jobs = _read(folder)
     finished, keys, made = [job for job in jobs if job.run], _differing(jobs)[0], {}
     rows = _configurations(jobs)

@@ -1,0 +1,123 @@
+"""What a training leaves to look at: every figure that applies, the KL per dimension, report.html."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from vaelab import gallery
+from vaelab.command import CONF
+from vaelab.trained import Trained
+
+ALL = {"curves", "reconstructions", "errors", "data"}
+PRIOR = {"samples", "real_and_generated"}
+CONTINUOUS = {"traversals", "interpolations", "latents"}
+GAUSSIAN = {"kl_per_dim", "dimensions", "uncertainty"}
+EXPECTED = {
+    "ae": ALL | CONTINUOUS,
+    "vae": ALL | PRIOR | CONTINUOUS | GAUSSIAN,
+    "beta": ALL | PRIOR | CONTINUOUS | GAUSSIAN | {"schedule"},
+    "capacity": ALL | PRIOR | CONTINUOUS | GAUSSIAN | {"schedule"},
+    "cvae": ALL | PRIOR | CONTINUOUS | GAUSSIAN | {"classes"},
+    "vqvae": ALL | PRIOR | {"codes", "code_maps"},
+}
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_a_run_leaves_all_its_figures_and_a_report(train, model):
+    result = train(f"model={model}", "report=true")
+    assert result.code == 0, result.err
+    assert "warning" not in result.out
+    found = {path.stem for path in (result.run / "figures").glob("*.png")}
+    assert found == EXPECTED[model]
+    for name in found:
+        with Image.open(result.run / "figures" / f"{name}.png") as image:
+            assert min(image.size) > 100
+            low, high = image.convert("L").getextrema()
+            assert low < 200 < high, name  # something is drawn, on white
+    assert "<html" in (result.run / "report.html").read_text()
+    assert f"report: {result.run}/report.html" in result.out
+
+
+def test_without_a_report_nothing_is_drawn(train):
+    result = train("model=vae", "report=false")
+    assert not (result.run / "figures").exists()
+    assert not (result.run / "report.html").exists()
+
+
+def test_a_figure_that_cannot_be_drawn_does_not_undo_the_run(train, monkeypatch):
+    def broken(scene):
+        raise ZeroDivisionError("no such picture")
+
+    monkeypatch.setitem(gallery.FIGURES, "samples", broken)
+    result = train("model=vae", "report=true")
+    assert result.code == 0
+    assert result.summary["status"] == "finished"
+    assert "no such picture" in result.out
+    assert "vaelab report run=" in result.out
+    assert "Traceback" not in result.out
+    assert "ZeroDivisionError" in (result.run / "run.log").read_text()
+
+
+def rows(run):
+    with (run / "kl_per_dim.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_kl_per_dimension_of_every_epoch_is_kept(train):
+    result = train("model=vae", "model.latent_dim=3", "trainer.max_epochs=3")
+    table = rows(result.run)
+    assert [row["epoch"] for row in table] == ["0.0", "1.0", "2.0"]
+    last = [float(table[-1][str(d)]) for d in range(3)]
+    assert last == pytest.approx(result.summary["kl_per_dim"]["train"])
+    for row, kl in zip(table, result.series("train/kl"), strict=True):
+        assert sum(float(row[str(d)]) for d in range(3)) == pytest.approx(kl, rel=1e-5)
+
+
+def test_a_resumed_run_goes_on_with_its_kl_per_dimension(train):
+    whole = train("model=vae", "trainer.max_epochs=4")
+    part = train("model=vae", "trainer.max_epochs=2")
+    train(f"resume={part.run}", "trainer.max_epochs=4")
+    assert rows(part.run) == rows(whole.run)
+
+
+def test_models_without_a_kl_have_no_such_file(train):
+    assert not (train("model=ae").run / "kl_per_dim.csv").exists()
+
+
+def test_drawing_leaves_noise_and_mode_as_they_were(train):
+    trained = Trained(train("model=cvae").run)
+    trained.model.train()
+    torch.manual_seed(3)
+    expected = torch.rand(5)
+    torch.manual_seed(3)
+    assert [name for name, _ in gallery.draw(trained.model, trained.data, 8, ["samples", "uncertainty", "classes"])]
+    assert torch.equal(torch.rand(5), expected)
+    assert trained.model.training
+
+
+def test_figures_are_the_same_every_time(train):
+    trained = Trained(train("model=vae").run)
+
+    def drawn():
+        return {n: gallery.style.rendered(f) for n, f in gallery.draw(trained.model, trained.data, 8)}
+
+    once, again = drawn(), drawn()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_loggers_get_the_figures(train, tmp_path):
+    result = train("model=vae", "logger=tensorboard", "report=true", "callbacks.pictures.every_n_epochs=1")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / result.run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    tags = {tag.removeprefix("pictures/") for tag in events.Tags()["images"]}
+    assert tags == EXPECTED["vae"]
+    assert len(events.Images("pictures/samples")) == 3  # two epochs, and the end
+    assert len(events.Images("pictures/errors")) == 1
+    assert json.loads((result.run / "summary.json").read_text())["status"] == "finished"
