@@ -64,7 +64,8 @@ def scatter(
         _legend(figure, [_name(int(kind), names) for kind in kinds])
         return figure
     marks = plane.scatter(*xy.T, c=level, cmap="viridis", **look)
-    bar = figure.colorbar(marks, ax=plane, pad=0.02, alpha=1)
+    bar: Any = figure.colorbar(marks, ax=plane, pad=0.02)
+    bar.solids.set_alpha(1)
     bar.ax.tick_params(labelsize=9)
     bar.set_label(names[0] if names else "value", fontsize=9)
     return figure
