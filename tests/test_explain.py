@@ -107,6 +107,17 @@ def test_two_ways_are_right_and_their_variances_are_as_said(mean, std):
             assert of.var().item() == pytest.approx(variance, rel=0.08)
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.8), (2.0, 0.3)])
+def test_the_variances_are_those_of_integrals(mean, std):
+    e = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    z, density = mean + std * e, torch.exp(-0.5 * e**2) / math.sqrt(2 * math.pi)
+    slopes = [(2 * (z - 1), 2 * (z - 1) * e), ((z - 1) ** 2 * e / std, (z - 1) ** 2 * (e**2 - 1) / std)]
+    found = teaching.gradients(mean, std, 100)
+    for way, variances in zip(slopes, found.variances, strict=True):
+        for slope, exact, variance in zip(way, found.exact, variances, strict=True):
+            assert torch.trapezoid(slope**2 * density, e).item() - exact**2 == pytest.approx(variance, rel=1e-6)
+
+
 def test_the_score_function_is_the_noisier_way_and_is_no_copy_of_the_other():
     torch.manual_seed(0)
     found = teaching.gradients(0.5, 0.8, 1000)
