@@ -105,7 +105,7 @@ def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tupl
             table = [[float(cell or "nan") for cell in row] for row in list(csv.reader(file))[1:]]
         if len(table) > 1:
             values = torch.tensor(table, dtype=torch.float64)  # step, epoch, a column per dimension
-            yield "kl_per_dim", curves.kl_per_dimension(values[:, 1] + 1, values[:, 2:])
+            yield "kl_per_dim", curves.kl_per_dimension(values[:, 1], values[:, 2:])
 
 
 def redraw(run: Path, model: Any, data: Any, rows: list[dict[str, float]]) -> dict[str, Figure]:
