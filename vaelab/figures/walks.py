@@ -1,0 +1,96 @@
+"""Figures of ways through latent space: along single dimensions, between two images, among four.
+
+Images are [..., C, H, W] in [0, 1], C 1 or 3; any size is brought to one that can be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vaelab.figures import style
+from vaelab.figures.sheets import GAP, LINE, Sheet, fitted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+APART = 14
+"""Pixels between what was decoded and the images themselves."""
+ARROW = 10
+"""Pixels between rows, for the marks."""
+
+
+def traversals(
+    images: Tensor,
+    values: Tensor | Sequence[float],
+    names: Sequence[str],
+    title: str | None = None,
+    start: Tensor | Sequence[float] | None = None,
+) -> Figure:
+    """A row per dimension: codes that are the same but for it, which takes the values of the columns.
+
+    images: [R, S, C, H, W]. values: [S], ascending. names: of the dimensions, [R]. start: the value of
+    each in the code that is changed, [R]; None: 0, the prior's mean. An arrow above the row points to it,
+    also between two columns; there is none to what lies beyond the first or the last.
+    """
+    ticks = [float(value) for value in values]
+    starts = [0.0] * len(images) if start is None else [float(value) for value in start]
+    sheet = Sheet(fitted(images, len(ticks)), above=[ARROW] + [ARROW + 2] * (len(images) - 1))
+    sheet.name_rows(names)
+    sheet.name_columns([_short(value) for value in ticks], "value of the dimension")
+    places = [_place(value, ticks) for value in starts]
+    for top, place in zip(sheet.tops, places, strict=True):
+        if place is not None:
+            sheet.arrow(sheet.centre(place), top - 2, style.VERMILION)
+    if any(place is not None for place in places):
+        y = sheet.bottom + 2 * LINE + 14
+        sheet.arrow(sheet.lefts[0] + 6, y + 3, style.VERMILION)
+        sheet.say(sheet.lefts[0] + 18, y, "the code's own value", ha="left", color=style.VERMILION)
+    return sheet.figure(title)
+
+
+def interpolations(images: Tensor, names: Sequence[str], ends: bool = True) -> Figure:
+    """A row per pair of images: what is decoded on the way from the one's code to the other's.
+
+    images: [R, S, C, H, W]. ends: the first and the last column hold the images themselves, and stand
+    apart; what is between them starts at the first code and ends at the second.
+    """
+    steps = images.shape[1]
+    before = [0] + [GAP] * (steps - 1)
+    labels = [f"{t:.2g}" for t in torch.linspace(0, 1, steps - 2 * ends).tolist()]
+    if ends:
+        before[1] = before[-1] = APART
+        labels = ["image", *labels, "image"]
+    sheet = Sheet(fitted(images, steps), before=before)
+    sheet.name_rows(names)
+    sheet.name_columns(labels, "way from the first code to the second")
+    return sheet.figure()
+
+
+def between_four(images: Tensor) -> Figure:
+    """What is decoded among four codes, which are in the framed corners. images: [n, n, C, H, W]."""
+    sheet = Sheet(fitted(images, images.shape[1]))
+    last = len(images) - 1
+    for row in {0, last}:
+        for column in {0, last}:
+            sheet.frame(row, column, style.VERMILION)
+    return sheet.figure()
+
+
+def _place(value: float, ticks: Sequence[float]) -> float | None:
+    """The column at which a value lies among ascending ones, a fraction between two; None beyond them."""
+    for i, tick in enumerate(ticks):
+        if math.isclose(value, tick, rel_tol=1e-6, abs_tol=1e-6):
+            return i
+        if i and ticks[i - 1] < value < tick:
+            return i - 1 + (value - ticks[i - 1]) / (tick - ticks[i - 1])
+    return None
+
+
+def _short(value: float) -> str:
+    """A number of at most two decimals, with a true minus."""
+    return f"{round(value, 2) + 0.0:g}".replace("-", "−")
