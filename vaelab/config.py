@@ -33,7 +33,7 @@ def build(node: Any, /, **arguments: Any) -> Any:
 
 
 def options(kind: type[Options], config: Any) -> Options:
-    """The keys of a command as a named tuple, whose annotations say what each can be.
+    """The keys of a command as a `kind`, whose annotations say what each can be.
 
     Raises UserError for an unknown key, a value that is missing or one that cannot be.
     """

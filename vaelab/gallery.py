@@ -189,10 +189,10 @@ def _latents(s: Scene) -> Figure | None:
     values = s.many.labels
     if values is None and s.many.factors is not None:
         values = s.many.factors[:, 0]
-    axes = tuple(f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
+    first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
     what = "posterior means" if s.model.latents == "gaussian" else "codes"
     return latents.scatter(
-        points, None if values is None else values.cpu(), axes, f"{what} of {len(points):,} images", None
+        points, None if values is None else values.cpu(), (first, second), f"{what} of {len(points):,} images", None
     )
 
 

@@ -28,6 +28,7 @@ LABELS = 40
 """Dimensions that have a number each at their rows; of more, every second, third, ... has one."""
 
 
+@style.styled
 def training(rows: Rows) -> Figure:
     """The terms of the loss over time, training and validation.
 
@@ -58,6 +59,7 @@ def training(rows: Rows) -> Figure:
     return figure
 
 
+@style.styled
 def scheduled(rows: Rows) -> Figure | None:
     """What a schedule set, with the KL that it steers; None if nothing was scheduled.
 
@@ -93,10 +95,11 @@ def scheduled(rows: Rows) -> Figure | None:
         handles = [*axes.get_lines(), *right.get_lines()]
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(_ticks(integer=True))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
     return figure
 
 
+@style.styled
 def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
     """Which latent dimensions came to carry information, and when: a heat map with a line around 1 nat.
 
@@ -165,7 +168,7 @@ def _terms(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
     _title(axes, title)
     axes.set_ylabel(unit)
     if len(names) > 1:
-        axes.legend(handles=lines[:: len(series.parts(time))], frameon=False, fontsize=8)
+        axes.legend(handles=lines[:: len(series.parts(time))], fontsize=8)
     _leave_out_start(axes)
 
 
@@ -252,7 +255,7 @@ def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
         Line2D([], [], color="black", linewidth=1.4, linestyle=style.LINES[LINE_OF[part]], label=PARTS[part])
         for part in parts
     ]
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="best", handlelength=2.6)
+    axes.legend(handles=handles, fontsize=8, loc="best", handlelength=2.6)
 
 
 LINE_OF = {"train": "train", "step": "train", "val": "val"}
@@ -284,7 +287,7 @@ def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:
 
 
 def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10)
+    axes.set_title(text)
 
 
 def _ticks(integer: bool = False) -> Any:

@@ -25,6 +25,7 @@ BLOCK = 14
 """Pixels of white between blocks of rows that belong together."""
 
 
+@style.styled
 def reconstructions(images: Tensor, made: Tensor, columns: int = COLUMNS) -> Figure:
     """Images above their reconstructions above |difference|, a mean over channels; the MSE on top.
 
@@ -40,6 +41,7 @@ def reconstructions(images: Tensor, made: Tensor, columns: int = COLUMNS) -> Fig
     return sheet.figure("Reconstructions, with the mean squared error per pixel")
 
 
+@style.styled
 def uncertainty(images: Tensor, means: Tensor, deviations: Tensor) -> Figure:
     """Images above the mean and the standard deviation of what draws from their posterior decode to.
 
@@ -54,6 +56,7 @@ def uncertainty(images: Tensor, means: Tensor, deviations: Tensor) -> Figure:
     return sheet.figure("Decoded draws from the posterior: mean and standard deviation")
 
 
+@style.styled
 def code_maps(images: Tensor, made: Tensor, maps: Tensor, num_embeddings: int) -> Figure:
     """Images above their reconstructions above the codes they are made from, each code in its colour.
 
@@ -69,6 +72,7 @@ def code_maps(images: Tensor, made: Tensor, maps: Tensor, num_embeddings: int) -
     return sheet.figure(f"{height} × {width} codes per image, a colour each: {used}")
 
 
+@style.styled
 def errors(mse: Tensor) -> Figure:
     """How many images have which error, with mean and median.
 
@@ -78,7 +82,7 @@ def errors(mse: Tensor) -> Figure:
     finite = mse[mse.isfinite()]
     figure, axes = style.new(6, 3.2)
     axes.set(xlabel="mean squared error per pixel", ylabel="images")
-    axes.set_title(f"Errors of the reconstructions of {len(finite):,} images", loc="left")
+    axes.set_title(f"Errors of the reconstructions of {len(finite):,} images")
     if not len(finite):
         return figure
     low, high = finite.min().item(), finite.max().item()
@@ -90,18 +94,20 @@ def errors(mse: Tensor) -> Figure:
         ("median", finite.quantile(0.5).item(), style.BLACK, "--"),
     ):
         axes.axvline(value, color=colour, linestyle=line, label=f"{name} {value:#.3g}")
-    axes.legend(frameon=False)
+    axes.legend()
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.02)
     return figure
 
 
+@style.styled
 def samples(images: Tensor, columns: int = COLUMNS, title: str | None = None) -> Figure:
     """Images [N, C, H, W], row by row."""
     columns = min(columns, len(images))
     return Sheet(in_rows(fitted(images, columns), columns)).figure(title)
 
 
+@style.styled
 def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) -> Figure:
     """Two sets of images, [N, C, H, W], side by side in up to `columns` columns each."""
     count = max(len(real), len(generated))
@@ -116,6 +122,7 @@ def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) 
     return sheet.figure()
 
 
+@style.styled
 def classes(images: Tensor, names: Sequence[str]) -> Figure:
     """A row of images per class, with its name. images: [K, n, C, H, W]."""
     sheet = Sheet(fitted(images, images.shape[1]))
@@ -123,6 +130,7 @@ def classes(images: Tensor, names: Sequence[str]) -> Figure:
     return sheet.figure()
 
 
+@style.styled
 def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
     """A row per class: some of its images, and how often each level of its pixels occurs.
 

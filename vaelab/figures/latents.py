@@ -30,6 +30,7 @@ NAMED = 96
 """Characters for the numbers of dead codes."""
 
 
+@style.styled
 def scatter(
     points: Tensor, values: Tensor | None, axes: tuple[str, str], title: str, names: Sequence[str] | None
 ) -> Figure:
@@ -47,7 +48,7 @@ def scatter(
     xy = xy[there]
     figure, plane = style.new(6.4, 5)
     plane.set(xlabel=axes[0], ylabel=axes[1])
-    plane.set_title(title, loc="left", fontsize=10)
+    plane.set_title(title)
     plane.set_aspect("equal", adjustable="datalim")
     look: Any = {"s": float(np.clip(AREA / max(1, len(xy)), 3, 25)), "linewidths": 0, "alpha": 0.7}
     if values is None:
@@ -71,6 +72,7 @@ def scatter(
     return figure
 
 
+@style.styled
 def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor) -> Figure:
     """What each latent dimension carries, in the order of its KL, with its number below.
 
@@ -84,11 +86,11 @@ def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor)
     figure, (top, bottom) = style.new(min(9.0, max(6.5, 2.5 + 0.2 * count)), 4.6, 2, sharex=True)
     _bars(top, carried, style.COLOURS["kl"], "mean KL")
     above = int((carried >= 1).sum())
-    top.set_title(f"KL of each latent dimension: {above} of {count} above 1 nat", loc="left", fontsize=10)
+    top.set_title(f"KL of each latent dimension: {above} of {count} above 1 nat")
     top.set_ylabel("nats per image")
     _bars(bottom, means, style.BLUE, "of the means")
     _bars(bottom, variances, style.SKY, "within posteriors", means)
-    bottom.set_title("Variance of z: of the means, and within the posteriors", loc="left", fontsize=10)
+    bottom.set_title("Variance of z: of the means, and within the posteriors")
     bottom.set_ylabel("variance")
     bottom.set_xlabel("dimension, by KL")
     every = -(-count // LABELS)
@@ -102,6 +104,7 @@ def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor)
     return figure
 
 
+@style.styled
 def codebook(counts: Tensor, perplexity: float) -> Figure:
     """How often each code was chosen: by frequency, and by index, with the codes that never were.
 
@@ -130,9 +133,9 @@ def codebook(counts: Tensor, perplexity: float) -> Figure:
         ranked.axvline(perplexity - 0.5, color=style.COLOURS["perplexity"], linewidth=1.4, label="perplexity")
     ranked.set(xlabel="codes, by frequency", ylabel="times chosen")
     ranked.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
-    ranked.set_title(f"{size - len(dead)} of {size} codes in use, perplexity {perplexity:.1f}", loc="left", fontsize=10)
+    ranked.set_title(f"{size - len(dead)} of {size} codes in use, perplexity {perplexity:.1f}")
     indexed.set_xlabel("index of the code")
-    indexed.set_title(f"{len(dead) or 'No'} dead code{'s' * (len(dead) != 1)}, never chosen", loc="left", fontsize=10)
+    indexed.set_title(f"{len(dead) or 'No'} dead code{'s' * (len(dead) != 1)}, never chosen")
     if len(dead):
         figure.supxlabel(f"dead: {_ranges(dead.tolist())}", fontsize=8, color=style.VERMILION)
     return figure
@@ -181,7 +184,7 @@ def _legend(figure: Figure, labels: Sequence[str]) -> None:
         Line2D([], [], linestyle="", marker="o", markersize=6, color=colour, label=label)
         for colour, label in zip(PALETTE, labels, strict=False)
     ]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
 
 
 def _name(value: int, names: Sequence[str] | None) -> str:

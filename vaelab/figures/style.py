@@ -7,14 +7,19 @@ one colour in all figures, and a part of the data one line style.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#767676"
@@ -56,39 +61,48 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def styled(draw: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Titles and legends take the lab's style where a function makes them, not only where the figure is made."""
+
+    @wraps(draw)
+    def drawn(*given: Given.args, **named: Given.kwargs) -> Made:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*given, **named)
+
+    return drawn
+
+
+@styled
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
     """A figure of width x height inches and its axes, as `Figure.subplots` gives them.
 
     It belongs to nobody: there is no pyplot, no window and no state to clean up.
     layout: further arguments of `Figure.subplots`.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, columns, **layout)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **layout)
 
 
+@styled
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure whole or not at all, in the format that the suffix names: .png, .pdf or .svg."""
-    import matplotlib
-
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png")
+    figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png")
     os.replace(partial, path)
 
 
+@styled
 def rendered(figure: Figure) -> Tensor:
     """The figure as a picture, [H, W, 3] uint8."""
-    import matplotlib
     import numpy as np
 
-    with matplotlib.rc_context(STYLE):
-        canvas: Any = figure.canvas
-        canvas.draw()
-        return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())

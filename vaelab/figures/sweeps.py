@@ -27,6 +27,7 @@ Point = tuple[str, float, float, str]
 """Label, rate, distortion, colour."""
 
 
+@style.styled
 def rate_distortion(curves: Sequence[Sequence[tuple[str, float, float, bool]]]) -> Figure:
     """Rate against distortion (Alemi et al. 2018, figure 1), a line for each set of comparable models.
 
@@ -36,7 +37,7 @@ def rate_distortion(curves: Sequence[Sequence[tuple[str, float, float, bool]]]) 
     """
     figure, axes = style.new(7, 5)
     points: list[Point] = []
-    axes.set_title("Rate and distortion", loc="left", fontsize=10)
+    axes.set_title("Rate and distortion")
     axes.set(xlabel="rate: KL, nats per image", ylabel="distortion: −log p(x|z), nats per image")
     for number, curve in enumerate(curves):
         colour = style.CYCLE[number % len(style.CYCLE)]
@@ -56,6 +57,7 @@ def rate_distortion(curves: Sequence[Sequence[tuple[str, float, float, bool]]]) 
     return figure
 
 
+@style.styled
 def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: int) -> Figure:
     """A sweep's parallel coordinates: an axis for each setting or figure, a line for each run.
 
@@ -73,7 +75,7 @@ def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: 
     figure, axes = style.new(min(18.0, max(3.6, 1.3 + 1.35 * len(columns))), 4.4)
     axes.set_axis_off()
     runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
-    axes.set_title(f"{runs}, coloured by {columns[colour_by]}", loc="left", fontsize=10)
+    axes.set_title(f"{runs}, coloured by {columns[colour_by]}")
     axes.set(xlim=(-0.45, len(columns) - 0.55), ylim=(MISSING - 0.06, 1.28))
     places = range(len(columns))
     lines = [list(zip(places, heights_, strict=True)) for heights_ in heights]
@@ -192,7 +194,7 @@ def _key(figure: Figure, points: Sequence[Point]) -> None:
     handles = [Line2D([], [], linestyle="", label=f"{number}  {text}") for number, (text, *_) in enumerate(points, 1)]
     figure.set_figheight(max(5.0, 0.5 + 0.17 * len(points)))
     where: dict[str, Any] = {"loc": "outside right upper", "handlelength": 0, "labelspacing": 0.25, "fontsize": 8}
-    figure.legend(handles=handles, labelcolor=colours, frameon=False, **where)
+    figure.legend(handles=handles, labelcolor=colours, **where)
 
 
 def _place_labels(figure: Figure, axes: Any, points: Sequence[Point]) -> None:

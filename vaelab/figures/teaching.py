@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,23 +18,9 @@ BAND = 0.2
 """Opacity of an area."""
 GROUP = 100
 """Draws in each estimate of a gradient, as in a batch."""
-Given = ParamSpec("Given")
 
 
-def _styled(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
-    """Titles and legends take the lab's style where they are made, not only where the figure is."""
-
-    @wraps(draw)
-    def drawn(*given: Given.args, **named: Given.kwargs) -> Figure:
-        import matplotlib
-
-        with matplotlib.rc_context(style.STYLE):
-            return draw(*given, **named)
-
-    return drawn
-
-
-@_styled
+@style.styled
 def divergence(found: Gaussians, mean: float, std: float) -> Figure:
     """Prior and posterior, the integrand of their KL with its signed areas, and the KL against mean and std."""
     figure, axes = style.new(9, 6, 2, 2)
@@ -53,7 +37,7 @@ def divergence(found: Gaussians, mean: float, std: float) -> Figure:
     return figure
 
 
-@_styled
+@style.styled
 def gradients(found: Gradients) -> Figure:
     """Histograms of estimates by mean and std, GROUP draws each; what three ways hand on of a loss with two terms."""
     figure, axes = style.new(11, 3.5, 1, 3)
@@ -76,7 +60,7 @@ def gradients(found: Gradients) -> Figure:
     return figure
 
 
-@_styled
+@style.styled
 def bounds(found: Bounds, mean: float, std: float) -> Figure:
     """The inexact q beside the true posterior, the bounds L_K up to log p(x), and how fast the gap closes."""
     figure, axes = style.new(11, 3.5, 1, 3)
@@ -102,7 +86,7 @@ def bounds(found: Bounds, mean: float, std: float) -> Figure:
     return figure
 
 
-@_styled
+@style.styled
 def capacities(found: Capacities, beta: float, capacity: float, gamma: float) -> Figure:
     """The terms that are added to the distortion, and the objectives with their least values."""
     figure, (left, right) = style.new(9, 3.5, 1, 2)

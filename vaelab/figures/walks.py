@@ -24,6 +24,7 @@ ARROW = 10
 """Pixels between rows, for the marks."""
 
 
+@style.styled
 def traversals(
     images: Tensor,
     values: Tensor | Sequence[float],
@@ -53,6 +54,7 @@ def traversals(
     return sheet.figure(title)
 
 
+@style.styled
 def interpolations(images: Tensor, names: Sequence[str], ends: bool = True) -> Figure:
     """A row per pair of images: what is decoded on the way from the one's code to the other's.
 
@@ -71,6 +73,7 @@ def interpolations(images: Tensor, names: Sequence[str], ends: bool = True) -> F
     return sheet.figure()
 
 
+@style.styled
 def between_four(images: Tensor) -> Figure:
     """What is decoded among four codes, which are in the framed corners. images: [n, n, C, H, W]."""
     sheet = Sheet(fitted(images, images.shape[1]))
