@@ -140,7 +140,7 @@ def test_only_classes_of_vaelab_are_built(train, command, monkeypatch, target):
         before = where["_target_"]
         where["_target_"] = target
         damage(Path("x"), model=model)
-        with pytest.raises(vaelab.errors.UserError, match=re.escape(target)):
+        with pytest.raises(vaelab.errors.UserError, match=f"{re.escape(target)}, which is no class of vaelab"):
             vaelab.load("x")
         where["_target_"] = before
     damage(Path("x"), model=model | {"latent_dim": "${oc.env:HOME}"})

@@ -165,10 +165,11 @@ def test_labels_of_a_conditional_model(train, command, tmp_path):
     run = train("model=cvae", "dataset.classes=4").run
     save(tmp_path / "in/1/a.png")
     save(tmp_path / "in/3/a.png")
+    save(tmp_path / "in/3/b.png")
     save(tmp_path / "named/x/a.png")
     assert command("encode", f"run={run}", "input=in")[0] == 0  # fewer folders than classes: by their numbers
     with np.load("codes.npz") as codes:
-        assert codes["labels"].tolist() == [1, 3]
+        assert codes["labels"].tolist() == [1, 3, 3]
         assert not np.allclose(codes["mean"][0], codes["mean"][1])  # the same picture, as two classes
     code, _, err = command("encode", f"run={run}", "input=in/1")
     assert code == 2
