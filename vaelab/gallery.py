@@ -158,21 +158,21 @@ def _traversals(s: Scene) -> Figure | None:
     dims, weight = s.order
     dims, values = dims[:ROWS], torch.linspace(-REACH, REACH, STEPS)
     start = views.codes(s.model, s.few.images[:1], s.one)
-    spread = (s.codes.std(0), s.codes.mean(0)) if s.model.latents == "point" else ()
-    made = views.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, *spread)
+    centre, scale = torch.zeros(start.shape[1]), torch.ones(start.shape[1])
+    if s.model.latents == "point":  # which have no prior to say what is far
+        centre, scale = s.codes.mean(0), s.codes.std(0)
+    made = views.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, scale, centre)
     what = "KL {:.2f} nats" if s.model.latents == "gaussian" else "variance {:.2f}"
     names = [f"z{d}  {what.format(float(weight[i]))}" for i, d in enumerate(dims.tolist())]
-    return walks.traversals(made, values, names, f"{len(dims)} of {s.codes.shape[1]} latent dimensions, one at a time")
+    title = f"{len(dims)} of {start.shape[1]} latent dimensions, one at a time"
+    return walks.traversals(made, values, names, title, ((start[0] - centre) / scale)[dims])
 
 
 def _interpolations(s: Scene) -> Figure | None:
     if s.model.latents == "discrete":
         return None
-    codes, rows, names = (
-        views.codes(s.model, s.few.images[:6], None if s.few.labels is None else s.few.labels[:6]),
-        [],
-        [],
-    )
+    codes = views.codes(s.model, s.few.images[:6], None if s.few.labels is None else s.few.labels[:6])
+    rows, names = [], []
     for first in range(0, len(codes) - 1, 2):
         label = None if s.few.labels is None else s.few.labels[first : first + 1]
         for spherical in (False, True):

@@ -105,7 +105,7 @@ def draw(folder: Path) -> dict[str, Path]:
     figures = [name for name in _figures(finished) if all(name in job.metrics for job in finished)]
     if len(finished) > 1 and keys and figures:
         cells = [[_cell(job, key) for key in keys] + [job.metrics[name] for name in figures] for job in finished]
-        made["parallel"] = sweeps.parallel([*map(_short(keys).get, keys), *figures], cells, len(keys))
+        made["parallel"] = sweeps.parallel([*_short(keys).values(), *figures], cells, len(keys))
     paths = {name: folder / "figures" / f"{name}.png" for name in made}
     for name, path in paths.items():
         style.save(made[name], path)
