@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaelab import views
 from vaelab.evaluation.judge import evaluating, to_unit
 from vaelab.gaussian import kl_to_standard_normal
 from vaelab.health import DEAD_DIMENSION
@@ -45,42 +46,46 @@ def payload(
 ) -> Json:
     """The explorer of a model, as JSON.
 
-    model: a `Model`. images: real ones as it sees them, [N, C, H, W]; the first 12 are there to start from,
+    model: a `Model`. images: real ones as it sees them, [N, C, H, W]; up to 12 of them are there to start from,
     and all of them say how much each dimension is used. labels: [N], or None. class_names: of the labels, in
     order.
     """
-    images = images.to(model.device)
-    labels = None if labels is None else labels.to(model.device)
+    gaussian = model.latents == "gaussian"
+    codes: Any = (views.posterior if gaussian else views.codes)(model, images, labels)
+    labels = None if labels is None else labels.cpu()
     with evaluating(model):
-        codes: Any = model.encode(images, labels)
         carried = portable.decoder(model)
 
-        def decoded(z: Tensor, y: Tensor | None) -> Tensor:
-            parts = range(0, len(z), 32)
-            raw = [model.decode(z[i : i + 32], None if y is None else y[i : i + 32]) for i in parts]
-            return torch.cat([to_unit(model.likelihood.mean(part), pixel_range).cpu() for part in raw])
+    def decoded(z: Tensor, y: Tensor | None) -> Tensor:
+        return views.decode(model, z, y, pixel_range)
 
-        count = min(STARTS, len(images)) if carried else 1 if model.latents == "discrete" else SHEET_STARTS
-        shown = labels if model.conditional else None
-        page = {
-            "kind": model.latents,
-            "shape": list(model.shape),
-            "range": list(pixel_range),
-            "names": _names(model, labels, class_names),
-            "conditional": model.conditional,
-            "labels": None if labels is None else labels[:count].tolist(),
-            "originals": sheet(to_unit(images[:count], pixel_range)),
-        }
-        if model.latents == "discrete":
-            page |= {"map": list(codes.shape[1:]), "codes": model.codebook.num_embeddings}
-            made = None if carried else _sheet_of_codes(codes, page["codes"], decoded)
-            page["starts"] = codes[:count].flatten(1).tolist()
-        else:
-            centre, page["dimensions"] = _dimensions(codes)
-            codes = codes[0] if model.latents == "gaussian" else codes
-            made = None if carried else _sheet_of_dimensions(codes[:count], shown, page, decoded)
-            page |= {"centre": centre, "starts": codes[:count].tolist()}
-        return page | {"made": made, "decoder": None if carried is None else _decoder(carried)}
+    starts = _starts(labels, len(images), STARTS if carried else 1 if model.latents == "discrete" else SHEET_STARTS)
+    own = None if labels is None else labels[starts]
+    page = {
+        "kind": model.latents,
+        "shape": list(model.shape),
+        "range": list(pixel_range),
+        "names": _names(model, labels, class_names),
+        "conditional": model.conditional,
+        "labels": None if own is None else own.tolist(),
+        "originals": sheet(to_unit(images[starts.to(images.device)], pixel_range)),
+    }
+    if model.latents == "discrete":
+        page |= {"map": list(codes.shape[1:]), "codes": model.codebook.num_embeddings}
+        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, page["codes"], decoded)
+        page["starts"] = codes[starts].flatten(1).tolist()
+    else:
+        centre, page["dimensions"] = _dimensions(codes)
+        z = (codes[0] if gaussian else codes)[starts]
+        made = None if carried else _sheet_of_dimensions(z, own if model.conditional else None, page, decoded)
+        page |= {"centre": centre, "starts": z.tolist()}
+    return page | {"made": made, "decoder": None if carried is None else _decoder(carried)}
+
+
+def _starts(labels: Tensor | None, total: int, count: int) -> Tensor:
+    """The images to start from: spread evenly over all of them, in the order of their classes."""
+    order = torch.arange(total) if labels is None else labels.argsort(stable=True)
+    return order[torch.linspace(0, total - 1, min(count, total)).long()]
 
 
 def _names(model: Any, labels: Tensor | None, class_names: Sequence[str] | None) -> list[str] | None:
@@ -144,17 +149,17 @@ def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decod
         y += [own, *(own.new_tensor(k) for k in classes)] if own is not None else []
         for slider in page["dimensions"]:
             for value in torch.linspace(slider["low"], slider["high"], SHEET_VALUES).tolist():
-                z.append(code.index_fill(0, torch.tensor(slider["index"], device=code.device), value))
+                z.append(code.index_fill(0, torch.tensor(slider["index"]), value))
                 y += [own] if own is not None else []
     return sheet(decoded(torch.stack(z), torch.stack(y) if y else None)) | {"per_start": len(z) // len(codes)}
 
 
-def _sheet_of_codes(maps: Tensor, num_embeddings: int, decoded: Callable[..., Tensor]) -> Json:
-    """Pictures of the first map: as it is, then with each of the most used codes at each of some positions.
+def _sheet_of_codes(first: Tensor, maps: Tensor, num_embeddings: int, decoded: Callable[..., Tensor]) -> Json:
+    """Pictures of a map: as it is, then with each of the most used codes at each of some positions.
 
-    maps: [N, h, w].
+    first: [h, w]; maps: of all images, [N, h, w], which say what is used.
     """
-    first, (height, width) = maps[0], maps.shape[1:]
+    height, width = first.shape
     codes = code_counts(maps, num_embeddings).argsort(descending=True)[: min(SHEET_CODES, num_embeddings)]
     rows, columns = _spread(height), _spread(width)
     positions = [row * width + column for row in rows for column in columns]
