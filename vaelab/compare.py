@@ -86,19 +86,17 @@ def job(config: Any) -> None:
     output = _check(plain)
     from vaelab.evaluation import comparison, tables
 
-    split, options = plain["split"], _options()
+    split, options = plain["split"], target_names()
     folders, files = _find(plain["runs"])
-    read = {str(path): _read(path, split, options) for path in folders}
+    read = {str(path): read_run(path, split, options) for path in folders}
     left_out = {str(path): "a file, no run folder" for path in files}
     left_out |= {name: run for name, run in read.items() if isinstance(run, str)}
     rows, repeats = comparison.group(run for run in read.values() if not isinstance(run, str))
     if not rows:
         raise UserError("none of these can be compared:\n" + "\n".join(f"  {n}: {why}" for n, why in left_out.items()))
     left_out |= {run.name: f"repeats seed {run.seed} of {kept.name}" for run, kept in repeats}
-    known = sorted(
-        {name for row in rows for name in (*row.figures, *row.mixed)}, key=lambda name: (*_place(name), name)
-    )
-    chosen = _chosen(plain["figures"], known, split)
+    known = sorted({name for row in rows for name in (*row.figures, *row.mixed)}, key=lambda name: (*place(name), name))
+    chosen = figures_shown(plain["figures"], known, split)
     if plain["sort"] is not None:
         rows = comparison.ordered(rows, _named(plain["sort"], known, "sort", split)[0])
     width = shutil.get_terminal_size((100, 24)).columns
@@ -195,14 +193,14 @@ def _below(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _options() -> dict[str, str]:
+def target_names() -> dict[str, str]:
     """Names that models, data sets and likelihoods have on the command line, by their `_target_`."""
     files = [path for group in ("model", "dataset", "likelihood") for path in (command.CONF / group).glob("*.yaml")]
     found = ((re.search(r"^_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE), path) for path in files)
     return {target[1]: path.stem for target, path in found if target}
 
 
-def _read(path: Path, split: str, options: dict[str, str]) -> Any:
+def read_run(path: Path, split: str, options: dict[str, str]) -> Any:
     """What a comparison knows of a run (`compared.Run`), or in a few words why it is left out."""
     from vaelab import runs
     from vaelab.evaluation import compared
@@ -219,7 +217,7 @@ def _read(path: Path, split: str, options: dict[str, str]) -> Any:
     evaluation = runs.read_json(file, f"make it again with {measure}")
     if evaluation and evaluation.get("split") != split:
         raise UserError(f"{file} is of split={evaluation.get('split')}: make it again with {measure}")
-    config = _config(path / "config.yaml")
+    config = read_config(path / "config.yaml")
     try:
         run = compared.describe(str(path), config, summary, evaluation, split, options)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -229,7 +227,7 @@ def _read(path: Path, split: str, options: dict[str, str]) -> Any:
     return run if run.figures else f"no figures of split={split}{outdated}: {measure} makes them"
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """config.yaml, ten times as fast as `runs.read_config` reads it: there may be hundreds."""
     import yaml
 
@@ -245,12 +243,12 @@ def _config(path: Path) -> dict[str, Any]:
 # --- figures ----------------------------------------------------------------------------------
 
 
-def _place(figure: str) -> tuple[int, str]:
+def place(figure: str) -> tuple[int, str]:
     """Where a figure stands: the main ones first."""
     return (MAIN.index(figure), "") if figure in MAIN else (len(MAIN), figure.partition("/")[0])
 
 
-def _chosen(wanted: Any, known: list[str], split: str) -> list[str]:
+def figures_shown(wanted: Any, known: list[str], split: str) -> list[str]:
     """The figures to show, of those that runs have."""
     from vaelab.evaluation.rules import is_aside
 

@@ -77,8 +77,8 @@ def describe(
     `_target_`s select, as in `model=beta`; a target that is not in it goes by its last part. Raises
     KeyError, TypeError or AttributeError if the files' content is not as vaelab writes it.
     """
-    settings = _settings(config, options)
-    outdated = bool(evaluation) and _is_outdated(evaluation["checkpoint"], summary["best"])
+    settings = flat_settings(config, options)
+    outdated = bool(evaluation) and is_outdated(evaluation["checkpoint"], summary["best"])
     if outdated:
         evaluation = {}
     of_best = split == "test" and bool(summary["best"].get("by"))  # train and val are of the last epoch
@@ -116,7 +116,8 @@ def describe(
     )
 
 
-def _is_outdated(checkpoint: dict[str, Any], best: dict[str, Any]) -> bool:
+def is_outdated(checkpoint: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an evaluation of `checkpoint` is of a best one that training has replaced by `best` since."""
     return checkpoint["name"] == "best" and bool(best.get("by")) and best["epoch"] != checkpoint["epoch"]
 
 
@@ -160,7 +161,7 @@ def _aspects(settings: dict[str, Any], objective: dict[str, Any], split: str) ->
     }
 
 
-def _settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
+def flat_settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
     """The config as `group.key: value`, without what makes no other configuration of it."""
     model, dataset = config["model"], config["dataset"]
     parts = {key: value for key, value in model.items() if key in config}  # network, likelihood, as the model has them

@@ -101,7 +101,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Configuration], list[tuple[Run, Run
     for seeds in kept.values():
         rows.append(_configuration(tuple(seeds[seed] for seed in sorted(seeds))))
     differing = _in_order({key for row in rows for key in row.settings})
-    rows.sort(key=lambda row: [_sortable(row.settings.get(key)) for key in differing])
+    rows.sort(key=lambda row: [sortable(row.settings.get(key)) for key in differing])
     return rows, sorted(repeats, key=lambda pair: pair[0].name)
 
 
@@ -140,7 +140,8 @@ def _in_order(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=place)
 
 
-def _sortable(value: Any) -> tuple[int, float, str]:
+def sortable(value: Any) -> tuple[int, float, str]:
+    """A key that orders values of a setting: none, numbers, words."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
@@ -189,7 +190,7 @@ def _difference(values: Sequence[dict[str, Any]]) -> str:
     """What differs, as `likelihood=bernoulli and gaussian`: of nested keys the topmost."""
     key = _differing(values)
     found = {_key(value.get(key)): value.get(key) for value in values}
-    words = [word(value) for value in sorted(found.values(), key=_sortable)]
+    words = [word(value) for value in sorted(found.values(), key=sortable)]
     if key in DIFFERENT or max(map(len, words)) > LONGEST:
         return DIFFERENT.get(key, f"different values of {key}")
     return f"{key}={', '.join(words[:-1])} and {words[-1]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vaelab import __version__, runs
+from vaelab.evaluation.compared import is_outdated
 from vaelab.page import HERE, pictures, render
 from vaelab.summary import PARTS, number
 
@@ -32,6 +33,8 @@ def build(folder: Path, explorer: dict[str, Any] | None) -> str:
     """The page of the run in `folder`, from its files. explorer: the payload of explorer.js; None for no explorer."""
     config, summary = runs.read_config(folder), runs.read_summary(folder)
     evaluation = runs.read_evaluation(folder, "test")
+    if evaluation and is_outdated(evaluation["checkpoint"], summary.get("best", {})):
+        evaluation = {}
     scripts = all((HERE / name).is_file() for name in ("explorer.js", "explorer.css"))
     return render(
         "run.html",
@@ -40,7 +43,7 @@ def build(folder: Path, explorer: dict[str, Any] | None) -> str:
         facts=facts(folder, config, summary),
         notices=[*state(folder, summary), *verdicts(folder, summary, evaluation)],
         metrics=_metrics(summary),
-        evaluation=_evaluated(summary, evaluation),
+        evaluation=_evaluated(evaluation),
         explorer=explorer if scripts else None,
         groups=pictures.groups(folder / "figures", pictures.CAPTIONS),
         again=again(config),
@@ -104,8 +107,6 @@ def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
 def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """The findings of training and of the evaluation, or that there are none."""
     found: dict[str, dict[str, Any]] = {}
-    if is_outdated(summary, evaluation):
-        evaluation = {}
     for source, findings in (("training", summary.get("findings", [])), ("evaluation", evaluation.get("findings", []))):
         for finding in findings:
             notice = found.setdefault(
@@ -126,12 +127,6 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) 
                         "lines": ["This measures the likelihood, the latent space, samples and more:"],
                         "command": shlex.join(["vaelab", "eval", f"run={folder}"])})  # fmt: skip
     return notices
-
-
-def is_outdated(summary: dict[str, Any], evaluation: dict[str, Any]) -> bool:
-    """Whether the evaluation is of a best checkpoint that training has replaced since."""
-    best, point = summary.get("best", {}), evaluation.get("checkpoint", {})
-    return point.get("name") == "best" and bool(best.get("by")) and best["epoch"] != point["epoch"]
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +151,9 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     return {"parts": parts, "rows": rows, "notes": notes}
 
 
-def _evaluated(summary: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any] | None:
+def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """The figures of evaluation.json, each with its standard error: the main ones and the others."""
-    if not evaluation or is_outdated(summary, evaluation):
+    if not evaluation:
         return None
     from vaelab.compare import MAIN
 

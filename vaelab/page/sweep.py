@@ -116,7 +116,7 @@ def _read(folder: Path) -> list[Job]:
     """The jobs of a sweep."""
     from vaelab import compare
 
-    options = compare._options()
+    options = compare.target_names()
     return [_job(path, options) for path in _folders(folder)]
 
 
@@ -129,10 +129,10 @@ def _job(folder: Path, options: dict[str, str]) -> Job:
         summary = runs.read_summary(folder)
         error = str(summary.get("error") or "")
         if (folder / "config.yaml").is_file():
-            config = compare._config(folder / "config.yaml")
-            settings = compared._settings(config, options) | {"seed": config["seed"]}
+            config = compare.read_config(folder / "config.yaml")
+            settings = compared.flat_settings(config, options) | {"seed": config["seed"]}
         if summary.get("status") == "finished":
-            found = compare._read(folder, "test", options)
+            found = compare.read_run(folder, "test", options)
             run = None if isinstance(found, str) else found
     except UserError as damage:
         error = str(damage)
@@ -157,7 +157,7 @@ def _differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
 def _values(jobs: Sequence[Job], key: str) -> list[str]:
     """The values that a key takes, in order."""
     values = {comparison.word(job.settings.get(key)): job.settings.get(key) for job in jobs if job.settings}
-    return sorted(values, key=lambda word: comparison._sortable(values[word]))
+    return sorted(values, key=lambda word: comparison.sortable(values[word]))
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
@@ -252,8 +252,8 @@ def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
     if not any(len(row.runs) > 1 for row in rows):
         return None
     labels = comparison.columns(rows)[0]
-    known = sorted({n for row in rows for n in (*row.figures, *row.mixed)}, key=lambda n: (*compare._place(n), n))
-    names = tables.titles(compare._chosen("main", known, "test"))
+    known = sorted({n for row in rows for n in (*row.figures, *row.mixed)}, key=lambda n: (*compare.place(n), n))
+    names = tables.titles(compare.figures_shown("main", known, "test"))
     rankings = {figure: comparison.rank(rows, figure) for figure in names}
     texts = notes.legend(rows, names, rankings) + notes.mixed(rows, names) + notes.schedules(rows)
     if len(rows) > 1:
