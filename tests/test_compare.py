@@ -147,6 +147,7 @@ def test_any_other_difference_makes_another_row(changes):
         {"logger": {"wandb": {"mode": "offline"}}},
         {"dataset:num_workers": 8},
         {"model:latent_dim": 20.0},
+        {"report": False},
     ],
 )
 def test_bookkeeping_makes_no_other_row(changes):

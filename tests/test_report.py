@@ -48,6 +48,7 @@ def trained(made, tmp_path, monkeypatch) -> Path:
     shutil.copytree(made / "run", folder)
     for path in (folder / "figures").glob("*.png"):
         path.unlink()
+    (folder / "report.html").unlink()
     for name in ("reconstructions", "samples", "curves", "traversals", "<b>mine"):
         save_png(torch.full((40, 900, 3), 200, dtype=torch.uint8), folder / "figures" / f"{name}.png")
     return folder
@@ -58,6 +59,7 @@ def swept(made, tmp_path, monkeypatch) -> Path:
     """The folder of a sweep of one's own, and in it a job that failed."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "swept", "swept")
+    Path("swept/report.html").unlink()
     failed = Path("swept/10-beta-fake")
     failed.mkdir()
     (failed / "summary.json").write_text(json.dumps({"status": "failed", "error": f"lr={EVIL} is too much"}))
@@ -111,10 +113,22 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("traversals", "interpolations", "latents", "dimensions", "uncertainty", "codes", "code_maps"),
         *("classes", "data"),
     } == set(names)
-    for texts in (*pictures.CAPTIONS.values(), *sweep.CAPTIONS.values()):
+    for texts in (*pictures.CAPTIONS.values(), *sweep.CAPTIONS.values(), pictures.COMMANDS):
         for _, caption in texts.values():
             assert caption.endswith(".")
             assert caption.count(".") == 1
+
+
+def test_pictures_of_commands_have_a_caption_and_others_their_name(tmp_path):
+    for name in ("traverse", "mine"):
+        save_png(torch.zeros(4, 4, 3, dtype=torch.uint8), tmp_path / f"{name}.png")
+    ((heading, shown),) = pictures.groups(tmp_path, pictures.CAPTIONS)
+    assert heading == pictures.OTHERS
+    assert [(figure.name, figure.title) for figure in shown] == [
+        ("mine", "mine"),
+        ("traverse", "Traversal of an image"),
+    ]
+    assert "vaelab traverse" in shown[1].caption
 
 
 def test_a_figure_is_as_large_as_its_resolution_says(tmp_path):
@@ -249,7 +263,7 @@ def test_a_page_asks_for_nothing_outside_itself(trained, swept):
 
 
 def test_a_sweep_page_says_what_differs_and_what_came_out(swept):
-    (swept / "2-beta-fake" / "report.html").write_text("x")
+    (swept / "0-beta-fake" / "report.html").unlink()
     text = sweep.build(swept)
     assert re.search(r'<th scope="row">model\.beta</th><td>1, 4</td>', text)
     assert re.search(r'<th scope="row">seed</th><td>0, 1</td>', text)
@@ -260,7 +274,7 @@ def test_a_sweep_page_says_what_differs_and_what_came_out(swept):
     for i in range(4):
         metrics = runs.read_summary(swept / f"{i}-beta-fake")["metrics"]
         assert f'data-value="{metrics["test/elbo"]}">{number(metrics["test/elbo"])}</td>' in text
-    assert text.count("<figcaption>") == 8
+    assert text.count("<figcaption>") == 8 + 2  # two pictures of each run, two of the sweep
     assert "10-beta-fake: failed" in text
     assert EVIL not in text
     assert "lr=&lt;script&gt;" in text
@@ -307,6 +321,17 @@ def test_the_figures_of_a_sweep_are_of_its_runs(swept, monkeypatch):
     assert headings(sweep.build(swept)).count("The runs at a glance") == 1
 
 
+def test_the_axes_of_a_sweep_are_what_its_finished_runs_differ_in(swept, monkeypatch):
+    from vaelab.figures import style, sweeps
+
+    columns = []
+    monkeypatch.setattr(sweeps, "parallel", lambda names, *_: columns.extend(names) or style.new(3, 2)[0])
+    for i in (2, 3):
+        change(swept / f"{i}-beta-fake", status="diverged")
+    sweep.draw(swept)
+    assert columns[:2] == ["seed", "test/elbo"]  # all runs of another beta diverged
+
+
 def test_a_sweep_of_failures_has_a_page(tmp_path):
     for i in range(2):
         (tmp_path / f"{i}-x").mkdir()
@@ -338,8 +363,9 @@ def test_the_command_writes_the_page_of_a_run_and_prints_where(trained, capsys):
 def test_figures_are_redrawn_unless_told_not_to(trained, monkeypatch, figures):
     import vaelab
 
-    def redraw(opened) -> None:
-        save_png(torch.zeros(7, 31, 3, dtype=torch.uint8), opened.folder / "figures" / "curves.png")
+    def redraw(folder, model, data, rows) -> dict:
+        save_png(torch.zeros(7, 31, 3, dtype=torch.uint8), folder / "figures" / "curves.png")
+        return {}
 
     stub = ModuleType("gallery")
     stub.redraw = redraw

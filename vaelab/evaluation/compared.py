@@ -19,7 +19,7 @@ FROM_TRAINING = {
 """summary.json's names of figures that evaluation.json has, too."""
 
 BOOKKEEPING = (
-    *("run.", "sweep.", "logger.", "test.", "resume.", "seed.", "callbacks.pictures."),
+    *("run.", "sweep.", "logger.", "test.", "report.", "resume.", "seed.", "callbacks.pictures."),
     *("callbacks.anneal.", "callbacks.learning_rate.", "callbacks.averaging."),  # copies of groups
     *("trainer.default_root_dir.", "trainer.enable_progress_bar.", "trainer.enable_model_summary."),
     *("dataset.storage.", "dataset.num_workers.", "dataset.download."),

@@ -28,75 +28,92 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Reconstructions": {
         "reconstructions": (
             "Reconstructions",
-            "Images that the model was not trained on beside what it makes of their codes: what is missing or "
-            "blurred is what the codes do not hold.",
+            "Validation images, what the model makes of their codes, and the difference: what is missing or blurred is "
+            "what the codes do not hold.",
         ),
         "errors": (
             "Reconstruction errors",
-            "How the squared error per pixel is spread over images: a long tail to the right is of images unlike "
-            "the others.",
+            "How the mean squared error per pixel is spread over the validation images: a long tail to the right is of "
+            "images unlike the others.",
         ),
         "uncertainty": (
             "Uncertainty",
-            "An image, the mean of what draws from its posterior decode to, and their standard deviation: bright "
-            "pixels are those that the code leaves open.",
+            "Validation images, the mean of what draws from their posteriors decode to, and the standard deviation: "
+            "bright pixels are those that the code leaves open.",
         ),
     },
     "Samples": {
         "samples": (
             "Samples from the prior",
-            "Images decoded from codes that no image gave: they should be as clear and as varied as the data.",
+            "Images decoded from draws of the prior, N(0, I) or all codes alike: they should be as clear and as varied "
+            "as the data.",
         ),
         "real_and_generated": (
             "Real and generated",
-            "Real images beside drawn ones: look for strokes and shapes that only one side has.",
+            "Validation images beside draws from the prior: look for shapes that only one side has.",
         ),
         "classes": (
             "Samples of each class",
-            "A row per label, drawn given that label: rows should differ in what they show, and vary within.",
+            "A row per label and a draw of z per column: rows should differ in what they show, and columns in how.",
         ),
     },
     "Latent space": {
         "traversals": (
             "Traversals",
-            "A row per latent dimension, which moves from left to right while all others stay: what changes along "
-            "a row is what the dimension stands for.",
+            "A row per latent dimension, which moves from -3 to 3 standard deviations while all others stay as a "
+            "validation image has them, whose own value is marked: what changes along a row is what the dimension "
+            "stands for.",
         ),
         "interpolations": (
             "Interpolations",
-            "From the code of one image to that of another: in a good latent space each step between is an image, too.",
+            "From the code of a validation image to that of another, along a line and along an arc: in a good latent "
+            "space each step between is an image, too.",
         ),
         "latents": (
-            "Codes of the test images",
-            "A point per image, coloured by class or factor where the data has them: groups that the model was not "
-            "told of are structure that it found.",
+            "Codes of the validation images",
+            "A point per image in the two directions in which codes vary most, coloured by class or first factor where "
+            "the data has them: groups that the model was not told of are structure that it found.",
         ),
         "dimensions": (
             "Latent dimensions",
-            "The KL of each dimension, and how its variance is split between images and noise: dimensions near zero "
-            "carry nothing, and the two variances add up to about 1 where codes fill the prior.",
+            "The KL of each dimension over validation images, and its variance, between the images' means and within "
+            "their posteriors: dimensions near zero carry nothing, and the two variances add up to about 1 where codes "
+            "fill the prior.",
         ),
         "codes": (
             "Use of the codebook",
-            "How often each code is used: an even histogram is a codebook well spent, codes that are never used are "
-            "dead.",
+            "How often validation images use each code: an even histogram is a codebook well spent, codes that are "
+            "never used are dead.",
         ),
         "code_maps": (
             "Maps of codes",
-            "An image, its map of code indices, a colour per index, and what it decodes to: the same colour in "
-            "several places is the same local pattern.",
+            "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
+            "in several places is the same local pattern.",
         ),
     },
     "Data": {
         "data": (
             "Data",
-            "Images of each class as the model sees them, and how often each pixel value occurs, counted on a "
+            "Training images of each class as the model sees them, and how often each pixel value occurs, counted on a "
             "logarithmic scale.",
         ),
     },
 }
 """The title of each figure, and a sentence on how to read it, in the order of the page."""
 OTHERS = "Made by commands"
+COMMANDS = {
+    "sample": ("Draws", "Images that vaelab sample drew."),
+    "reconstruct": (
+        "Reconstructed images",
+        "Images, what the model makes of them, and the difference, by vaelab reconstruct.",
+    ),
+    "traverse": (
+        "Traversal of an image",
+        "One latent dimension a row, by vaelab traverse: the value at its start is marked.",
+    ),
+    "interpolate": ("Interpolation", "From one image's code to another's, by vaelab interpolate."),
+}
+"""The same of what a command has drawn last; any other picture goes by its file's name."""
 
 
 class Shown(NamedTuple):
@@ -117,5 +134,7 @@ def groups(figures: Path, captions: Mapping[str, Mapping[str, tuple[str, str]]])
         if heading == "Latent space" and {"codes", "code_maps"} & {figure.name for figure in own}:
             heading = "Codes"
         found.append((heading, own))
-    others = [Shown(name, name, f"figures/{path.name}.", picture(path)) for name, path in paths.items()]
+    others = [
+        Shown(name, *COMMANDS.get(name, (name, f"figures/{path.name}.")), picture(path)) for name, path in paths.items()
+    ]
     return [(heading, own) for heading, own in (*found, (OTHERS, others)) if own]

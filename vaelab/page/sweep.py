@@ -27,8 +27,8 @@ CAPTIONS = {
         ),
         "parallel": (
             "All runs",
-            "A line per run across what was swept and what came out, coloured by the figure: lines that part by "
-            "colour at an axis show what matters.",
+            "A line per finished run across what was swept and what came out, coloured by the figure in bold: where "
+            "lines part by colour at an axis, what was swept there matters.",
         ),
     }
 }
@@ -96,7 +96,8 @@ def draw(folder: Path) -> dict[str, Path]:
     from vaelab.figures import style, sweeps
 
     jobs = _read(folder)
-    finished, keys, made = [job for job in jobs if job.run], _differing(jobs)[0], {}
+    finished = [job for job in jobs if job.run]
+    keys, made = _differing(finished)[0], {}
     rows = _configurations(jobs)
     if curves := rate_distortion(rows):
         names = comparison.columns(rows)[0]
