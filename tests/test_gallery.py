@@ -121,3 +121,21 @@ def test_loggers_get_the_figures(train, tmp_path):
     assert len(events.Images("pictures/samples")) == 3  # two epochs, and the end
     assert len(events.Images("pictures/errors")) == 1
     assert json.loads((result.run / "summary.json").read_text())["status"] == "finished"
+
+
+def test_interpolations_stand_between_the_images_themselves(train, monkeypatch):
+    trained = Trained(train("model=vae").run)
+    given = []
+    monkeypatch.setattr(gallery.walks, "interpolations", lambda images, names: given.append((images, names)) or 1)
+    assert dict(gallery.draw(trained.model, trained.data, 8, ["interpolations"]))
+    rows, names = given[0]
+    few = trained.data.sample_batch(8, trained.model.device)
+    assert rows.shape[:2] == (6, gallery.STEPS + 2)
+    assert names == ["linear", "spherical"] * 3
+    for pair in range(3):
+        for row in rows[2 * pair : 2 * pair + 2]:
+            assert torch.equal(row[0], trained.unit(few.images[2 * pair]))
+            assert torch.equal(row[-1], trained.unit(few.images[2 * pair + 1]))
+            made = trained.unit(trained.model.reconstruct(few.images[2 * pair : 2 * pair + 2], None))
+            torch.testing.assert_close(row[1], made[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(row[-2], made[1], rtol=0, atol=1e-5)

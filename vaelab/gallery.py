@@ -175,9 +175,11 @@ def _interpolations(s: Scene) -> Figure | None:
     rows, names = [], []
     for first in range(0, len(codes) - 1, 2):
         label = None if s.few.labels is None else s.few.labels[first : first + 1]
+        ends = s.unit(s.few.images[first : first + 2])
         for spherical in (False, True):
             a, b = codes[first], codes[first + 1]
-            rows.append(views.interpolate(s.model, a, b, STEPS, spherical, label, s.data.pixel_range))
+            between = views.interpolate(s.model, a, b, STEPS, spherical, label, s.data.pixel_range)
+            rows.append(torch.cat([ends[:1], between, ends[1:]]))
             names.append("spherical" if spherical else "linear")
     return walks.interpolations(torch.stack(rows), names) if rows else None
 
