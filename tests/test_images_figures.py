@@ -373,6 +373,14 @@ def test_traversals_have_a_row_per_dimension_and_a_column_per_value():
     assert said(figure)[0] == "Walk"
 
 
+@pytest.mark.parametrize("reach", [3.0, 0.01, 1e-4])
+def test_the_values_of_a_traversal_can_be_told_apart(reach):
+    values = torch.linspace(-reach, reach, 5)
+    shown = said(walks.traversals(noise(1, 5, 1, 64, 64) / 4, values, ["z0"], unit="deviations"), va="top")
+    assert shown[-1] == "deviations"
+    assert [float(word.replace("−", "-")) for word in shown[:-1]] == pytest.approx(values.tolist(), rel=1e-4)
+
+
 def test_arrows_point_to_the_codes_own_values():
     """At a column, between two, a quarter of the way, and beyond the last."""
     values = [-2.0, 0.0, 2.0]

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab import views
+from vaelab import gallery, views
 from vaelab.cli import main
+from vaelab.figures import walks
 from vaelab.figures.pixels import save_png
 from vaelab.trained import Trained
 
@@ -154,11 +155,15 @@ def test_a_traversal_from_elsewhere_or_of_some_dimensions(run, arguments):
     assert ("prior" in out) == (arguments == ["image=null"])
 
 
-def test_points_are_traversed_in_their_deviations(run):
-    run("ae")
+def test_points_are_traversed_in_their_deviations(run, monkeypatch):
+    trained, units = Trained(run("ae")), []
+    monkeypatch.setattr("vaelab.figures.style.save", lambda *given: None)
+    monkeypatch.setattr(walks, "traversals", lambda *given: units.append(given[-1]))
     code, out, err = run.command("traverse")
     assert code == 0, err
     assert "standard deviations" in out
+    list(gallery.draw(trained.model, trained.data, 8, ["traversals"]))
+    assert units == ["standard deviations from the mean code"] * 2
 
 
 def test_an_interpolation_says_its_images_and_its_class(run):

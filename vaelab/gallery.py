@@ -158,14 +158,14 @@ def _traversals(s: Scene) -> Figure | None:
     dims, weight = s.order
     dims, values = dims[:ROWS], torch.linspace(-REACH, REACH, STEPS)
     start = views.codes(s.model, s.few.images[:1], s.one)
-    centre, scale = torch.zeros(start.shape[1]), torch.ones(start.shape[1])
+    centre, scale, unit = torch.zeros(start.shape[1]), torch.ones(start.shape[1]), walks.PLAIN
     if s.model.latents == "point":  # which have no prior to say what is far
-        centre, scale = s.codes.mean(0), s.codes.std(0)
+        centre, scale, unit = s.codes.mean(0), s.codes.std(0, unbiased=False), walks.DEVIATIONS
     made = views.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, scale, centre)
     what = "KL {:.2f} nats" if s.model.latents == "gaussian" else "variance {:.2f}"
     names = [f"z{d}  {what.format(float(weight[i]))}" for i, d in enumerate(dims.tolist())]
     title = f"{len(dims)} of {start.shape[1]} latent dimensions, one at a time"
-    return walks.traversals(made, values, names, title, ((start[0] - centre) / scale)[dims])
+    return walks.traversals(made, values, names, title, ((start[0] - centre) / scale)[dims], unit)
 
 
 def _interpolations(s: Scene) -> Figure | None:
@@ -203,7 +203,7 @@ def _dimensions(s: Scene) -> Figure | None:
         return None
     dims, kl = s.order
     _, logvar = views.posterior(s.model, s.many.images, s.many.labels)
-    return latents.dimensions(kl[dims.argsort()], s.codes.var(0), logvar.exp().mean(0))
+    return latents.dimensions(kl[dims.argsort()], s.codes.var(0, unbiased=False), logvar.exp().mean(0))
 
 
 def _uncertainty(s: Scene) -> Figure | None:

@@ -78,12 +78,12 @@ def job(config: Any) -> None:
     images = views.traverse(
         trained.model, start.code, rows, values, start.labels, trained.pixel_range, axes.scale, axes.centre
     )
-    unit, own = "nats", start.code[0]
+    measure, unit, own = "nats", walks.PLAIN, start.code[0]
     if axes.scale is not None and axes.centre is not None:
-        unit, own = "of variance", (own - axes.centre) / axes.scale
-    names = [f"z{j}\n{used[j]:.2f} {unit}" for j in rows]
+        measure, unit, own = "of variance", walks.DEVIATIONS, (own - axes.centre) / axes.scale
+    names = [f"z{j}\n{used[j]:.2f} {measure}" for j in rows]
     title = f"{trained.config['run']['name']}: one dimension at a time, from {start.name}"
-    style.save(walks.traversals(images, values, names, title, own[rows]), path)
+    style.save(walks.traversals(images, values, names, title, own[rows], unit), path)
     print(f"from {start.name}" + ("" if axes.scale is None else "; values are standard deviations from the mean code"))
     print(f"{'dimension':>9} {'variance' if axes.scale is not None else 'KL (nats)':>10} {'own value':>10}")
     for j in rows:

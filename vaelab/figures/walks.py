@@ -22,6 +22,8 @@ APART = 14
 """Pixels between what was decoded and the images themselves."""
 ARROW = 10
 """Pixels between rows, for the marks."""
+PLAIN, DEVIATIONS = "value of the dimension", "standard deviations from the mean code"
+"""What the values of a traversal are."""
 
 
 @style.styled
@@ -31,18 +33,19 @@ def traversals(
     names: Sequence[str],
     title: str | None = None,
     start: Tensor | Sequence[float] | None = None,
+    unit: str = PLAIN,
 ) -> Figure:
     """A row per dimension: codes that are the same but for it, which takes the values of the columns.
 
     images: [R, S, C, H, W]. values: [S], ascending. names: of the dimensions, [R]. start: the value of
     each in the code that is changed, [R]; None: 0, the prior's mean. An arrow above the row points to it,
-    also between two columns; there is none to what lies beyond the first or the last.
+    also between two columns; there is none to what lies beyond the first or the last. unit: of values and start.
     """
     ticks = [float(value) for value in values]
     starts = [0.0] * len(images) if start is None else [float(value) for value in start]
     sheet = Sheet(fitted(images, len(ticks)), above=[ARROW] + [ARROW + 2] * (len(images) - 1))
     sheet.name_rows(names)
-    sheet.name_columns([_short(value) for value in ticks], "value of the dimension")
+    sheet.name_columns(_short(ticks), unit)
     places = [_place(value, ticks) for value in starts]
     for top, place in zip(sheet.tops, places, strict=True):
         if place is not None:
@@ -94,6 +97,8 @@ def _place(value: float, ticks: Sequence[float]) -> float | None:
     return None
 
 
-def _short(value: float) -> str:
-    """A number of at most two decimals, with a true minus."""
-    return f"{round(value, 2) + 0.0:g}".replace("-", "−")
+def _short(values: Sequence[float]) -> list[str]:
+    """Numbers of two decimals, or of more where it takes them to tell values apart, with a true minus."""
+    step = min((b - a for a, b in zip(values, values[1:], strict=False) if b > a), default=1.0)
+    decimals = max(2, 1 - math.floor(math.log10(step)))
+    return [f"{round(value, decimals) + 0.0:g}".replace("-", "−") for value in values]
