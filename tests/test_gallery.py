@@ -139,3 +139,53 @@ def test_interpolations_stand_between_the_images_themselves(train, monkeypatch):
             made = trained.unit(trained.model.reconstruct(few.images[2 * pair : 2 * pair + 2], None))
             torch.testing.assert_close(row[1], made[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(row[-2], made[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["vae", "vqvae"])
+def test_pictures_change_nothing_of_a_training(train, model):
+    """Nor does one that cannot be drawn: weights, figures and the state of the noise are those without them."""
+    plain = train(f"model={model}", "dataset.binarize=dynamic")
+    drawn = train(f"model={model}", "dataset.binarize=dynamic", *EVERY_EPOCH)
+    weights = [load_state(result.run) for result in (plain, drawn)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert plain.series("val/loss") == drawn.series("val/loss")
+
+
+EVERY_EPOCH = ["logger=tensorboard", "callbacks.pictures.every_n_epochs=1"]
+
+
+def load_state(run):
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if torch.is_tensor(value)}
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(train, monkeypatch):
+    def broken(scene):
+        raise ZeroDivisionError("no such picture")
+
+    plain = train("model=vae")
+    monkeypatch.setitem(gallery.FIGURES, "samples", broken)
+    result = train("model=vae", *EVERY_EPOCH)
+    assert result.code == 0
+    assert "pictures of epoch 2 could not be drawn (no such picture)" in result.out + result.err
+    left, right = load_state(plain.run), load_state(result.run)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_between_two_figures_everything_is_as_it_was(train):
+    trained = Trained(train("model=vae").run)
+    trained.model.train()
+    with torch.enable_grad():
+        for _ in gallery.draw(trained.model, trained.data, 8, ["samples", "latents"]):
+            assert trained.model.training
+            assert torch.is_grad_enabled()
+
+
+def test_figures_before_one_that_fails_are_kept(train, monkeypatch):
+    def broken(scene):
+        raise ZeroDivisionError("no such picture")
+
+    monkeypatch.setitem(gallery.FIGURES, "samples", broken)
+    result = train("model=vae", "report=true")
+    assert {"curves", "reconstructions"} <= {path.stem for path in (result.run / "figures").glob("*.png")}

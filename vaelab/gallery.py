@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,15 +83,14 @@ class Scene:
 def draw(model: Any, data: Any, count: int = FEW, names: Iterable[str] | None = None) -> Iterator[tuple[str, Figure]]:
     """The figures of a model, one by one with their names: all that apply, or those named.
 
-    The model's mode and the global random state are left as they were.
+    The model's mode and the global random state are left as they were, between two figures, too.
     """
     scene = Scene(model, data, count)
-    with torch.no_grad(), evaluating(model):
-        for name in FIGURES if names is None else names:
-            with seeded(SEED, model.device):
-                figure = FIGURES[name](scene)
-            if figure is not None:
-                yield name, figure
+    for name in FIGURES if names is None else names:
+        with evaluating(model), seeded(SEED, model.device):
+            figure = FIGURES[name](scene)
+        if figure is not None:
+            yield name, figure
 
 
 def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tuple[str, Figure]]:
@@ -109,10 +109,14 @@ def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tupl
 
 
 def redraw(run: Path, model: Any, data: Any, rows: list[dict[str, float]]) -> dict[str, Figure]:
-    """Draws all figures of a run and saves them into its folder as PNG. rows: of metrics.csv."""
-    figures = dict(draw_curves(rows, run / "kl_per_dim.csv")) | dict(draw(model, data))
-    for name, figure in figures.items():
+    """Draws all figures of a run and saves them into its folder as PNG. rows: of metrics.csv.
+
+    Each is saved as soon as it is drawn: those before one that fails are there.
+    """
+    figures = {}
+    for name, figure in chain(draw_curves(rows, run / "kl_per_dim.csv"), draw(model, data)):
         style.save(figure, run / "figures" / f"{name}.png")
+        figures[name] = figure
     return figures
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,6 +100,6 @@ def _place(value: float, ticks: Sequence[float]) -> float | None:
 
 def _short(values: Sequence[float]) -> list[str]:
     """Numbers of two decimals, or of more where it takes them to tell values apart, with a true minus."""
-    step = min((b - a for a, b in zip(values, values[1:], strict=False) if b > a), default=1.0)
+    step = min((b - a for a, b in pairwise(values) if b > a), default=1.0)
     decimals = max(2, 1 - math.floor(math.log10(step)))
     return [f"{round(value, decimals) + 0.0:g}".replace("-", "−") for value in values]
