@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 from vaelab import gallery
 from vaelab.command import CONF
+from vaelab.datasets import TensorSplit
 from vaelab.trained import Trained
 
 ALL = {"curves", "reconstructions", "errors", "data"}
@@ -189,3 +191,42 @@ def test_figures_before_one_that_fails_are_kept(train, monkeypatch):
     monkeypatch.setitem(gallery.FIGURES, "samples", broken)
     result = train("model=vae", "report=true")
     assert {"curves", "reconstructions"} <= {path.stem for path in (result.run / "figures").glob("*.png")}
+
+
+class Set:
+    """A data set of these training images with these labels, whose batches are noted."""
+
+    def __init__(self, images, labels, num_classes):
+        self.train = self.val = TensorSplit(images, labels)
+        self.shape, self.num_classes, self.pixel_range = self.train.shape, num_classes, (0.0, 1.0)
+
+    def as_model_sees(self, batch):
+        return batch._replace(images=batch.images / 255)
+
+
+def test_a_class_with_few_images_is_in_the_figure_of_the_data(monkeypatch):
+    labels = torch.tensor([0] * 10 + [1] * 3 + [3])
+    images = (labels * 60).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
+    given = []
+    monkeypatch.setattr(gallery.images, "data", lambda *arrays: given.append(arrays))
+    gallery.FIGURES["data"](gallery.Scene(SimpleNamespace(device=torch.device("cpu")), Set(images, labels, 4), 8))
+    shown, histograms, names = given[0]
+    assert names == ["0", "1", "3"]
+    assert histograms.sum(1).tolist() == [10 * 64, 3 * 64, 64]
+    levels = (shown[:, :, 0, 0, 0] * 255).round().int().tolist()
+    assert levels == [[0] * 8, [60] * 3 + [255] * 5, [180] + [255] * 7]  # white where there is none
+
+
+@pytest.mark.parametrize(("shape", "count"), [((1, 28, 28), 2000), ((3, 64, 64), 2000), ((3, 256, 256), 341)])
+def test_large_images_are_looked_at_in_smaller_numbers(shape, count):
+    assert gallery.many(shape) == count
+    assert gallery.many((3, 2048, 2048)) == gallery.FEW
+
+
+@pytest.mark.parametrize(("classes", "names"), [(3, None), (40, ["class"])])
+def test_many_classes_are_named_on_their_colour_bar(train, monkeypatch, classes, names):
+    trained = Trained(train("model=vae", f"dataset.classes={classes}", "dataset.size=480").run)
+    given = []
+    monkeypatch.setattr(gallery.latents, "scatter", lambda *arguments: given.append(arguments))
+    list(gallery.draw(trained.model, trained.data, 8, ["latents"]))
+    assert given[0][-1] == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 FEW = 32
 """Images that grids show."""
 MANY = 2000
-"""Images that histograms and scatter plots are of, at most."""
+"""Images that histograms and scatter plots are of, at most; fewer, if they would have more than so many numbers:"""
+NUMBERS = 2**26
 ROWS = 20
 """Rows of a figure, at most: latent dimensions, or classes."""
 REACH, STEPS = 3.0, 11
@@ -53,7 +55,7 @@ class Scene:
 
     @cached_property
     def many(self) -> Any:
-        return self.data.sample_batch(MANY, self.model.device)
+        return self.data.sample_batch(many(self.data.shape), self.model.device)
 
     @cached_property
     def codes(self) -> Tensor:
@@ -78,6 +80,11 @@ class Scene:
     def one(self) -> Tensor | None:
         """The label of the first image, [1], or None."""
         return None if self.few.labels is None else self.few.labels[:1]
+
+
+def many(shape: tuple[int, ...]) -> int:
+    """How many images of a shape are looked at, so that they need no more than 256 MB as floats."""
+    return max(FEW, min(MANY, NUMBERS // math.prod(shape)))
 
 
 def draw(model: Any, data: Any, count: int = FEW, names: Iterable[str] | None = None) -> Iterator[tuple[str, Figure]]:
@@ -192,13 +199,18 @@ def _latents(s: Scene) -> Figure | None:
     if s.model.latents == "discrete" or s.codes.shape[1] < 2:
         return None
     points, explained = latents.principal_components(s.codes)
-    values = s.many.labels
+    values, names = s.many.labels, ["class"]
     if values is None and s.many.factors is not None:
-        values = s.many.factors[:, 0]
+        values, names = s.many.factors[:, 0], [next(iter(s.data.factor_sizes))]
+    few = values is not None and len(values.unique()) <= latents.MOST_CLASSES
     first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
     what = "posterior means" if s.model.latents == "gaussian" else "codes"
     return latents.scatter(
-        points, None if values is None else values.cpu(), (first, second), f"{what} of {len(points):,} images", None
+        points,
+        None if values is None else values.cpu(),
+        (first, second),
+        f"{what} of {len(points):,} images",
+        None if few else names,
     )
 
 
@@ -232,15 +244,17 @@ def _code_maps(s: Scene) -> Figure | None:
 
 
 def _data(s: Scene) -> Figure:
-    """Of training images, drawn evenly from the whole split."""
-    index = torch.linspace(0, len(s.data.train) - 1, min(MANY, len(s.data.train))).long()
+    """Of training images, drawn evenly from the whole split; a class with few of them has gaps in its row."""
+    index = torch.linspace(0, len(s.data.train) - 1, min(many(s.data.shape), len(s.data.train))).long()
     batch = s.data.as_model_sees(s.data.train.batch(index).to(s.model.device))
     x, labels, columns = s.unit(batch.images), batch.labels, 8
     groups = (
         {"all": x} if labels is None else {str(c): x[labels.cpu() == c] for c in range(min(s.data.num_classes, ROWS))}
     )
-    groups = {name: group for name, group in groups.items() if len(group) >= columns} or {"all": x}
-    shown = torch.stack([group[: min(columns, len(x))] for group in groups.values()])
+    groups = {name: group for name, group in groups.items() if len(group)}
+    columns = min(columns, max(map(len, groups.values())))
+    white = torch.ones(columns, *x.shape[1:])
+    shown = torch.stack([torch.cat([group, white])[:columns] for group in groups.values()])
     histograms = torch.stack([torch.histc(group, BINS, 0, 1) for group in groups.values()])
     return images.data(shown, histograms, list(groups))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -121,7 +122,9 @@ def _axes(trained: Trained, split: str) -> Axes:
     """The dimensions from the most to the least used, by images of the split."""
     from vaelab import views
 
-    model, batch = trained.model, trained.batch(split, viewing.spread(trained, split, viewing.LOOKED_AT))
+    model: Any = trained.model
+    count = min(viewing.LOOKED_AT, max(1, viewing.NUMBERS // math.prod(model.shape)))
+    batch = trained.batch(split, viewing.spread(trained, split, count))
     dims, used = views.order(model, batch.images, batch.labels)
     if model.latents == "gaussian":
         return Axes(dims.tolist(), used.tolist(), None, None)

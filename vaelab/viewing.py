@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 FIGURES = (".png", ".pdf", ".svg")
 LOOKED_AT = 1000
-"""Images of a split that tell how much each latent dimension is used."""
+"""Images of a split that tell how much each latent dimension is used; fewer, if they have more numbers than:"""
+NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
