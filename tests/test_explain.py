@@ -209,7 +209,9 @@ def test_each_objective_is_least_where_it_is_said_to_be(beta, capacity, gamma):
     assert (found.capacity_best == capacity) == (gamma >= found.multiplier)
 
 
-@pytest.mark.parametrize("values", ["mean=0 std=1", "mean=-10 std=0.01", "mean=10 std=10", "mean=3 std=0.7 capacity=9"])
+@pytest.mark.parametrize(
+    "values", ["mean=0 std=1", "mean=-10 std=0.01", "mean=10 std=10", "mean=3 std=0.7 capacity=9", "mean=10 std=0.72"]
+)
 def test_odd_values_are_drawn_without_a_warning(explain, values, recwarn):
     code, _, err = explain("samples=1000", "importance_samples=100", *values.split())
     assert code == 0, err

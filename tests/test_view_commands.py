@@ -123,6 +123,15 @@ def test_images_are_chosen_by_index_or_file(run, model):
     assert results[0] == results[1] != results[2]
 
 
+def test_names_in_a_list_may_be_in_quotes_and_hold_commas(run):
+    run("vae")
+    save_png(torch.zeros(8, 8, dtype=torch.uint8), Path("one, two.png"))
+    for quote in "'\"":
+        code, out, err = run.command("reconstruct", f"image=[{quote}one, two.png{quote}, 3]")
+        assert code == 0, err
+        assert "of 2 images" in out
+
+
 def test_a_file_needs_no_data(run, monkeypatch):
     run("vae")
     save_png(torch.zeros(8, 8, dtype=torch.uint8), Path("black.png"))
@@ -195,6 +204,9 @@ def test_an_interpolation_says_its_images_and_its_class(run):
         ("sample", ["n=2000"], ["n=2000", ".npz"]),
         ("sample", ["out=made.gif"], ["out=made.gif", ".png"]),
         ("sample", ["out=a_file/x.png"], ["out=a_file/x.png"]),
+        ("sample", ["out=a_file"], ["out=a_file", "it is a file"]),
+        ("sample", [f"seed={2**70}"], ["seed"]),
+        ("sample", ["seed=-1"], ["seed=-1"]),
         ("sample", ["temperature=-1"], ["temperature"]),
         ("reconstruct", ["image=20"], ["image=20", "0 to 19"]),
         ("reconstruct", ["image=[0,-1]"], ["image=-1"]),
@@ -209,6 +221,8 @@ def test_an_interpolation_says_its_images_and_its_class(run):
         ("traverse", ["dims=[]"], ["dims=[]"]),
         ("traverse", ["steps=1"], ["steps=1"]),
         ("traverse", ["range=0"], ["range=0"]),
+        ("traverse", ["range=1e300"], ["range"]),
+        ("traverse", [f"dims={[0] * 600}"], ["dims=", "600 dimensions", "512"]),
         ("traverse", ["image=[0,1]"], ["image=[0,1]"]),
         ("traverse", ["out=folder/"], ["out=folder/"]),
         ("traverse", ["label=1"], ["label=1"]),

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from vaelab import command
 from vaelab.errors import UserError
-from vaelab.types import PositiveFloat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,9 +28,9 @@ class Explain(NamedTuple):
     std: Annotated[float, Field(ge=0.01, le=10)]
     samples: Annotated[int, Field(ge=100, le=5 * 10**6)]
     importance_samples: Annotated[int, Field(ge=1, le=10**5)]
-    beta: PositiveFloat
-    capacity: PositiveFloat
-    gamma: PositiveFloat
+    beta: Annotated[float, Field(ge=1e-6, le=1e6)]
+    capacity: Annotated[float, Field(ge=1e-6, le=100)]
+    gamma: Annotated[float, Field(ge=1e-6, le=1e6)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -133,9 +132,10 @@ def _bound(asked: Explain) -> tuple[list[str], Figure]:
     for count, bound in zip(found.counts, found.bounds, strict=True):
         lines.append(f"  {count:8}        {_estimate(bound)} {found.log_evidence - bound.mean:14.4f}")
     if math.isinf(found.chi_squared):
-        lines.append(
-            "  std is at most 0.7071: the weights have no finite variance, and the errors are not to be trusted"
-        )
+        why = "std is at most 0.7071: the weights have no finite variance"
+        if asked.std > math.sqrt(0.5):
+            why = "q is so far off that the variance of the weights is beyond 10^300"
+        lines.append(f"  {why}, and the errors are not to be trusted")
     return lines, figures.bounds(found, asked.mean, asked.std)
 
 

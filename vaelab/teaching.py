@@ -182,7 +182,6 @@ def bounds(mean: float, std: float, most: int, samples: int) -> Bounds:
     expected = log_likelihood(q.mean) - 0.5 * weight.square().sum() / NOISE**2 * q.variance
     reach = max(3.5, abs(mean) + 3.5 * std)
     at = posterior.mean + posterior.stddev * torch.linspace(-reach, reach, 801, dtype=torch.float64)
-    narrow = 2 * std**2 - 1
     return Bounds(
         z=at,
         posterior=posterior.log_prob(at).exp(),
@@ -193,8 +192,16 @@ def bounds(mean: float, std: float, most: int, samples: int) -> Bounds:
         counts=counts,
         bounds=[mean_and_error(group) for group in groups],
         spread=torch.stack([group.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)) for group in groups]),
-        chi_squared=std**2 * narrow**-0.5 * math.exp(mean**2 / narrow) - 1 if narrow > 0 else math.inf,
+        chi_squared=_chi_squared(mean, std),
     )
+
+
+def _chi_squared(mean: float, std: float) -> float:
+    """Variance of p / q under q = N(mean, std^2), p = N(0, 1); infinite also where it is beyond any float."""
+    narrow = 2 * std**2 - 1
+    if narrow <= 0 or mean**2 / narrow > 700:
+        return math.inf
+    return std**2 * narrow**-0.5 * math.exp(mean**2 / narrow) - 1
 
 
 class Capacities(NamedTuple):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vaelab import command, viewing
 from vaelab.errors import UserError
-from vaelab.types import NonNegativeInt, PositiveFloat
+from vaelab.types import NonNegativeInt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ROWS = 20
 """Dimensions that are drawn unless all are asked for."""
+IN_A_FIGURE = 8192
+"""Images that a figure can hold, and"""
+IN_A_COLUMN = 512
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Options(viewing.Options):
     """Keys of conf/traverse.yaml."""
 
     dims: Any
-    range: PositiveFloat
+    range: Annotated[float, Field(gt=0, le=1e6)]
     steps: Annotated[int, Field(ge=2, le=101)]
     image: Any
     label: NonNegativeInt | None
@@ -110,6 +113,12 @@ def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
     viewing.check_label(model, asked.label)
     if dims and max(dims) >= model.latent_dim:
         raise UserError(f"dims={asked.dims}: the model has {model.latent_dim} dimensions, 0 to {model.latent_dim - 1}")
+    rows = min(ROWS, model.latent_dim) if dims is None and asked.dims is None else len(dims or range(model.latent_dim))
+    if rows > IN_A_COLUMN or rows * asked.steps > IN_A_FIGURE:
+        raise UserError(
+            f"dims={asked.dims}: {rows:,} dimensions in {asked.steps} steps, and a figure holds {IN_A_COLUMN} "
+            f"dimensions and {IN_A_FIGURE:,} images: name fewer"
+        )
     if asked.image is None and not model.has_prior:
         raise UserError(f"image=null: {type(model).__name__} has no prior whose mean to start at: give image=0")
     if asked.image is None and model.conditional and asked.label is None:

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from vaelab.errors import UserError
-from vaelab.types import NonNegativeInt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ class Options:
     split: Literal["test", "val", "train"]
     root: str | None
     device: str
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     out: str | None
 
 
@@ -82,7 +84,8 @@ def images_named(value: Any, key: str) -> list[int | str]:
     value: an index, a path, or a list of them; as numbers, or as the text that the shell gave.
     """
     if isinstance(value, str) and re.fullmatch(r"\[.*\]", value):
-        value = [part.strip() for part in value[1:-1].split(",") if part.strip()]
+        parts = re.findall(r"""\s*('[^']*'|"[^"]*"|[^,]+)\s*(?:,|$)""", value[1:-1])
+        value = [part.strip().strip("'\"") for part in parts if part.strip()]
     found = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, bool) or not isinstance(item, int | str):
@@ -193,16 +196,18 @@ def destination(out: str | None, run: Path, name: str) -> Path:
     path = run / "figures" / f"{name}.png" if out is None else Path(out).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and not path.suffix:
+            raise FileExistsError(17, "it is a file")
         if path.is_dir() and path.suffix.lower() in (*FIGURES, ".npz"):
             raise IsADirectoryError(21, "it is a folder")
-        if not os.access(path.parent, os.W_OK):
+        if not os.access(path if path.is_dir() else path.parent, os.W_OK):
             raise PermissionError(13, "no permission")
     except OSError as error:
         raise UserError(f"out={path}: it cannot be written ({error.strerror}): name another path") from error
     return path
 
 
-def write_images(path: Path, kind: str, count: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+def write_images(path: Path, kind: str, total: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
     """Writes unit images with their labels, [n] or None: an .npz file, or a folder of PNGs, with a progress bar.
 
     .npz: `images`, [N, H, W, C] uint8, and `labels`, [N] int64, if there are any. Folder: NUMBER.png, or
@@ -211,7 +216,7 @@ def write_images(path: Path, kind: str, count: int, batches: Iterable[tuple[Tens
     from tqdm import tqdm
 
     keep, close = _folder(path) if kind == "folder" else _arrays(path)
-    with tqdm(total=count, desc="images", unit="image", delay=2, leave=False, disable=None) as bar:
+    with tqdm(total=total, desc="images", unit="image", delay=2, leave=False, disable=None) as bar:
         for images, labels in batches:
             keep((images * 255).round().byte().permute(0, 2, 3, 1).cpu(), labels)
             bar.update(len(images))
@@ -224,7 +229,7 @@ Writer = tuple[Callable[["Tensor", "Tensor | None"], None], Callable[[], None]]
 def _folder(path: Path) -> Writer:
     from vaelab.figures.pixels import save_png
 
-    number = iter(range(10**6))
+    number = count()
 
     def keep(pixels: Tensor, labels: Tensor | None) -> None:
         classes = ["" for _ in pixels] if labels is None else [f"-{label}" for label in labels.tolist()]
