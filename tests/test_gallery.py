@@ -230,3 +230,18 @@ def test_many_classes_are_named_on_their_colour_bar(train, monkeypatch, classes,
     monkeypatch.setattr(gallery.latents, "scatter", lambda *arguments: given.append(arguments))
     list(gallery.draw(trained.model, trained.data, 8, ["latents"]))
     assert given[0][-1] == names
+
+
+def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypatch):
+    """As with trainer.max_time: the epoch's figures are closed after the callbacks' turn."""
+    from vaelab.callbacks import Health
+
+    def stop(self, trainer, *rest):
+        trainer.should_stop = trainer.global_step >= 4  # of three steps an epoch
+
+    monkeypatch.setattr(Health, "on_train_batch_end", stop, raising=False)
+    result = train("model=vae", "model.latent_dim=3", "trainer.max_epochs=3")
+    table, kl = rows(result.run), result.series("train/kl")
+    assert [row["epoch"] for row in table] == [row["epoch"] for row in result.rows("train/kl")] == ["0.0", "1.0"]
+    for row, whole in zip(table, kl, strict=True):
+        assert sum(float(row[str(d)]) for d in range(3)) == pytest.approx(whole, rel=1e-5)
