@@ -380,3 +380,14 @@ def test_encodings_are_computed_once(train, evaluate, monkeypatch):
     monkeypatch.setattr(Subject, "encode", lambda self, part: passes.append(part.name) or encode(self, part))
     assert evaluate(f"run={run}", "sections=[latents,reconstruction,labels]")[0] == 0
     assert passes == ["test", "train"]  # the latter for the probes
+
+
+def test_an_evaluation_of_nothing_leaves_no_file(train, capsys):
+    from vaelab.cli import main
+
+    run = train("model=vae").run
+    capsys.readouterr()
+    assert main(["eval", f"run={run}", "sections=[codebook]"]) == 2
+    out, err = capsys.readouterr()
+    assert (out + err).count("codebook") == 1
+    assert not (run / "evaluation.json").exists()

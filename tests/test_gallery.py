@@ -134,11 +134,11 @@ def test_interpolations_stand_between_the_images_themselves(train, monkeypatch):
     few = trained.data.sample_batch(8, trained.model.device)
     assert rows.shape[:2] == (6, gallery.STEPS + 2)
     assert names == ["linear", "spherical"] * 3
-    for pair in range(3):
+    for pair, ends in enumerate(gallery._pairs(few.labels, 8)):
         for row in rows[2 * pair : 2 * pair + 2]:
-            assert torch.equal(row[0], trained.unit(few.images[2 * pair]))
-            assert torch.equal(row[-1], trained.unit(few.images[2 * pair + 1]))
-            made = trained.unit(trained.model.reconstruct(few.images[2 * pair : 2 * pair + 2], None))
+            assert torch.equal(row[0], trained.unit(few.images[ends[0]]))
+            assert torch.equal(row[-1], trained.unit(few.images[ends[1]]))
+            made = trained.unit(trained.model.reconstruct(few.images[list(ends)], None))
             torch.testing.assert_close(row[1], made[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(row[-2], made[1], rtol=0, atol=1e-5)
 
@@ -245,3 +245,32 @@ def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypa
     assert [row["epoch"] for row in table] == [row["epoch"] for row in result.rows("train/kl")] == ["0.0", "1.0"]
     for row, whole in zip(table, kl, strict=True):
         assert sum(float(row[str(d)]) for d in range(3)) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        (None, [(0, 1), (2, 3), (4, 5)]),
+        ([1, 1, 2, 2, 3], [(0, 2), (1, 3)]),
+        ([4, 4, 4], [(0, 1)]),
+        ([0, 0, 1, 0, 0, 1, 0, 1], [(0, 2), (1, 5), (3, 7)]),
+        ([0], []),
+    ],
+)
+def test_images_are_paired_across_classes(labels, pairs):
+    given = None if labels is None else torch.tensor(labels)
+    assert gallery._pairs(given, 8 if labels is None else len(labels)) == pairs
+
+
+def test_a_model_of_nan_is_named_in_a_line(train, capsys):
+    from vaelab.cli import main
+
+    run = train("model=vae").run
+    path = run / "checkpoints" / "best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    for weights in saved["state_dict"].values():
+        weights.fill_(float("nan"))
+    torch.save(saved, path)
+    capsys.readouterr()
+    assert main(["reconstruct", f"run={run}"]) == 2
+    assert "try checkpoint=last" in capsys.readouterr().err

@@ -74,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _completion(rest: list[str]) -> int:
+    if rest in (["--help"], ["-h"]):
+        print('usage: eval "$(vaelab completion bash)"; also zsh and fish')
+        return 0
     if len(rest) != 1 or rest[0] not in ("bash", "zsh", "fish"):
         print("vaelab: completion takes one shell: bash, zsh or fish", file=sys.stderr)
         return 2

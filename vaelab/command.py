@@ -30,6 +30,7 @@ PATHS = (
     "image",
     "from",
     "to",
+    "corners",
 )
 """Keys whose values are paths."""
 
@@ -62,12 +63,40 @@ def single(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     return run(name, task, arguments)
 
 
+TAKING_A_VALUE = {
+    *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+    *("-i", "--info", "--experimental-rerun"),
+}
+FLAGS = TAKING_A_VALUE | {
+    *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-m", "--multirun", "-sc", "--shell-completion"),
+}
+"""Of Hydra, which would print its own usage about any other."""
+
+
+def _check_words(name: str, arguments: list[str]) -> None:
+    """Raises UserError for what is neither a flag nor key=value."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = argument.partition("=")
+        if argument.startswith("-") and flag not in FLAGS:
+            key = flag.lstrip("-").replace("-", "_")
+            instead = f"; write {key}={value}" if equals and key else ""
+            raise UserError(f"{argument}: no such flag{instead}\n  vaelab {name} --help says what there is")
+        if argument[:1] not in ("-", "~") and not equals and before not in TAKING_A_VALUE:
+            raise UserError(f"{argument}: write key=value, as in run={argument}")
+
+
 def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     """Runs `task` on the config `name`.yaml composed with `arguments`. Returns the exit code."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    try:
+        if not {"-sc", "--shell-completion"} & set(arguments):
+            _check_words(name, arguments)
+    except UserError as error:
+        print(f"vaelab: {error}", file=sys.stderr)
+        return 2
     failures: list[Exception] = []
 
     def guarded(config: Any) -> None:
@@ -134,6 +163,10 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
     text = str(error)
     if isinstance(error, UserError):
         return text
+    if found := re.search(r"Ambiguous value for argument '([^'=]*)=([^']*)'", text):
+        return (
+            f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …, or write [{found[2]}] for a list"
+        )
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']*)'", text)):
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]

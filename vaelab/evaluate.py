@@ -56,7 +56,8 @@ def job(config: Any) -> None:
 
     subject, about = measure.prepare(run, saved, options)
     evaluation, failed = measure.measure(run, subject, about, _chosen(options))
-    print(f"evaluation: {runs.evaluation_path(run, options['split'])}")
+    if evaluation["protocols"]:
+        print(f"evaluation: {runs.evaluation_path(run, options['split'])}")
     asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
     if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
         raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))

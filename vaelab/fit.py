@@ -75,6 +75,7 @@ def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
     from vaelab.figures.style import rendered
 
     try:
+        model.to(trainer.strategy.root_device)  # Lightning has taken it away
         figures = report.of_run(run, model, data, run / "report.html")
         for logger in trainer.loggers:
             if isinstance(logger, PictureLogger):

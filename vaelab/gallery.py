@@ -182,17 +182,28 @@ def _traversals(s: Scene) -> Figure | None:
 def _interpolations(s: Scene) -> Figure | None:
     if s.model.latents == "discrete":
         return None
-    codes = views.codes(s.model, s.few.images[:6], None if s.few.labels is None else s.few.labels[:6])
+    codes, labels = views.codes(s.model, s.few.images, s.few.labels), s.few.labels
     rows, names = [], []
-    for first in range(0, len(codes) - 1, 2):
-        label = None if s.few.labels is None else s.few.labels[first : first + 1]
-        ends = s.unit(s.few.images[first : first + 2])
+    for first, second in _pairs(labels, len(codes)):
+        label = None if labels is None else labels[first : first + 1]
+        ends = s.unit(s.few.images[[first, second]])
         for spherical in (False, True):
-            a, b = codes[first], codes[first + 1]
+            a, b = codes[first], codes[second]
             between = views.interpolate(s.model, a, b, STEPS, spherical, label, s.data.pixel_range)
             rows.append(torch.cat([ends[:1], between, ends[1:]]))
             names.append("spherical" if spherical else "linear")
     return walks.interpolations(torch.stack(rows), names) if rows else None
+
+
+def _pairs(labels: Tensor | None, count: int) -> list[tuple[int, int]]:
+    """Three pairs of images, of two classes where there are some: each with the next that has another label."""
+    known, left, pairs = [0] * count if labels is None else labels.tolist(), list(range(count)), []
+    while len(left) > 1 and len(pairs) < 3:
+        first = left.pop(0)
+        second = next((i for i in left if known[i] != known[first]), left[0])
+        left.remove(second)
+        pairs.append((first, second))
+    return pairs
 
 
 def _latents(s: Scene) -> Figure | None:

@@ -50,8 +50,8 @@ def diagnose_latents(
         findings.append(
             Finding(
                 "kl_without_information",
-                f"KL is {kl:.3g} nats, but the reconstruction, {figures['reconstruction']:.4g}, is little better than "
-                f"the mean picture's, {baseline:.4g} (perfect: {perfect:.4g})",
+                f"KL is {kl:.3g} nats, but the reconstruction, {figures['reconstruction']:.4g}, is hardly better than "
+                f"the mean picture's, if at all, {baseline:.4g} (perfect: {perfect:.4g})",
                 "for model=capacity, model.constraint=lagrangian or a smaller model.gamma; else a lower optimizer.lr",
             )
         )

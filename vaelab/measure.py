@@ -114,6 +114,9 @@ def measure(
         rest = ",".join(list(sections)[done:])
         print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
         raise
+    if not evaluation["protocols"]:  # an empty evaluation would look like a healthy one
+        runs.evaluation_path(run, about["split"]).unlink(missing_ok=True)
+        return evaluation, failed
     findings = diagnose_evaluation(evaluation["figures"], evaluation["subject"])
     evaluation |= {
         "status": "finished",

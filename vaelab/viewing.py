@@ -56,7 +56,13 @@ def opened(options: Options) -> Trained:
     from vaelab.trained import Trained
 
     torch.manual_seed(options.seed)
-    return Trained(options.run, options.checkpoint, options.device, options.root)
+    trained = Trained(options.run, options.checkpoint, options.device, options.root)
+    if not all(bool(weights.isfinite().all()) for weights in trained.model.parameters()):
+        other = {"best": "last", "last": "best"}[options.checkpoint]
+        raise UserError(
+            f"run: weights of its {options.checkpoint} checkpoint are NaN or infinite: try checkpoint={other}"
+        )
+    return trained
 
 
 def check_label(model: Any, label: int | None) -> None:
