@@ -389,5 +389,5 @@ def test_an_evaluation_of_nothing_leaves_no_file(train, capsys):
     capsys.readouterr()
     assert main(["eval", f"run={run}", "sections=[codebook]"]) == 2
     out, err = capsys.readouterr()
-    assert (out + err).count("codebook") == 1
+    assert (out + err).count("has no codebook") == 1
     assert not (run / "evaluation.json").exists()

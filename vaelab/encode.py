@@ -56,10 +56,8 @@ def job(config: Any) -> None:
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
     if asked.label is not None and found.classes is not None:
         print(f"label={asked.label} for all images: their folders are not looked at")
-    print(
     count = f"{len(found.names):,} image{'s' * (len(found.names) != 1)}"
     print(f"{count} encoded by {trained.folder} ({asked.checkpoint} checkpoint): {shapes}")
-    )
     print(f"codes: {out}")
 
 

@@ -114,7 +114,7 @@ def measure(
         rest = ",".join(list(sections)[done:])
         print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
         raise
-    if not evaluation["protocols"]:  # an empty evaluation would look like a healthy one
+    if not evaluation["protocols"] and not failed:  # an empty evaluation would look like a healthy one
         runs.evaluation_path(run, about["split"]).unlink(missing_ok=True)
         return evaluation, failed
     findings = diagnose_evaluation(evaluation["figures"], evaluation["subject"])
