@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from vaelab import offline
 from vaelab.errors import UserError
 
 log = logging.getLogger("vaelab")
@@ -103,8 +104,9 @@ class MetricsFile(Logger):
 class WandB(WandbLogger):
     """Weights & Biases, offline unless asked; never asks for a key, and never waits long for a server.
 
-    project, name, group, tags: as in W&B; a resumed run stays one run, by its id. mode: `offline` or
-    `online`. run: the run folder.
+    project, name, group, job_type, tags: as in W&B; a resumed run stays one run, by its id. mode:
+    `offline` or `online`. tags_of: dotted names of classes, the last parts of which are tags, too.
+    checkpoint: whether the best checkpoint is kept as an artifact of the run. run: the run folder.
     """
 
     def __init__(
@@ -113,9 +115,14 @@ class WandB(WandbLogger):
         mode: Literal["offline", "online"],
         name: str | None,
         group: str | None,
+        job_type: str | None,
         tags: list[str],
+        tags_of: list[str],
+        checkpoint: bool,
         run: Path,
     ):
+        self.run, self.in_sweep = run, group is not None and group == run.absolute().parent.name
+        self.checkpoint, self.finalized = checkpoint, False
         if rank_zero_only.rank != 0:
             super().__init__(project=project, offline=True, save_dir=run)
             return
@@ -125,8 +132,9 @@ class WandB(WandbLogger):
             log.warning("logger.wandb.mode=online, but there is no W&B key (wandb login makes one): logging offline")
             mode = "offline"
         settings = wandb.Settings(silent=True, console="off", init_timeout=CONNECT_SECONDS)
-        arguments: dict[str, Any] = {"project": project, "name": name, "group": group, "tags": tags}
-        arguments |= {"dir": str(run), "id": _run_id(run), "settings": settings}
+        tags = list(dict.fromkeys([*(name.rpartition(".")[2] for name in tags_of), *tags]))
+        arguments: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type}
+        arguments |= {"tags": tags, "dir": str(run), "id": _run_id(run), "settings": settings}
         try:
             experiment = wandb.init(**arguments, mode=mode, resume="allow" if mode == "online" else None)
         except wandb.Error as error:
@@ -136,6 +144,23 @@ class WandB(WandbLogger):
         experiment.define_metric("trainer/global_step")
         experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         super().__init__(experiment=experiment, save_dir=str(run))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Keeps the best checkpoint, if wanted, and says how to send an offline run: once, after the training."""
+        super().finalize(status)
+        if self.finalized:  # it is called after the test, too
+            return
+        self.finalized = True
+        best = self.run / "checkpoints" / "best.ckpt"
+        if self.checkpoint and best.is_file():
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self.experiment.id}", "model")
+            artifact.add_file(str(best))
+            self.experiment.log_artifact(artifact, aliases=["best"])
+        if self.experiment.settings.mode == "offline" and not self.in_sweep:
+            log.info("logged offline; to send it to W&B: %s", offline.sync_line([self.run]))
 
     @rank_zero_only
     def log_picture(self, name: str, picture: Tensor, step: int) -> None:
@@ -157,11 +182,11 @@ class WandB(WandbLogger):
 
 
 def _run_id(run: Path) -> str:
-    """The W&B id of a run folder: drawn once, the same after a resume or a move."""
+    """The W&B id of a run folder: drawn once, or given by a W&B sweep; the same after a resume or a move."""
     path = run / "wandb" / "id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(6))
+        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(6))
     return path.read_text()
 
 
