@@ -1,0 +1,107 @@
+"""`vaelab dashboard`: a W&B workspace, a comparison of models and a report template, as JSON or in an account."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaelab import command
+from vaelab.errors import UserError
+
+SECONDS = 15
+"""How long to wait for the W&B server."""
+
+
+class Options(NamedTuple):
+    """The keys of conf/dashboard.yaml."""
+
+    project: str
+    entity: str | None
+    name: str
+    out: str
+    upload: bool
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab dashboard` with these arguments. Returns the exit code."""
+    return command.single("dashboard", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: builds the views, writes them, and makes them in the account if asked."""
+    from vaelab.config import options
+
+    asked = options(Options, config)
+    for key in ("project", "name"):
+        if not getattr(asked, key).strip():
+            raise UserError(f"{key}= is empty: give it a value, or leave it out")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError('vaelab dashboard needs wandb-workspaces: pip install "vaelab[wandb]"')
+    folder = _folder(asked.out)
+    entity = _entity(asked.entity) if asked.upload else asked.entity or ""
+    views = _views(entity, asked)
+    from vaelab import workspace
+
+    for name, view in views.items():
+        path = folder / f"{name}.json"
+        _write(path, json.dumps(workspace.content(view), indent=2, ensure_ascii=False) + "\n")
+        print(f"written: {path}")
+    if asked.upload:
+        for name, view in views.items():
+            print(f"{name}: {_saved(view, f'{entity}/{asked.project}')}")
+
+
+def _views(entity: str, asked: Options) -> dict[str, Any]:
+    from vaelab import workspace
+
+    views = workspace.workspaces(entity, asked.project, asked.name)
+    return views | {"report": workspace.report(entity, asked.project, asked.name)}
+
+
+def _folder(out: str) -> Path:
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be made ({error.strerror}): name a folder") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"out={out}: cannot be written to: name another folder")
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _entity(entity: str | None) -> str:
+    """Whose project it is: as given, or the account's own. Raises UserError if there is no account."""
+    import wandb
+
+    try:
+        account = wandb.Api(timeout=SECONDS)  # asks nobody, but must find a key
+        return entity or account.default_entity or ""
+    except (wandb.Error, OSError, ValueError) as error:
+        raise UserError(f"upload=true: {_reason(error)}") from error
+
+
+def _saved(view: Any, where: str) -> str:
+    """Makes the view in the account and returns its address."""
+    import wandb
+
+    try:
+        return view.save().url
+    except (wandb.Error, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"upload=true: {where}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "API key" in said or "logged in" in said:
+        return "there is no W&B key: run wandb login first, or leave upload out"
+    return f"W&B refuses, or cannot be reached: {said}"
