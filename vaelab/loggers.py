@@ -186,7 +186,8 @@ def _run_id(run: Path) -> str:
     path = run / "wandb" / "id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(6))
+        given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        path.write_text(given or secrets.token_hex(6))
     return path.read_text()
 
 
