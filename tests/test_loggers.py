@@ -1,9 +1,14 @@
 import csv
 import json
 import logging
+import os
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -163,10 +168,20 @@ def no_key(tmp_path_factory):
         wandb.teardown()
 
 
-def make_wandb(run, mode="offline"):
+def make_wandb(run, mode="offline", group="a sweep", checkpoint=False):
     from vaelab.loggers import WandB
 
-    return WandB(project="lab", mode=mode, name="a run", group="a sweep", tags=["one", "two"], run=run)
+    return WandB(
+        project="lab",
+        mode=mode,
+        name="a run",
+        group=group,
+        job_type="train",
+        tags=["one", "two"],
+        tags_of=["vaelab.models.VAE", "vaelab.datasets.MNIST"],
+        checkpoint=checkpoint,
+        run=run,
+    )
 
 
 def records(run):
@@ -212,14 +227,11 @@ def histogram(logged, name):
     return bins, values
 
 
-def test_wandb_keeps_project_name_group_and_tags(logged):
+def test_wandb_keeps_project_name_group_job_type_and_tags(logged):
     run = logged[1]["run"][0]
-    assert (run["project"], run["display_name"], run["run_group"], run["tags"]) == (
-        "lab",
-        "a run",
-        "a sweep",
-        ["one", "two"],
-    )
+    kept = [run[key] for key in ("project", "display_name", "run_group", "job_type")]
+    assert kept == ["lab", "a run", "a sweep", "train"]
+    assert run["tags"] == ["VAE", "MNIST", "one", "two"]
 
 
 def test_wandb_keeps_the_config(logged):
@@ -303,6 +315,142 @@ def test_wandb_logs_offline_when_the_server_cannot_be_reached(no_key, tmp_path, 
     wandb.teardown()
     assert modes == ["online", "offline"]
     assert any("no route" in line and "offline" in line and "\n" not in line for line in warnings)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_wandb_keeps_the_best_checkpoint_once_and_only_if_wanted(no_key, tmp_path, wanted):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    logger = make_wandb(tmp_path, checkpoint=wanted)
+    logger.finalize("success")
+    logger.finalize("success")  # after the test
+    logger.experiment.finish()
+    kept = records(tmp_path).get("artifact", [])
+    assert len(kept) == wanted
+    if wanted:
+        assert (kept[0]["type"], sorted(kept[0]["aliases"])) == ("model", ["best", "latest"])
+        assert [content["path"] for content in kept[0]["manifest"]["contents"]] == ["best.ckpt"]
+
+
+@pytest.fixture
+def messages(warnings):
+    """What the lab's log says, hints too."""
+    log = logging.getLogger("vaelab")
+    level = log.level
+    log.setLevel(logging.INFO)
+    yield warnings
+    log.setLevel(level)
+
+
+@pytest.mark.parametrize("in_sweep", [False, True])
+def test_an_offline_run_says_once_how_to_send_it_and_one_of_a_sweep_does_not(no_key, tmp_path, messages, in_sweep):
+    run = tmp_path / "a sweep" / "0 run"
+    run.mkdir(parents=True)
+    logger = make_wandb(run, group="a sweep" if in_sweep else None)
+    logger.finalize("success")
+    logger.finalize("success")
+    logger.experiment.finish()
+    said = [line for line in messages if "wandb sync" in line]
+    assert len(said) == (not in_sweep)
+    assert in_sweep or said[0].endswith(f"WANDB_RESUME=allow wandb sync '{run}'/wandb")
+
+
+def test_a_run_of_a_wandb_sweep_has_the_id_that_its_agent_gives_it(tmp_path, monkeypatch):
+    from vaelab.loggers import _run_id
+
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    assert _run_id(tmp_path / "alone") != "given"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    assert _run_id(tmp_path / "a") == "given"
+    monkeypatch.setenv("WANDB_RUN_ID", "another")
+    assert _run_id(tmp_path / "a") == "given"
+
+
+# --- sending offline runs -----------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """The least of a W&B server: keeps the lines of each run's files, and tells how many there are."""
+
+    protocol_version = "HTTP/1.1"
+    runs: ClassVar[dict] = {}  # id: {file: {line number: text}}
+
+    def log_message(self, *unused):
+        pass
+
+    def do_PUT(self):
+        self.read()
+        self.answer({})
+
+    def do_POST(self):
+        sent = json.loads(self.read() or b"{}")
+        if "file_stream" in self.path:
+            files = self.runs[self.path.split("/")[-2]]
+            for name, chunk in sent.get("files", {}).items():
+                lines = files.setdefault(name, {})
+                lines |= {chunk["offset"] + i: line for i, line in enumerate(chunk["content"])}
+            return self.answer({})
+        return self.answer({"data": self.graphql(sent.get("operationName"), sent.get("variables") or {})})
+
+    def read(self):
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def answer(self, body):
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def graphql(self, operation, given):
+        project = {"id": "p", "name": "lab", "entity": {"id": "e", "name": "someone"}}
+        if operation == "UpsertBucket":
+            self.runs.setdefault(given["name"], {})
+            bucket = {"id": "b", "name": given["name"], "displayName": "a run", "config": "{}", "project": project}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if operation == "RunResumeStatus":
+            files = self.runs.get(given["name"])
+            history = (files or {}).get("wandb-history.jsonl", {})
+            bucket = {
+                **{"id": "b", "name": given["name"], "config": "{}", "summaryMetrics": "{}", "wandbConfig": '{"t": 1}'},
+                **{"historyLineCount": len(history), "eventsLineCount": 0, "logLineCount": 0, "eventsTail": "[]"},
+                "historyTail": json.dumps([history[line] for line in sorted(history)][-1:]),
+            }
+            return {"model": project | {"bucket": bucket if files else None}}
+        if operation == "CreateRunFiles":
+            address = f"http://{self.headers['Host']}/file"
+            return {"createRunFiles": {"files": [{"name": n, "uploadUrl": address} for n in given["files"]]}}
+        return {}
+
+
+def test_a_run_resumed_offline_becomes_one_whole_run_when_it_is_sent(no_key, tmp_path, monkeypatch):
+    """By the command that is printed; without WANDB_RESUME the second folder is written over the first."""
+    from vaelab import offline
+
+    monkeypatch.chdir(tmp_path)
+    run = Path("a run")
+    for part in ((10, 20, 30), (40, 50)):
+        logger = make_wandb(run)
+        for step in part:
+            logger.log_metrics({"val/elbo": float(-step)}, step=step)
+        logger.finalize("success")
+        logger.experiment.finish()
+        time.sleep(1.1)  # the names of the folders have seconds
+    assert len(offline.unsent(run)) == 2
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    line = offline.sync_line([run]).replace(" wandb ", f" {sys.executable} -m wandb ", 1)
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    environment = os.environ | {"WANDB_BASE_URL": address, "WANDB_API_KEY": 40 * "0"}
+    done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    ((_, files),) = Server.runs.items()  # one run
+    history = [json.loads(text) for _, text in sorted(files["wandb-history.jsonl"].items())]
+    assert [item["trainer/global_step"] for item in history] == [10, 20, 30, 40, 50]
+    assert [item["_step"] for item in history] == [0, 1, 2, 3, 4]
+    assert offline.unsent(run) == []
 
 
 # --- TensorBoard ------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ class WandB(WandbLogger):
         settings = wandb.Settings(silent=True, console="off", init_timeout=CONNECT_SECONDS)
         tags = list(dict.fromkeys([*(name.rpartition(".")[2] for name in tags_of), *tags]))
         arguments: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type}
-        arguments |= {"tags": tags, "dir": str(run), "id": _run_id(run), "settings": settings}
+        arguments |= {"tags": tags, "dir": str(run.absolute()), "id": _run_id(run), "settings": settings}
         try:
             experiment = wandb.init(**arguments, mode=mode, resume="allow" if mode == "online" else None)
         except wandb.Error as error:
