@@ -138,7 +138,7 @@ def _status(folder: Path, summary: dict[str, Any]) -> str:
 
 def _named(part: str, summary: dict[str, Any], config: dict[str, Any], options: dict[str, str]) -> str:
     found = summary.get("data" if part == "dataset" else part, {}).get("class")
-    found = found or (config.get(part) or {}).get("_target_", "").rpartition(".")[2]
+    found = str(found or (config.get(part) or {}).get("_target_", "").rpartition(".")[2])
     return options.get(found, found)
 
 
