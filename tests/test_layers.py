@@ -12,6 +12,7 @@ import vaelab
 ROOT = Path(vaelab.__file__).parent
 VIEWS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
 HYDRA = {"command", "config", "runs", "trained", "train", "bench", "doctor", "evaluate", "measure", "compare", *VIEWS}
+HYDRA |= {"sweeps", "launch", "checks"}
 PARTS = ("models", "datasets", "callbacks")
 COMMANDS = {
     "cli",

@@ -31,7 +31,7 @@ def job(config: Any) -> None:
         hydra.cfg = None  # or Lightning would rerun this command line in every process
         bench = plain.pop("bench")
         output = _check(bench, plain)
-        from vaelab.train import check_run
+        from vaelab.checks import check_run
 
         check_run(plain, Path(folder))
         from vaelab import timing

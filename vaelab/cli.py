@@ -64,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _completion(rest)
     if word in ("-sc", "--shell-completion"):  # asked by the shell, which does not pass the command word
         return _complete(arguments)
-    if word == "_worker":  # a further process of a distributed run
-        return importlib.import_module("vaelab.train").worker(*rest)
+    if word in ("_worker", "_job"):  # a further process of a distributed run, or a job of a sweep
+        launch = importlib.import_module("vaelab.launch")
+        return launch.worker(*rest) if word == "_worker" else launch.child(*rest)
     if word not in COMMANDS:
         near = difflib.get_close_matches(word, COMMANDS, 1)
         hint = f"did you mean `vaelab {near[0]}`?" if near else "vaelab --help lists the commands"

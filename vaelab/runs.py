@@ -38,6 +38,12 @@ def find(run: str | Path) -> Path:
     return path
 
 
+def shown(path: str) -> Path:
+    """A path as the user would write it: relative to the current folder if it lies there."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved config of a run, as plain containers."""
     import yaml

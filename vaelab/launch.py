@@ -1,0 +1,152 @@
+"""One training: alone in its folder, with its end noted there, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vaelab import runs, sweeps
+from vaelab.checks import FIRST, check_run
+from vaelab.errors import DivergenceError, UserError
+
+OUTPUT = "output.txt"
+"""What a job that has a process of its own prints."""
+
+
+def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
+    """Trains, and notes in the run folder what went wrong before it raises that.
+
+    Of a run that is refused, nothing is noted: it has not begun. A refused job of a sweep is a failed one.
+    """
+    used = (run / "config.yaml").exists()
+    try:
+        with _claimed(run):
+            check_run(config, run)
+            _train(config, run)
+    except Exception as error:
+        if (in_sweep and not used) or not isinstance(error, UserError):
+            record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
+        raise
+
+
+def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
+    """Trains in a process of its own, which may be killed without harm to other jobs.
+
+    What it prints goes to output.txt in the run folder. threads: of the child, None for as many as it takes.
+    """
+    die_with_parent()
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    with (run / OUTPUT).open("ab") as output:
+        child = subprocess.run(
+            [sys.executable, "-m", "vaelab", "_job", str(run)],
+            input=json.dumps(config).encode(), stdout=output, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+    if child.returncode < 0:
+        killed = f"killed by {signal.Signals(-child.returncode).name}"
+        record(run, "interrupted", RuntimeError(killed), config)
+
+
+def child(run: str) -> int:
+    """The process of a job: trains what standard input says."""
+    die_with_parent()
+    try:
+        attempt(json.load(sys.stdin), Path(run), in_sweep=True)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def die_with_parent() -> None:
+    """Has this process end, its last checkpoint written, when the one that started it does (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:
+    """Writes how a run ended into its summary.json and run.log."""
+    text = "".join(traceback.format_exception(error)) if error else status
+    with (run / "run.log").open("a") as file:
+        file.write(f"{text}\n")
+    ended = {"status": status, "error": str(error) if error else None, "identity": config and sweeps.identity(config)}
+    runs.write_summary(run, runs.read_summary(run) | ended)
+
+
+def worker(run: str) -> int:
+    """A further process of a distributed run, which reads what to do from the run folder."""
+    from vaelab.fit import fit
+
+    path = Path(run)
+    try:
+        fit(runs.read_config(path), path)
+    except (UserError, DivergenceError):  # the first process says it
+        return 1
+    return 0
+
+
+LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+
+
+@contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """Keeps any other process from training into the run folder; a lock that ends with this process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (run / "run.log").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
+    with file:
+        try:
+            if FIRST:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{run} is being trained by another process: wait for it, or choose another run") from error
+        yield
+
+
+def _train(config: dict[str, Any], run: Path) -> None:
+    """Trains in this process, and puts back what training changes about it."""
+    from vaelab.fit import fit
+
+    sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # what Lightning starts further processes with
+    environment = {name: os.environ.get(name) for name in (*LAUNCH_VARIABLES, "PYTORCH_NVML_BASED_CUDA_CHECK")}
+    try:
+        fit(config, run)
+    except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
+        record(run, "interrupted", None, config)
+        print(f"interrupted; continue with: vaelab train {shlex.quote(f'resume={run}')}")
+        if stop.code == 1:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + signal.SIGTERM)
+    finally:
+        sys.argv = sys_argv
+        _leave_process_group(environment)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # or a sweep's next job would log into this run
+
+
+def _leave_process_group(environment: dict[str, str | None]) -> None:
+    """Undoes what a distributed run leaves behind, so that a sweep's next job starts afresh."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
