@@ -10,24 +10,12 @@ import pytest
 import vaelab
 
 ROOT = Path(vaelab.__file__).parent
-VIEWS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
-HYDRA = {"command", "config", "runs", "trained", "train", "bench", "doctor", "evaluate", "measure", "compare", *VIEWS}
-HYDRA |= {"sweeps", "launch", "checks"}
+LOOKERS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
+LOOKERS |= {"dashboard", "list_runs", "watch"}
+TRAINERS = {"train", "sweeps", "launch", "checks", "bench", "doctor", "evaluate", "measure", "compare"}
+HYDRA = {"command", "config", "runs", "trained", *TRAINERS, *LOOKERS}
 PARTS = ("models", "datasets", "callbacks")
-COMMANDS = {
-    "cli",
-    "command",
-    "train",
-    "bench",
-    "doctor",
-    "evaluate",
-    "measure",
-    "compare",
-    "fit",
-    "timing",
-    "__main__",
-    *VIEWS,
-}
+COMMANDS = {"cli", "command", "fit", "timing", "__main__", *TRAINERS, *LOOKERS}
 NEEDS_LIGHTNING = {"loggers", "loop"}
 
 

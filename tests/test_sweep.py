@@ -1,8 +1,22 @@
-"""Sweeps: a folder per job, failures that stop nothing else, an exit code that says so."""
+"""Sweeps: a folder per job, each done once, failures that stop nothing else, an exit code that says so."""
 
 from __future__ import annotations
 
+import csv
+import fcntl
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL
+from vaelab import sweeps
+from vaelab.runs import read_config
 
 
 def test_every_combination_has_its_own_folder(train, tmp_path):
@@ -72,3 +86,141 @@ def test_resume_is_not_for_sweeps(train):
     result = train("-m", "resume=somewhere", "seed=0,1")
     assert result.code == 2
     assert "-m" in result.err
+
+
+LONG = ("-m", "model=vae,beta", "sweep.dir=sweep", "trainer.max_epochs=4")
+
+
+def states(sweep: Path) -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_text())["status"] for path in sweep.glob("*/summary.json")}
+
+
+def weights(run: Path) -> bytes:
+    import torch
+
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return b"".join(values.numpy().tobytes() for values in saved.values())
+
+
+def test_an_interrupted_job_goes_on_and_a_failed_one_begins_anew(train, tmp_path):
+    """And the end is that of a sweep that was left alone."""
+    whole = train(*LONG[:2], "sweep.dir=whole", LONG[3])
+    assert whole.code == 0, whole.err
+    train(*LONG[:3], "trainer.max_epochs=2")
+    for folder in (tmp_path / "sweep").glob("*-fake"):  # as a kill in the middle leaves them
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("max_epochs: 2", "max_epochs: 4"))
+        (folder / "summary.json").unlink()
+    failed = tmp_path / "sweep" / "1-beta-fake"
+    (failed / "summary.json").write_text('{"status": "failed", "error": "no luck"}')
+    again = train(*LONG)
+    assert again.code == 0, again.err
+    assert states(tmp_path / "sweep") == {"0-vae-fake": "finished", "1-beta-fake": "finished"}
+    for name in states(tmp_path / "sweep"):
+        assert weights(tmp_path / "sweep" / name) == weights(tmp_path / "whole" / name)
+    epochs = [row["epoch"] for row in csv.DictReader((failed / "kl_per_dim.csv").open(newline=""))]
+    assert epochs == ["0.0", "1.0", "2.0", "3.0"]
+    assert (tmp_path / "sweep" / "sweep.csv").read_text() == (tmp_path / "whole" / "sweep.csv").read_text().replace(
+        "whole/", "sweep/"
+    )
+
+
+def test_a_sweep_that_grows_does_the_new_jobs_alone(train, tmp_path):
+    train("-m", "model=vae", "seed=1,2", "sweep.dir=sweep", "trainer.max_epochs=1")
+    before = {path: path.read_bytes() for path in (tmp_path / "sweep").glob("*/checkpoints/*")}
+    more = train("-m", "model=vae", "seed=0,1,2", "sweep.dir=sweep", "trainer.max_epochs=1")
+    assert more.code == 0, more.err
+    assert more.out.count("done already") == 2
+    assert {path: path.read_bytes() for path in before} == before
+    seeds = {folder.name: read_config(folder)["seed"] for folder in sweeps.folders(tmp_path / "sweep")}
+    assert seeds == {"0-vae-fake": 1, "1-vae-fake": 2, "2-vae-fake": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"run": {"dir": "elsewhere"}}, True),
+        ({"logger": {"wandb": {}}}, True),
+        ({"dataset": {"root": "b", "size": 3}}, True),
+        ({"dataset": {"root": "a", "size": 4}}, False),
+        ({"seed": 2}, False),
+        ({"model": {"beta": 4.0}}, False),
+    ],
+)
+def test_the_identity_of_a_job_is_what_it_trains(change, same):
+    config = {"seed": 1, "model": {"beta": 1.0}, "dataset": {"root": "a", "size": 3}, "run": {"dir": "here"}}
+    assert (sweeps.identity(config) == sweeps.identity(config | change)) is same
+
+
+def test_two_sweeps_in_one_folder_at_once_are_refused(train, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    with (tmp_path / "sweep" / ".lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused = train("-m", "model=vae,ae", "sweep.dir=sweep")
+    assert refused.code == 2
+    assert "sweep.dir=sweep: another sweep" in refused.err
+    assert "Traceback" not in refused.err
+    assert not list((tmp_path / "sweep").glob("*/*"))
+    assert train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1").code == 0
+
+
+def test_the_answer_has_means_over_seeds(train, tmp_path):
+    result = train("-m", "model=vae", "model.latent_dim=2,3", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=1")
+    rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").open(newline="")))
+    content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert len(rows) == len(content["configurations"]) == 2
+    assert "±" in result.out
+    assert "latent_dim" in result.out
+
+
+def launched(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A sweep of three jobs on joblib, in a process group of its own."""
+    small = [a for a in SMALL if "max_epochs" not in a]
+    command = [sys.executable, "-m", "vaelab", "train", "-m", "hydra/launcher=joblib", *small, *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.05)
+
+
+def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path):
+    """The killed one goes on when the same sweep is given again."""
+    arguments = ["model=vae,cvae,beta", "dataset.classes=null", "sweep.dir=sweep", "trainer.max_epochs=300"]
+    sweep = launched(tmp_path, *arguments)
+    wait_for(tmp_path / "sweep" / "2-beta-fake" / "checkpoints" / "last.ckpt")
+    (job,) = subprocess.run(
+        ["pgrep", "-f", f"_job {Path('sweep') / '2-beta-fake'}"], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(job), signal.SIGKILL)
+    out = sweep.communicate(timeout=400)[0].decode()
+    assert sweep.returncode == 1, out
+    assert states(tmp_path / "sweep") == {
+        "0-vae-fake": "finished",
+        "1-cvae-fake": "failed",
+        "2-beta-fake": "interrupted",
+    }
+    assert "2-beta-fake interrupted: killed by SIGKILL\n  sweep/2-beta-fake/output.txt" in out
+    assert "1-cvae-fake failed: model=cvae needs labels" in out
+    again = launched(tmp_path, *arguments[:-1], "trainer.max_epochs=300")
+    out = again.communicate(timeout=400)[0].decode()
+    assert "0-vae-fake done already" in out
+    assert "2-beta-fake goes on" in out
+    assert states(tmp_path / "sweep")["2-beta-fake"] == "finished"
+
+
+def test_a_sweep_whose_parent_is_killed_goes_on(tmp_path):
+    arguments = ["model=vae", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=300"]
+    sweep = launched(tmp_path, *arguments)
+    wait_for(tmp_path / "sweep" / "0-vae-fake" / "checkpoints" / "last.ckpt")
+    sweep.kill()
+    sweep.wait()
+    again = launched(tmp_path, *arguments)
+    out = again.communicate(timeout=400)[0].decode()
+    assert again.returncode == 0, out
+    assert set(states(tmp_path / "sweep").values()) == {"finished"}

@@ -84,32 +84,59 @@ def job(config: Any) -> None:
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     output = _check(plain)
-    from vaelab.evaluation import comparison, tables
+    from vaelab.evaluation import comparison
 
-    split, options = plain["split"], target_names()
-    folders, files = _find(plain["runs"])
+    split = plain["split"]
+    rows, known, left_out = _gathered(plain["runs"], split)
+    if not rows:
+        raise UserError("none of these can be compared:\n" + "\n".join(f"  {n}: {why}" for n, why in left_out.items()))
+    chosen = figures_shown(plain["figures"], known, split)
+    if plain["sort"] is not None:
+        rows = comparison.ordered(rows, _named(plain["sort"], known, "sort", split)[0])
+    if output:
+        _export(output, _content(rows, known if plain["figures"] in ("main", "all") else chosen, split, left_out))
+    print(_report(rows, chosen, plain, left_out, shutil.get_terminal_size((100, 24)).columns))
+    if output:
+        print(f"written: {output}")
+
+
+def answer(sweep: Path) -> str:
+    """Writes sweep.csv and sweep.json into a sweep's folder: all figures of its configurations, over seeds.
+
+    Returns the tables of the main ones; of validation images if the test was left out. Empty if no run is finished.
+    """
+    for split in ("test", "val", "train"):
+        rows, known, left_out = _gathered([sweep], split)
+        if rows and known:
+            content = _content(rows, known, split, left_out)
+            for name in ("sweep.csv", "sweep.json"):
+                _export(sweep / name, content)
+            asked = {"split": split, "figures": "main"}
+            width = shutil.get_terminal_size((100, 24)).columns
+            return _report(rows, figures_shown("main", known, split), asked, left_out, width)
+    return ""
+
+
+def _gathered(patterns: Sequence[Any], split: str) -> tuple[Any, list[str], dict[str, str]]:
+    """The configurations of the runs that the paths stand for, their figures, and what is left out and why."""
+    from vaelab.evaluation import comparison
+
+    options = target_names()
+    folders, files = _find(patterns)
     read = {str(path): read_run(path, split, options) for path in folders}
     left_out = {str(path): "a file, no run folder" for path in files}
     left_out |= {name: run for name, run in read.items() if isinstance(run, str)}
     rows, repeats = comparison.group(run for run in read.values() if not isinstance(run, str))
-    if not rows:
-        raise UserError("none of these can be compared:\n" + "\n".join(f"  {n}: {why}" for n, why in left_out.items()))
     left_out |= {run.name: f"repeats seed {run.seed} of {kept.name}" for run, kept in repeats}
-    known = sorted({name for row in rows for name in (*row.figures, *row.mixed)}, key=lambda name: (*place(name), name))
-    chosen = figures_shown(plain["figures"], known, split)
-    if plain["sort"] is not None:
-        rows = comparison.ordered(rows, _named(plain["sort"], known, "sort", split)[0])
-    width = shutil.get_terminal_size((100, 24)).columns
-    if output:
-        figures = known if plain["figures"] in ("main", "all") else chosen
-        content = _content(rows, figures, split, left_out)
-        _write(
-            output,
-            json.dumps(content, indent=2) if output.suffix == ".json" else tables.as_csv(content["configurations"]),
-        )
-    print(_report(rows, chosen, plain, left_out, width))
-    if output:
-        print(f"written: {output}")
+    known = {name for row in rows for name in (*row.figures, *row.mixed)}
+    return rows, sorted(known, key=lambda name: (*place(name), name)), left_out
+
+
+def _export(path: Path, content: dict[str, Any]) -> None:
+    """Writes what was compared, as the suffix says."""
+    from vaelab.evaluation import tables
+
+    _write(path, json.dumps(content, indent=2) if path.suffix == ".json" else tables.as_csv(content["configurations"]))
 
 
 def _content(rows: Any, figures: list[str], split: str, left_out: dict[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from vaelab import command, offline, overview
-from vaelab.compare import FLAGS_WITH_VALUE, _options, _quoted
+from vaelab.compare import FLAGS_WITH_VALUE, _quoted, target_names
 from vaelab.errors import UserError
 from vaelab.overview import Run
 
@@ -81,7 +81,7 @@ def job(config: Any) -> None:
         if not asked.runs:
             raise UserError("there is no ./outputs yet: vaelab train makes it, or give another folder")
         raise UserError(f"{missing[0]}: there is no such folder")
-    names = {target.rpartition(".")[2]: name for target, name in _options().items()}
+    names = {target.rpartition(".")[2]: name for target, name in target_names().items()}
     found = [overview.read(folder, names) for folder in overview.find(paths)]
     found = _ordered(_selected(found, wanted), asked.sort)
     if output:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from hydra.experimental.callback import Callback
 
-from vaelab import runs
+from vaelab import offline, runs
 from vaelab.errors import DivergenceError, UserError
 
 ASIDE = ("run", "sweep", "resume", "logger", "report")
@@ -94,8 +94,10 @@ def close(sweep: Begun) -> int:
     unfinished = [folder for folder in jobs if state_of(folder) != "done"]
     for folder in unfinished:
         print(_failure(folder, summaries[folder.name]), file=sys.stderr)
-    if sweep.report and len(jobs) > 1 and FIRST:
-        _report(sweep.folder)
+    if len(jobs) > 1 and FIRST:
+        _answer(sweep)
+    if any(offline.unsent(folder) for folder in jobs):
+        print(f"to send its W&B runs: {offline.sync_line_of_sweep(sweep.folder)}")
     print(f"sweep: {sweep.folder}")
     return int(bool(unfinished))
 
@@ -107,15 +109,20 @@ def _failure(folder: Path, summary: dict[str, Any]) -> str:
     return f"{folder.name} {summary.get('status', 'unfinished')}: {error}\n  {log}"
 
 
-def _report(sweep: Path) -> None:
-    """report.html of a sweep; one that cannot be made does not undo the sweep."""
-    from vaelab import report
+def _answer(sweep: Begun) -> None:
+    """Prints and writes what a sweep has shown. What cannot be made of it does not undo it."""
+    from vaelab import compare, report
 
+    folder = sweep.folder
     try:
-        report.of_sweep(sweep, sweep / "report.html")
-        print(f"report: {sweep / 'report.html'}")
+        if tables := compare.answer(folder):
+            print(f"\n{tables}\n\nwritten: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+        if sweep.report:
+            report.of_sweep(folder, folder / "report.html")
+            print(f"report: {folder / 'report.html'}")
     except Exception as error:
-        print(f"warning: the report could not be made ({error}); try again: vaelab report run={sweep}", file=sys.stderr)
+        again = f"vaelab compare {folder} and vaelab report run={folder} try again"
+        print(f"warning: its tables or report could not be made ({error}); {again}", file=sys.stderr)
 
 
 # --- jobs -------------------------------------------------------------------------------------

@@ -56,12 +56,12 @@ def main(arguments: list[str]) -> int:
 
 def job(config: Any) -> None:
     """Hydra's job: shows the run or the sweep until it ends."""
-    from vaelab.compare import _options
+    from vaelab.compare import target_names
     from vaelab.config import options
 
     asked = options(Options, config)
     folder = _find(asked.run)
-    watched = Watched(folder, {target.rpartition(".")[2]: name for target, name in _options().items()})
+    watched = Watched(folder, {target.rpartition(".")[2]: name for target, name in target_names().items()})
     try:
         _show(watched, asked.refresh)
     except KeyboardInterrupt:
