@@ -17,6 +17,7 @@ import yaml
 
 from vaelab import page, runs
 from vaelab.cli import main
+from vaelab.errors import UserError
 from vaelab.evaluation.comparison import interval
 from vaelab.figures.pixels import save_png
 from vaelab.page import pictures, run, sweep
@@ -205,6 +206,36 @@ def test_the_command_names_a_seed_that_was_not_given(trained):
     config = runs.read_config(trained)
     config["run"]["overrides"] = ["model=vae"]
     assert shlex.split(run.again(config))[2:] == ["model=vae", "seed=3"]
+
+
+def test_a_damaged_evaluation_is_named(trained, capsys):
+    whole = {"split": "test", "images": 10, "checkpoint": {"name": "last", "epoch": 2}, "figures": {}}
+    path = trained / "evaluation.json"
+    for part in ("checkpoint", "figures", "images"):
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != part}))
+        assert main(["report", f"run={trained}", "figures=false", "device=cpu"]) == 2
+        err = capsys.readouterr().err
+        assert f"{path} is damaged: it has no '{part}'" in err
+        assert "Traceback" not in err
+    path.write_text(json.dumps(whole | {"figures": {"likelihood/elbo": "many"}}))
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged"):
+        run.build(trained, None)
+
+
+@pytest.mark.parametrize("place", ["encoder", "decoder"])
+def test_a_model_that_is_not_finite_has_a_page_without_an_explorer(trained, place):
+    path = trained / "checkpoints" / "best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    name = next(name for name in saved["state_dict"] if name.startswith(place) and name.endswith("weight"))
+    saved["state_dict"][name].fill_(torch.nan)
+    torch.save(saved, path)
+    before = (trained / "figures" / "curves.png").read_bytes()
+    assert main(["report", f"run={trained}", "device=cpu"]) == 0
+    text = (trained / "report.html").read_text()
+    assert "This model is not sound." in text
+    assert "Explorer" not in headings(text)
+    assert (trained / "figures" / "curves.png").read_bytes() != before
+    assert "This model is not sound." not in run.build(trained, None)
 
 
 # --- safety -----------------------------------------------------------------------------------

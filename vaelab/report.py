@@ -72,15 +72,23 @@ def _place(out: str | None, folder: Path) -> Path:
 def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) -> dict[str, Figure]:
     """Draws the figures of a run, unless those that are there serve, and writes its page. Returns what was drawn.
 
-    model, data: the run's, the data set up.
+    model, data: the run's, the data set up. Of a model with NaN or infinite numbers, its learning curves alone.
     """
     from vaelab import gallery, page, runs
+    from vaelab.figures import style
     from vaelab.page import explorer
     from vaelab.page.run import build
 
-    drawn = gallery.redraw(run, model, data, runs.read_metrics(run)) if figures else {}
     shown = data.sample_batch(IMAGES, model.device)
-    page.save(out, build(run, explorer.payload(model, shown.images, shown.labels, data.pixel_range)))
+    content = explorer.payload(model, shown.images, shown.labels, data.pixel_range)
+    drawn, rows = {}, runs.read_metrics(run)
+    if figures and content is not None:
+        drawn = gallery.redraw(run, model, data, rows)
+    elif figures:
+        drawn = dict(gallery.draw_curves(rows, run / "kl_per_dim.csv"))
+        for name, figure in drawn.items():
+            style.save(figure, run / "figures" / f"{name}.png")
+    page.save(out, build(run, content, sound=content is not None))
     return drawn
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ def payload(
     labels: Tensor | None,
     pixel_range: tuple[float, float],
     class_names: Sequence[str] | None = None,
-) -> Json:
-    """The explorer of a model, as JSON.
+) -> Json | None:
+    """The explorer of a model, as JSON; None if its weights or codes are not all finite.
 
     model: a `Model`. images: real ones as it sees them, [N, C, H, W]; up to 12 of them are there to start from,
     and all of them say how much each dimension is used. labels: [N], or None. class_names: of the labels, in
@@ -52,6 +52,8 @@ def payload(
     """
     gaussian = model.latents == "gaussian"
     codes: Any = (views.posterior if gaussian else views.codes)(model, images, labels)
+    if not (_finite(model.state_dict().values()) and _finite([kl_to_standard_normal(*codes) if gaussian else codes])):
+        return None
     labels = None if labels is None else labels.cpu()
     with evaluating(model):
         carried = portable.decoder(model)
@@ -80,6 +82,10 @@ def payload(
         made = None if carried else _sheet_of_dimensions(z, own if model.conditional else None, page, decoded)
         page |= {"centre": centre, "starts": z.tolist()}
     return page | {"made": made, "decoder": None if carried is None else _decoder(carried)}
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _starts(labels: Tensor | None, total: int, count: int) -> Tensor:

@@ -27,23 +27,34 @@ STATES = {
     "interrupted": ("interrupted", "It was stopped before its end; the figures are of what was trained until then."),
 }
 """What is said of a run that is not finished, by its status."""
+UNSOUND = {
+    "kind": "bad",
+    "title": "This model is not sound.",
+    "lines": [
+        "Its weights, or the codes of its images, have NaN or infinite numbers: there is no explorer, and no picture "
+        "of it is drawn.",
+    ],
+    "command": None,
+}
 
 
-def build(folder: Path, explorer: dict[str, Any] | None) -> str:
-    """The page of the run in `folder`, from its files. explorer: the payload of explorer.js; None for no explorer."""
+def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> str:
+    """The page of the run in `folder`, from its files.
+
+    explorer: the payload of explorer.js; None for no explorer. sound: False of a model that has NaN or infinite
+    numbers, which the page then says. Raises UserError if a file is damaged.
+    """
     config, summary = runs.read_config(folder), runs.read_summary(folder)
-    evaluation = runs.read_evaluation(folder, "test")
-    if evaluation and is_outdated(evaluation["checkpoint"], summary.get("best", {})):
-        evaluation = {}
+    evaluation, evaluated = _evaluation(folder, summary)
     scripts = all((HERE / name).is_file() for name in ("explorer.js", "explorer.css"))
     return render(
         "run.html",
         kind="run",
         title=config["run"]["name"],
         facts=facts(folder, config, summary),
-        notices=[*state(folder, summary), *verdicts(folder, summary, evaluation)],
+        notices=[*state(folder, summary), *([] if sound else [UNSOUND]), *verdicts(folder, summary, evaluation)],
         metrics=_metrics(summary),
-        evaluation=_evaluated(evaluation),
+        evaluation=evaluated,
         explorer=explorer if scripts else None,
         groups=pictures.groups(folder / "figures", pictures.CAPTIONS),
         again=again(config),
@@ -149,6 +160,18 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
         objective = summary["objective"]
         notes.append(f"Likelihood: {objective['likelihood']}, {objective['log_likelihood_is']}.")
     return {"parts": parts, "rows": rows, "notes": notes}
+
+
+def _evaluation(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The evaluation of a run and what the page shows of it: none if it is outdated. Raises UserError if damaged."""
+    evaluation = runs.read_evaluation(folder, "test")
+    try:
+        if evaluation and is_outdated(evaluation["checkpoint"], summary.get("best", {})):
+            evaluation = {}
+        return evaluation, _evaluated(evaluation)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise runs.damaged(runs.evaluation_path(folder, "test"), why, "delete it, and run vaelab eval again") from error
 
 
 def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
