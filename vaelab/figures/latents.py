@@ -26,8 +26,10 @@ AREA = 12_000.0
 """Square points that all marks of a scatter plot take together, within limits."""
 LABELS = 25
 """Dimensions that have a number each below their bars; of more, every second, third, ... has one."""
-NAMED = 96
-"""Characters for the numbers of dead codes."""
+BELOW_LEGEND = 0.88
+"""Of the height of a panel: where its legend begins."""
+NAMED = 12
+"""Dead codes that are named, at most, or ranges of them."""
 
 
 @style.styled
@@ -73,12 +75,13 @@ def scatter(
 
 
 @style.styled
-def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor) -> Figure:
+def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor, images: int | None = None) -> Figure:
     """What each latent dimension carries, in the order of its KL, with its number below.
 
     kl: mean KL of each dimension, [d], nats. variance_of_means: Var_x E[z|x], [d]. mean_of_variances:
-    E_x Var[z|x], [d]. The variances add up to that of the aggregate posterior, which is 1 where it is
-    like the prior; a dimension that is not used has it all in the second.
+    E_x Var[z|x], [d]. images: how many all are means over, for the title. The variances add up to that of
+    the aggregate posterior, which is 1 where it is like the prior; a dimension that is not used has it all
+    in the second.
     """
     order = torch.argsort(kl.detach().cpu().double().nan_to_num(nan=-1.0), descending=True, stable=True)
     carried, means, variances = (v.detach().cpu().double()[order] for v in (kl, variance_of_means, mean_of_variances))
@@ -86,7 +89,8 @@ def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor)
     figure, (top, bottom) = style.new(min(9.0, max(6.5, 2.5 + 0.2 * count)), 4.6, 2, sharex=True)
     _bars(top, carried, style.COLOURS["kl"], "mean KL")
     above = int((carried >= 1).sum())
-    top.set_title(f"KL of each latent dimension: {above} of {count} above 1 nat")
+    over = "the images drawn" if images is None else f"{images:,} images"
+    top.set_title(f"KL of each latent dimension over {over}: {above} of {count} above 1 nat")
     top.set_ylabel("nats per image")
     _bars(bottom, means, style.BLUE, "of the means")
     _bars(bottom, variances, style.SKY, "within posteriors", means)
@@ -130,14 +134,15 @@ def codebook(counts: Tensor, perplexity: float) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ranked, indexed = panels
     if perplexity > 0:
-        ranked.axvline(perplexity - 0.5, color=style.COLOURS["perplexity"], linewidth=1.4, label="perplexity")
+        look: dict[str, Any] = {"color": style.COLOURS["perplexity"], "linewidth": 1.4, "label": "perplexity"}
+        ranked.axvline(perplexity - 0.5, ymax=BELOW_LEGEND, **look)
     ranked.set(xlabel="codes, by frequency", ylabel="times chosen")
-    ranked.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    ranked.legend(frameon=False, fontsize=8, loc="upper right", ncols=2, borderaxespad=0)
     ranked.set_title(f"{size - len(dead)} of {size} codes in use, perplexity {perplexity:.1f}")
     indexed.set_xlabel("index of the code")
     indexed.set_title(f"{len(dead) or 'No'} dead code{'s' * (len(dead) != 1)}, never chosen")
     if len(dead):
-        figure.supxlabel(f"dead: {_ranges(dead.tolist())}", fontsize=8, color=style.VERMILION)
+        figure.supxlabel(f"dead: {_ranges(dead.tolist())}", fontsize=9, color=style.VERMILION)
     return figure
 
 
@@ -192,7 +197,7 @@ def _name(value: int, names: Sequence[str] | None) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as ranges, "0, 3–9, 12", as many as there is room for."""
+    """Ascending numbers as ranges, "0, 3–9, 12", the first of them."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:
@@ -200,5 +205,4 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number, number])
     texts = [str(a) if a == b else f"{a}–{b}" for a, b in parts]
-    shown = ", ".join(texts)
-    return shown if len(shown) <= NAMED else shown[:NAMED].rpartition(", ")[0] + ", …"
+    return ", ".join(texts[:NAMED] + ["…"] * (len(texts) > NAMED))
