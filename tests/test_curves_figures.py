@@ -226,6 +226,8 @@ def test_rows_are_sorted_by_final_kl_and_named():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "0"]
     assert axes.get_yticks().tolist() == [0, 1, 2]
     assert "2 of 3 above 1 nat" in axes.get_title(loc="left")
+    assert "training" in axes.get_title(loc="left")
+    assert "last epoch" in axes.get_title(loc="left")
 
 
 def test_the_line_runs_where_the_kl_crosses_one_nat():

@@ -128,7 +128,7 @@ def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
     edges = LineCollection(sides, colors=style.VERMILION, linewidths=1.2 if count <= LABELS else 0.7)
     axes.add_collection(edges, autolim=False)
     above = int((last[0] >= 1).sum())
-    _title(axes, f"KL of each latent dimension: {above} of {count} above 1 nat (line) at the end")
+    _title(axes, f"KL of each latent dimension in training: {above} of {count} above 1 nat (line) in the last epoch")
     axes.set_xlabel("epoch")
     axes.set_ylabel("dimension, by final KL")
     every = -(-count // LABELS)
