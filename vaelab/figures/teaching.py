@@ -173,7 +173,7 @@ def _handed_on(axis: Any, found: Gradients) -> None:
 
 
 def _gaps(axis: Any, found: Bounds) -> None:
-    """log p(x) - L_K against K, with what it tends to, Var(w) / 2K."""
+    """log p(x) - L_K against K, with what it tends to, Var(w / p(x)) / 2K for importance weights w."""
     counts = torch.tensor(found.counts, dtype=torch.float64)
     gaps = torch.tensor([found.log_evidence - b.mean for b in found.bounds], dtype=torch.float64)
     errors = torch.tensor([2 * b.error for b in found.bounds], dtype=torch.float64)
@@ -184,7 +184,9 @@ def _gaps(axis: Any, found: Bounds) -> None:
     axis.axhline(found.gap, color=style.VERMILION, lw=1, ls=style.LINES["val"], label="KL(q ‖ p(z|x))")
     if math.isfinite(found.chi_squared) and found.chi_squared > 0:
         limit = (found.chi_squared / (2 * counts)).numpy()
-        axis.plot(counts.numpy(), limit, color=style.GREY, lw=1, ls=":", label="Var(w / p(x)) / 2K")
+        axis.plot(
+            counts.numpy(), limit, color=style.GREY, lw=1, ls=":", label="Var(w / p(x)) / 2K,\nw: importance weight"
+        )
     axis.set(title="Its gap to log p(x)", xlabel="K draws of z", ylabel="log p(x) − $L_K$, nats", xscale="log")
     if seen.any() and found.gap > 0:
         axis.set_yscale("log")
