@@ -300,6 +300,15 @@ def test_real_images_stand_on_the_left_of_generated_ones(real, generated):
     assert [(w, x) for w, x, _ in words(figure)] == [("real", 0), ("generated", columns * 132 - 4 + 24)]
 
 
+@pytest.mark.parametrize(("count", "columns"), [(32, 8), (30, 6), (16, 4), (7, 4)])
+def test_rows_of_real_and_generated_are_full_where_they_can_be(count, columns):
+    figure = pictures.real_and_generated(noise(count, 1, 28, 28), noise(count, 1, 28, 28))
+    (_, left, _), (_, right, _) = words(figure)
+    tile = (right - left - 24 + 4) / columns - 4
+    assert tile == int(tile)
+    assert tile % 28 == 0
+
+
 def test_classes_have_a_row_and_a_name_each():
     figure = pictures.classes(flat([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), ["cat", "dog"])
     assert levels(figure) == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
@@ -387,7 +396,7 @@ def test_arrows_point_to_the_codes_own_values():
     figure = walks.traversals(noise(4, 3, 1, 8, 8) / 4, values, list("abcd"), start=[2.0, -1.0, 0.5, 2.1])
     points = arrows(figure)
     assert [x for x, _ in points] == pytest.approx([64 + 264, 64 + 66, 64 + 132 + 33], abs=1.5)
-    assert [y for _, y in points] == pytest.approx([8, 8 + 140, 8 + 280], abs=2)
+    assert [y for _, y in points] == pytest.approx([11, 11 + 145, 11 + 290], abs=2)
     assert "the code's own value" in said(figure)
 
 
@@ -420,6 +429,33 @@ def test_ways_without_the_images_have_even_gaps():
     assert drawn(figure).shape[1] == 3 * 128 + 2 * 4
 
 
+def test_the_way_is_said_exactly_or_not_at_all():
+    for steps, said in (
+        (9, ["0", "0.125", "0.25", "0.375", "0.5", "0.625", "0.75", "0.875", "1"]),
+        (7, ["0", "0.5", "1"]),
+    ):
+        figure = walks.interpolations(noise(1, steps, 1, 64, 64), ["linear"], ends=False)
+        assert [w for w, *_ in words(figure) if w[:1] in ("0", "1")] == said
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "size"), [(21, 21, 56), (61, 21, 56), (41, 21, 56), (48, 21, 56), (101, 21, 56)]
+)
+def test_long_rows_are_thinned_to_what_can_be_seen(steps, kept, size):
+    images = torch.linspace(0.1, 0.9, steps).view(1, steps, 1, 1, 1).expand(2, steps, 1, 28, 28)
+    values = torch.linspace(-3, 3, steps)
+    for figure in (walks.interpolations(images, ["a", "b"], ends=False), walks.traversals(images, values, ["a", "b"])):
+        row = levels(figure, size)[0]
+        assert len(row) == kept
+        assert (row[0], row[-1]) == pytest.approx((0.1, 0.9), abs=0.01)
+        assert figure.get_figwidth() * figure.dpi < 1600
+        note = f"({kept} of {steps} steps are shown)"
+        assert any(note in word for word, *_ in words(figure)) == (kept < steps)
+    with_ends = torch.cat([images[:, :1], images, images[:, -1:]], 1)
+    ticks = [x for _, x, y in words(walks.interpolations(with_ends, ["a", "b"])) if y > 2 * 56]
+    assert len(ticks) <= kept + 3
+
+
 def test_two_images_alone_are_a_way_too():
     assert said(walks.interpolations(flat([0.1, 0.3]), ["a → b"]), va="top")[:2] == ["image", "image"]
 
@@ -438,3 +474,9 @@ def test_the_four_are_framed_in_the_corners():
 def test_one_code_alone_is_framed_once():
     figure = walks.between_four(flat([0.1]))
     assert len(figure.axes[0].patches) == 1
+
+
+def test_steps_are_left_out_evenly_where_it_can_be():
+    assert walks._thinned(40) == list(range(0, 40, 3))
+    assert len(walks._thinned(48)) == walks.MOST  # 47 has no divisor
+    assert walks._thinned(48)[-1] == 47

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8
+GRID = "#C8C8C8"
 BLOCK = 14
 """Pixels of white between blocks of rows that belong together."""
 
@@ -111,7 +112,7 @@ def samples(images: Tensor, columns: int = COLUMNS, title: str | None = None) ->
 def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) -> Figure:
     """Two sets of images, [N, C, H, W], side by side in up to `columns` columns each."""
     count = max(len(real), len(generated))
-    columns = min(columns, math.isqrt(count - 1) + 1)
+    columns = min(columns, _columns(count, columns))
     sides = [in_rows(fitted(images, 2 * columns), columns) for images in (real, generated)]
     rows = max(len(side) for side in sides)
     sides = [torch.cat([s, s.new_full((rows - len(s), *s.shape[1:]), 255)]) for s in sides]
@@ -135,7 +136,7 @@ def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
     """A row per class: some of its images, and how often each level of its pixels occurs.
 
     images: [K, n, C, H, W]. histograms: counts of pixels in bins from 0 to 1, [K, bins]; they are drawn
-    as log(1 + count), all on one scale. names: [K].
+    as log(1 + count), all on one scale, with a line at each hundredfold. names: [K].
     """
     from matplotlib.collections import PolyCollection
 
@@ -154,9 +155,19 @@ def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
     for level in (0, 0.5, 1):
         sheet.say(left + level * width, sheet.bottom + 4, f"{level:g}", va="top")
     sheet.say(left + width / 2, sheet.bottom + LINE + 4, "level of a pixel", va="top", fontsize=NORMAL)
+    said = LINE / 2  # how far up words go
+    for power in range(1, int(math.log10(max(1.0, histograms.max().item()))) + 1, 2):
+        up = sheet.height * math.log1p(10**power) / float(most)
+        for top in sheet.tops:
+            sheet.block(left, top + sheet.height - up, width, 1, GRID)
+        if said + LINE <= up <= sheet.height - 1.5 * LINE:
+            sheet.say(left + width + 5, sheet.tops[0] + sheet.height - up, f"{10**power:,}", ha="left")
+            said = up
     sheet.say(left + width + 5, sheet.tops[0], f"{int(histograms.max()):,}", ha="left", va="top")
     sheet.say(left + width + 5, sheet.tops[0] + sheet.height, "0", ha="left", va="bottom")
-    sheet.say(left, -4, "pixels, log(1 + count)", ha="left", va="bottom", fontsize=NORMAL)
+    sheet.say(
+        left, -4, "number of pixels, log(1 + count), one scale in all rows", ha="left", va="bottom", fontsize=NORMAL
+    )
     return sheet.figure()
 
 
@@ -179,6 +190,12 @@ def _blocks(rows: dict[str, Tensor], columns: int, captions: Sequence[str] = ())
         top = sheet.tops[i // columns * len(parts)]
         sheet.say(sheet.centre(i % columns), top - 2, caption, va="bottom")
     return sheet
+
+
+def _columns(count: int, most: int) -> int:
+    """Columns, at most so many, of a picture that is about square, and whose last row is as full as can be."""
+    least = math.isqrt(count - 1) + 1
+    return min(range(least, max(least, min(most, int(1.5 * least))) + 1), key=lambda columns: -count % columns)
 
 
 def _plain(images: Tensor) -> Tensor:

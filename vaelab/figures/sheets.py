@@ -127,10 +127,10 @@ class Sheet:
         self._rectangle(x, y, width, height, facecolor=colour, linewidth=0)
 
     def arrow(self, x: float, y: float, colour: str) -> None:
-        """A small triangle, 7 pixels high, whose tip points down to a place."""
+        """A triangle, 12 pixels high, whose tip points down to a place."""
         from matplotlib.patches import Polygon
 
-        self.add(Polygon([(x, y), (x - 6, y - 7), (x + 6, y - 7)], facecolor=colour, linewidth=0))
+        self.add(Polygon([(x, y), (x - 9, y - 12), (x + 9, y - 12)], facecolor=colour, linewidth=0))
 
     def frame(self, row: int, column: int, colour: str) -> None:
         """A frame around an image, in the gap."""

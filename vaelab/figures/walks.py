@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from vaelab.figures import style
@@ -21,7 +20,11 @@ if TYPE_CHECKING:
 
 APART = 14
 """Pixels between what was decoded and the images themselves."""
-ARROW = 10
+MOST = 21
+"""Pictures of a row: of more steps some are left out."""
+LEAST = 11
+"""Pictures that a row keeps if steps are left out."""
+ARROW = 15
 """Pixels between rows, for the marks."""
 PLAIN, DEVIATIONS = "value of the dimension", "standard deviations from the mean code"
 """What the values of a traversal are."""
@@ -41,20 +44,23 @@ def traversals(
     images: [R, S, C, H, W]. values: [S], ascending. names: of the dimensions, [R]. start: the value of
     each in the code that is changed, [R]; None: 0, the prior's mean. An arrow above the row points to it,
     also between two columns; there is none to what lies beyond the first or the last. unit: of values and start.
+    Of more than MOST values, some are shown.
     """
-    ticks = [float(value) for value in values]
+    shown = _thinned(len(values))
+    ticks = [float(values[i]) for i in shown]
+    images = images[:, shown]
     starts = [0.0] * len(images) if start is None else [float(value) for value in start]
     sheet = Sheet(fitted(images, len(ticks)), above=[ARROW] + [ARROW + 2] * (len(images) - 1))
     sheet.name_rows(names)
-    sheet.name_columns(_short(ticks), unit)
+    sheet.name_columns(_short(ticks), unit + _left_out(shown, len(values)))
     places = [_place(value, ticks) for value in starts]
     for top, place in zip(sheet.tops, places, strict=True):
         if place is not None:
             sheet.arrow(sheet.centre(place), top - 2, style.VERMILION)
     if any(place is not None for place in places):
-        y = sheet.bottom + 2 * LINE + 14
-        sheet.arrow(sheet.lefts[0] + 6, y + 3, style.VERMILION)
-        sheet.say(sheet.lefts[0] + 18, y, "the code's own value", ha="left", color=style.VERMILION)
+        y = sheet.bottom + 2 * LINE + 16
+        sheet.arrow(sheet.lefts[0] + 9, y + 5, style.VERMILION)
+        sheet.say(sheet.lefts[0] + 24, y, "the code's own value", ha="left", color=style.VERMILION)
     return sheet.figure(title)
 
 
@@ -63,17 +69,21 @@ def interpolations(images: Tensor, names: Sequence[str], ends: bool = True) -> F
     """A row per pair of images: what is decoded on the way from the one's code to the other's.
 
     images: [R, S, C, H, W]. ends: the first and the last column hold the images themselves, and stand
-    apart; what is between them starts at the first code and ends at the second.
+    apart; what is between them starts at the first code and ends at the second. Of more than MOST steps,
+    some are shown.
     """
+    between = images.shape[1] - 2 * ends
+    shown = _thinned(between)
+    labels = [_exact(i / max(1, between - 1)) for i in shown]
+    images = images[:, [0, *(1 + i for i in shown), -1] if ends else shown]
     steps = images.shape[1]
     before = [0] + [GAP] * (steps - 1)
-    labels = [f"{t:.2g}" for t in torch.linspace(0, 1, steps - 2 * ends).tolist()]
     if ends:
         before[1] = before[-1] = APART
         labels = ["image", *labels, "image"]
     sheet = Sheet(fitted(images, steps), before=before)
     sheet.name_rows(names)
-    sheet.name_columns(labels, "way from the first code to the second")
+    sheet.name_columns(labels, "way from the first code to the second" + _left_out(shown, between))
     return sheet.figure()
 
 
@@ -86,6 +96,26 @@ def between_four(images: Tensor) -> Figure:
         for column in {0, last}:
             sheet.frame(row, column, style.VERMILION)
     return sheet.figure()
+
+
+def _thinned(steps: int) -> list[int]:
+    """Which of some steps are shown: the first, the last and those between, evenly where it can be."""
+    if steps <= MOST:
+        return list(range(steps))
+    for stride in range(2, steps):
+        if (steps - 1) % stride == 0 and LEAST <= (steps - 1) // stride + 1 <= MOST:
+            return list(range(0, steps, stride))
+    return [round(i * (steps - 1) / (MOST - 1)) for i in range(MOST)]
+
+
+def _left_out(shown: Sequence[int], steps: int) -> str:
+    return f" ({len(shown)} of {steps} steps are shown)" if len(shown) < steps else ""
+
+
+def _exact(t: float) -> str:
+    """A number of at most three decimals, and nothing for one that would have to be rounded."""
+    text = f"{t:.3f}".rstrip("0").rstrip(".")
+    return text if math.isclose(float(text), t, abs_tol=1e-9) else ""
 
 
 def _place(value: float, ticks: Sequence[float]) -> float | None:
