@@ -289,6 +289,16 @@ def test_codes_are_changed_one_by_one_or_all_at_once(page):
     assert page.code()[:place] + page.code()[place + 1 :] == before[:place] + before[place + 1 :]
 
 
+def test_the_box_of_a_code_shows_the_one_that_is_used(page):
+    page.open(payload(made("vqvae", "conv", shape=(3, 16, 12))))  # 24 codes
+    place = int(page.tab.locator(".ex-map").get_attribute("aria-valuenow"))
+    box = page.tab.locator("#ex-number")
+    for typed, used in (("9999", 23), ("", 23), ("7", 7), ("-4", 0), ("", 0)):
+        box.fill(typed)
+        box.blur()
+        assert box.input_value() == str(page.code()[place]) == str(used)
+
+
 def test_the_page_works_by_keyboard_and_fits_a_phone_and_has_no_errors_in_the_dark(page):
     model = made("vae", "conv")
     data = payload(model)

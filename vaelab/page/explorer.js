@@ -359,7 +359,13 @@
       afterwards();
     };
     range.addEventListener("input", () => put(range.valueAsNumber));
-    number.addEventListener("input", () => put(number.valueAsNumber));
+    const used = () => (number.value = state.code[state.position]); // in place of what was typed
+    number.addEventListener("input", () => {
+      put(number.valueAsNumber);
+      if (number.valueAsNumber > last) used();
+    });
+    number.addEventListener("change", used);
+    number.addEventListener("blur", used);
     map.addEventListener("click", (event) => {
       const box = map.getBoundingClientRect();
       const column = Math.min(columns - 1, Math.floor((event.clientX - box.left) / box.width * columns));

@@ -52,7 +52,8 @@ def payload(
     """
     gaussian = model.latents == "gaussian"
     codes: Any = (views.posterior if gaussian else views.codes)(model, images, labels)
-    if not (_finite(model.state_dict().values()) and _finite([kl_to_standard_normal(*codes) if gaussian else codes])):
+    weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    if not _finite([*weights, kl_to_standard_normal(*codes) if gaussian else codes]):
         return None
     labels = None if labels is None else labels.cpu()
     with evaluating(model):
