@@ -100,6 +100,13 @@ def test_a_run_page_has_its_parts_in_order(trained):
     assert f"epoch {summary['best']['epoch']}, the best by val/elbo" in text
 
 
+def test_a_codebooks_figures_have_their_unit(trained):
+    change(trained, metrics={"test/vq": 8.9, "test/commitment": 35.6})
+    text = run.build(trained, None)
+    for name in ("vq", "commitment"):
+        assert re.search(rf'{name}</th>.*?<td class="unit">squared distance, sum per image</td>', text)
+
+
 def test_every_figure_of_the_run_folder_is_there_once(trained):
     text = run.build(trained, None)
     sources = re.findall(r'<img src="data:image/png;base64,([^"]+)" width="(\d+)" height="(\d+)" alt="([^"]+)"', text)
@@ -114,7 +121,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("traversals", "interpolations", "latents", "dimensions", "uncertainty", "codes", "code_maps"),
         *("classes", "data"),
     } == set(names)
-    for texts in (*pictures.CAPTIONS.values(), *sweep.CAPTIONS.values(), pictures.COMMANDS):
+    for texts in (*pictures.CAPTIONS.values(), sweep.KINDS, pictures.COMMANDS):
         for _, caption in texts.values():
             assert caption.endswith(".")
             assert caption.count(".") == 1
@@ -300,6 +307,10 @@ def test_a_sweep_page_says_what_differs_and_what_came_out(swept):
     assert re.search(r'<th scope="row">seed</th><td>0, 1</td>', text)
     assert '<a href="2-beta-fake/report.html">2-beta-fake</a>' in text
     assert 'href="0-beta-fake' not in text
+    assert "0-beta-fake<small>no report</small>" in text
+    assert "vaelab report run=FOLDER" in text
+    seconds = sum(runs.read_summary(swept / f"{i}-beta-fake")["seconds"] for i in range(4))
+    assert f"</span> {run.duration(seconds)}</span>" in text
     names = re.findall(r'<th scope="row" data-value="\d+">(?:<a [^>]*>)?([^<]+)', text)
     assert names == ["0-beta-fake", "1-beta-fake", "2-beta-fake", "3-beta-fake", "10-beta-fake"]
     for i in range(4):
@@ -330,7 +341,7 @@ def test_the_figures_of_a_sweep_are_of_its_runs(swept, monkeypatch):
 
     asked = {}
     stub = ModuleType("sweeps")
-    stub.rate_distortion = lambda curves: asked.setdefault("curves", curves) and style.new(3, 2)[0]
+    stub.rate_distortion = lambda curves, _: asked.setdefault("curves", curves) and style.new(3, 2)[0]
     stub.parallel = lambda *given: asked.setdefault("parallel", given) and style.new(3, 2)[0]
     monkeypatch.setattr(figures, "sweeps", stub, raising=False)
     monkeypatch.setitem(sys.modules, "vaelab.figures.sweeps", stub)
@@ -345,11 +356,55 @@ def test_the_figures_of_a_sweep_are_of_its_runs(swept, monkeypatch):
         )
         for beta, i in ((1, 0), (4, 2))
     }
-    columns, rows, colour_by = asked["parallel"]
+    columns, rows, colour_by, of = asked["parallel"]
+    assert of == ""
+    assert "test/loss" not in columns  # of another beta it is another loss
     assert [*columns][:3] == ["beta", "seed", "test/elbo"]
     assert columns[colour_by] == "test/elbo"
     assert [row[:3] for row in rows] == [[b, i % 2, metrics[i]["test/elbo"]] for i, b in enumerate((1, 1, 4, 4))]
     assert headings(sweep.build(swept)).count("The runs at a glance") == 1
+
+
+@pytest.fixture
+def mixed(swept) -> Path:
+    """The sweep with a run of another model, and two on other data, whose numbers are far off."""
+    for name, source, model, data in (
+        ("11-vae-fake", 0, "VAE", "Fake"),
+        ("12-vae-digits", 0, "VAE", "Digits"),
+        ("13-beta-digits", 2, "BetaVAE", "Digits"),
+    ):
+        shutil.copytree(swept / f"{source}-beta-fake", swept / name)
+        path = swept / name / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        home = config["model"]["_target_"].rpartition(".models.")[0]
+        config["model"]["_target_"] = f"{home}.models.{model}"
+        config["dataset"]["_target_"] = f"{home}.datasets.{data}"
+        path.write_text(yaml.safe_dump(config))
+        if "digits" in name:
+            metrics = runs.read_summary(swept / name)["metrics"]
+            change(swept / name, metrics={key: value - 1000 for key, value in metrics.items()})
+    return swept
+
+
+def test_runs_that_cannot_be_compared_have_figures_of_their_own(mixed, monkeypatch):
+    from vaelab.figures import style, sweeps
+
+    curves, parallels = {}, {}
+    monkeypatch.setattr(sweeps, "rate_distortion", lambda c, title: curves.setdefault(title, c) and style.new(3, 2)[0])
+    monkeypatch.setattr(sweeps, "parallel", lambda *given: parallels.setdefault(given[3], given) and style.new(3, 2)[0])
+    (mixed / "figures" / "parallel.png").write_bytes(b"of an earlier time")
+    made = sweep.draw(mixed)
+    data = sorted({text.partition(":")[0] for text in curves})
+    assert len(data) == 2
+    assert set(made) == {f"{kind}-{name}" for kind in ("rate_distortion", "parallel") for name in data}
+    assert not (mixed / "figures" / "parallel.png").exists()
+    text = sweep.build(mixed)
+    assert all(f'id="{name}"' in text for name in made)
+    for given in parallels.values():
+        elbos = [row[given[0].index("test/elbo")] for row in given[1]]
+        assert max(elbos) - min(elbos) < 100
+    (of_fake,) = (found for title, found in curves.items() if "fake" in title)
+    assert sorted(len(family) for family in of_fake) == [1, 2]  # the two betas are a curve, the vae is none of it
 
 
 def test_the_axes_of_a_sweep_are_what_its_finished_runs_differ_in(swept, monkeypatch):
@@ -515,12 +570,40 @@ def test_figures_enlarge_and_close_with_the_keyboard(trained, opened):
     assert tab.locator("dialog[open]").count() == 0
 
 
+def test_close_does_not_cover_the_enlarged_figure(trained, opened):
+    page.save(trained / "report.html", run.build(trained, None))
+    tab = opened(trained / "report.html", 360)
+    tab.locator("button.zoom").first.click()
+    close, shown = (tab.locator(f"dialog {part}").bounding_box() for part in (".close", ".scroll"))
+    assert close["y"] + close["height"] <= shown["y"]
+
+
+def test_tables_that_are_cut_show_it(swept, opened):
+    page.save(swept / "report.html", sweep.build(swept))
+    tab = opened(swept / "report.html", 360)
+    table = tab.locator("#runs .scroll")
+    assert table.evaluate("e => e.scrollWidth > e.clientWidth")
+    place = table.bounding_box()
+    edge = {"x": place["x"] + place["width"] - 2, "y": place["y"] + 2, "width": 1, "height": 1}
+
+    def brightness() -> int:
+        from io import BytesIO
+
+        from PIL import Image
+
+        return min(Image.open(BytesIO(tab.screenshot(clip=edge, full_page=True))).convert("RGB").getpixel((0, 0)))
+
+    assert brightness() < 220
+    table.evaluate("e => { e.scrollLeft = e.scrollWidth }")
+    assert brightness() > 240
+
+
 def test_tables_of_runs_sort(swept, opened):
     page.save(swept / "report.html", sweep.build(swept))
     tab = opened(swept / "report.html", 1200)
 
     def column() -> list[str]:
-        return tab.locator("table.sortable tbody tr th").all_inner_texts()
+        return [text.split()[0] for text in tab.locator("table.sortable tbody tr th").all_inner_texts()]
 
     elbo = {i: runs.read_summary(swept / f"{i}-beta-fake")["metrics"]["test/elbo"] for i in range(4)}
     up = [f"{i}-beta-fake" for i in sorted(elbo, key=lambda i: elbo[i])]

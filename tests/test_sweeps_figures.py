@@ -64,6 +64,20 @@ def test_labels_do_not_cover_one_another():
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
+def test_labels_lie_on_no_line():
+    points = [(f"model.beta={b}", r, d, False) for b, r, d in ((8, 1.0, 95.0), (4, 4.0, 88.0), (1, 20.0, 80.0))]
+    figure = sweeps.rate_distortion([points])
+    style.rendered(figure)
+    axes = figure.axes[0]
+    for line in axes.get_lines():
+        ends = axes.transData.transform(np.asarray(line.get_xydata()))
+        for a, b in itertools.pairwise(ends):
+            along = a + np.linspace(0, 1, 2000)[:, None] * (b - a)
+            for text in axes.texts:
+                box = Text.get_window_extent(text)
+                assert not box.count_contains(along), text.get_text()
+
+
 @pytest.mark.parametrize("count", [13, 30])
 def test_many_points_have_numbers_and_a_key_that_fits(count):
     points = [(f"model.beta={i}", 1.0 + i, 100.0 - 2 * i, False) for i in range(count)]
@@ -124,6 +138,17 @@ def test_categories_stand_one_above_the_other():
     figure = sweeps.parallel(["model", "x"], [["vae", 1.0], ["beta", 2.0], ["vae", 3.0], ["ae", 4.0]], 1)
     assert [line[0] for line in run_lines(figure)[0]] == [0, 0.5, 0, 1]
     assert ticks(figure, 0) == {"vae": 0, "beta": 0.5, "ae": 1}
+
+
+def test_lines_do_not_run_through_the_words_of_an_axis():
+    figure = sweeps.parallel(["model", "x"], [["vae", 1.0], ["beta", 2.0]], 1)
+    (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    words = [text for text in figure.axes[0].texts if text.get_ha() == "right"]
+    assert words
+    for text in words:
+        box = text.get_bbox_patch()
+        assert box.get_facecolor() == (1, 1, 1, 1)
+        assert text.get_zorder() > lines.get_zorder()
 
 
 def test_truth_values_and_mixed_cells_are_categories():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vaelab.figures import style
@@ -28,16 +29,20 @@ Point = tuple[str, float, float, str]
 
 
 @style.styled
-def rate_distortion(curves: Sequence[Sequence[tuple[str, float, float, bool]]]) -> Figure:
-    """Rate against distortion (Alemi et al. 2018, figure 1), a line for each set of comparable models.
+def rate_distortion(
+    curves: Sequence[Sequence[tuple[str, float, float, bool]]], title: str = "Rate and distortion"
+) -> Figure:
+    """Rate against distortion (Alemi et al. 2018, figure 1), a line and a colour for each curve.
 
-    curves: sets of (label, rate, distortion, dominated), nats per image. A dominated model, than which
-    another has neither more rate nor more distortion, is a hollow mark off the line. On the dotted line
+    curves: sets of (label, rate, distortion, dominated), nats per image; one alone in its set has no line.
+    A dominated model, than which another has neither more rate nor more distortion, is a hollow mark off
+    the line. On the dotted line
     rate + distortion, the negative ELBO, is as small as that of the best model here.
     """
     figure, axes = style.new(7, 5)
     points: list[Point] = []
-    axes.set_title("Rate and distortion")
+    lines: list[Line] = []
+    axes.set_title(title)
     axes.set(xlabel="rate: KL, nats per image", ylabel="distortion: −log p(x|z), nats per image")
     for number, curve in enumerate(curves):
         colour = style.CYCLE[number % len(style.CYCLE)]
@@ -45,6 +50,7 @@ def rate_distortion(curves: Sequence[Sequence[tuple[str, float, float, bool]]]) 
         front, beaten = ([(r, d) for _, r, d, worse in known if worse is which] for which in (False, True))
         axes.plot([r for r, _ in front], [d for _, d in front], "-o", color=colour, linewidth=1.2, markersize=5)
         axes.plot([r for r, _ in beaten], [d for _, d in beaten], "o", color=colour, mfc="white", markersize=5)
+        lines.append(front)
         points += [(text, r, d, colour) for text, r, d, _ in known]
     axes.margins(0.14, 0.1)
     if len(points) > LABELLED:
@@ -52,13 +58,13 @@ def rate_distortion(curves: Sequence[Sequence[tuple[str, float, float, bool]]]) 
         points = [(str(number), *rest) for number, (_, *rest) in enumerate(points, 1)]  # type: ignore[misc]
     if points:
         best = min(r + d for _, r, d, _ in points)
-        _diagonal(axes, best)
-        _place_labels(figure, axes, points)
+        lines.append(_diagonal(axes, best))
+        _place_labels(figure, axes, points, lines)
     return figure
 
 
 @style.styled
-def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: int) -> Figure:
+def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: int, of: str = "") -> Figure:
     """A sweep's parallel coordinates: an axis for each setting or figure, a line for each run.
 
     columns: names of the axes. rows: of each run its values on them. An axis with numbers alone runs
@@ -66,6 +72,7 @@ def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: 
     LOGARITHMIC times the least; others have their values one above the other, the first one lowest.
     A constant lies in the middle. A line passes below an axis on which it has no finite value.
     colour_by: index of the column that colours the lines; a run without value there is grey.
+    of: what the title begins with.
     """
     from matplotlib.collections import LineCollection
 
@@ -75,7 +82,7 @@ def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: 
     figure, axes = style.new(min(18.0, max(3.6, 1.3 + 1.35 * len(columns))), 4.4)
     axes.set_axis_off()
     runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
-    axes.set_title(f"{runs}, coloured by {columns[colour_by]}")
+    axes.set_title(f"{of}{runs}, coloured by {columns[colour_by]}")
     axes.set(xlim=(-0.45, len(columns) - 0.55), ylim=(MISSING - 0.06, 1.28))
     places = range(len(columns))
     lines = [list(zip(places, heights_, strict=True)) for heights_ in heights]
@@ -163,7 +170,7 @@ def _axis(axes: Any, place: int, name: str, scale: Scale, marked: bool) -> None:
     axes.text(place, 1.06, _wrapped(name) + unit, ha="center", va="bottom", fontsize=9, fontweight=weight)
     ticks = scale.ticks() + ([(MISSING, "none")] if scale.incomplete else [])
     for height, text in ticks:
-        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
         axes.text(place - 0.05, height, text, ha="right", va="center", fontsize=8, bbox=box, zorder=4)
 
 
@@ -177,13 +184,14 @@ def _wrapped(name: str) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def _diagonal(axes: Any, best: float) -> None:
-    """The line rate + distortion = best, within the limits that the points set."""
+def _diagonal(axes: Any, best: float) -> Line:
+    """The line rate + distortion = best, within the limits that the points set. Returns its ends."""
     (left, right), limits = axes.get_xlim(), axes.get_ylim()
     label = f"rate + distortion = {best:,.1f}, the least"
     axes.plot([left, right], [best - left, best - right], ":", color=style.GREY, linewidth=1, zorder=1, label=label)
     axes.set(xlim=(left, right), ylim=limits)
     axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return [(left, best - left), (right, best - right)]
 
 
 def _key(figure: Figure, points: Sequence[Point]) -> None:
@@ -197,18 +205,24 @@ def _key(figure: Figure, points: Sequence[Point]) -> None:
     figure.legend(handles=handles, labelcolor=colours, **where)
 
 
-def _place_labels(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
-    """A label at each point, where it covers no other label or point: near it, else further off with a line."""
+def _place_labels(figure: Figure, axes: Any, points: Sequence[Point], lines: Sequence[Line]) -> None:
+    """A label at each point, where it covers no other label, point or line: near it, else further off with a line."""
     width, height = 72 * figure.get_figwidth() * 0.85, 72 * figure.get_figheight() * 0.8
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    where = [((r - left) / (right - left) * width, (d - low) / (high - low) * height) for _, r, d, _ in points]
+
+    def at(rate: float, distortion: float) -> tuple[float, float]:
+        return (rate - left) / (right - left) * width, (distortion - low) / (high - low) * height
+
+    where = [at(r, d) for _, r, d, _ in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in where] + [(0.55 * width, 0.94 * height, width, height)]
+    taken += _outside(width, height)
+    beads = [box for line in lines for a, b in pairwise(line) for box in _beads(at(*a), at(*b))]
     directions = [(1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)]
     for (text, rate, distortion, colour), (x, y) in zip(points, where, strict=True):
         size = (4.6 * len(text) + 2, 11.0)
-        options = [(far * dx, far * dy) for far in (6, 16) for dx, dy in directions]
+        options = [(far * dx, far * dy) for far in FAR for dx, dy in directions]
         boxes = [_box(x + dx, y + dy, dx, dy, size) for dx, dy in options]
-        costs = [sum(_overlap(box, other) for other in [*taken, *_outside(width, height)]) for box in boxes]
+        costs = [10 * sum(_overlap(b, t) for t in taken) + sum(_overlap(b, line) for line in beads) for b in boxes]
         chosen = min(range(len(options)), key=lambda i: (costs[i], i))
         (dx, dy), far = options[chosen], chosen >= len(directions)
         taken.append(boxes[chosen])
@@ -223,7 +237,17 @@ def _place_labels(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
         )
 
 
+FAR = (6, 16, 30)
+"""Points between a mark and its label, the nearest first."""
+Line = Sequence[tuple[float, float]]
 Box = tuple[float, float, float, float]
+
+
+def _beads(start: tuple[float, float], end: tuple[float, float]) -> list[Box]:
+    """Small boxes along a line."""
+    (x, y), count = start, 1 + int(math.dist(start, end) / 3)
+    steps = [((end[0] - x) * i / count, (end[1] - y) * i / count) for i in range(count + 1)]
+    return [(x + dx - 2, y + dy - 2, x + dx + 2, y + dy + 2) for dx, dy in steps]
 
 
 def _box(x: float, y: float, dx: float, dy: float, size: tuple[float, float]) -> Box:

@@ -15,6 +15,7 @@ from vaelab.summary import PARTS, number
 
 UNITS = {
     **dict.fromkeys(("loss", "reconstruction", "kl", "elbo", "capacity", "capacity_gap"), "nats per image"),
+    **dict.fromkeys(("vq", "commitment"), "squared distance, sum per image"),
     "perplexity": "codes",
     "codebook_usage": "fraction of the codes",
 }
@@ -78,7 +79,7 @@ def facts(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> list
     found += [("status", STATES.get(summary.get("status", ""), (summary.get("status", ""),))[0])]
     if model:
         found += [
-            ("time", _duration(summary["seconds"])),
+            ("time", duration(summary["seconds"])),
             ("trained", f"{summary['epochs']:,} epochs, {summary['steps']:,} steps"),
             ("device", summary["device"] + f" × {summary['processes']}" * (summary["processes"] > 1)),
             ("parameters", f"{model['parameters']:,}"),
@@ -95,7 +96,8 @@ def _started(folder: Path) -> str:
     return datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

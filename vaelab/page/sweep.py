@@ -11,27 +11,27 @@ from typing import Any, NamedTuple
 from vaelab import __version__, runs
 from vaelab.errors import UserError
 from vaelab.evaluation import compared, comparison, notes, tables
-from vaelab.evaluation.rate_distortion import rate_distortion
+from vaelab.evaluation.rate_distortion import KNOBS, Point, rate_distortion
 from vaelab.page import pictures, render, thumbnail
-from vaelab.page.run import STATES, again
+from vaelab.page.run import STATES, again, duration
 from vaelab.summary import number
 
-SETTINGS = ("beta", "gamma", "capacity", "multiplier", "commitment_cost")
+SETTINGS = ("beta", "gamma", "capacity", "multiplier", "multiplier_rate", "penalty", "commitment_cost")
 """What is logged among the figures, but was set."""
-CAPTIONS = {
-    "The runs at a glance": {
-        "rate_distortion": (
-            "Rate and distortion",
-            "What a configuration's codes cost against what its reconstructions miss, nats per image, means over "
-            "seeds: lower left is better, and a point that another one beats in both is dominated.",
-        ),
-        "parallel": (
-            "All runs",
-            "A line per finished run across what was swept and what came out, coloured by the figure in bold: where "
-            "lines part by colour at an axis, what was swept there matters.",
-        ),
-    }
+KINDS = {
+    "rate_distortion": (
+        "Rate and distortion",
+        "What a configuration's codes cost against what its reconstructions miss, nats per image, means over "
+        "seeds: lower left is better, a point that another one beats in both is dominated, and a line joins "
+        "configurations that differ in β, C or the size of the codebook alone.",
+    ),
+    "parallel": (
+        "All runs",
+        "A line per finished run across what was swept and what came out, coloured by the figure in bold: where "
+        "lines part by colour at an axis, what was swept there matters.",
+    ),
 }
+"""The figures of a sweep: their names, which what they are of may follow, and how they are read."""
 ALBUMS = {"samples": "Samples", "reconstructions": "Reconstructions"}
 """The pictures that are shown of each run."""
 
@@ -84,7 +84,7 @@ def build(folder: Path, place: Path | None = None) -> str:
         columns=columns,
         rows=rows,
         means=_means(jobs),
-        groups=pictures.groups(folder / "figures", CAPTIONS),
+        groups=pictures.groups(folder / "figures", _captions(folder / "figures")),
         albums=_albums(jobs, keys, place),
         commands=[again(job.config) for job in jobs if job.config],
         version=__version__,
@@ -92,25 +92,69 @@ def build(folder: Path, place: Path | None = None) -> str:
 
 
 def draw(folder: Path) -> dict[str, Path]:
-    """Draws the figures that a sweep has of its own into SWEEP/figures. Returns where they are."""
+    """Draws the figures that a sweep has of its own into SWEEP/figures. Returns where they are.
+
+    Runs on other data, or of another likelihood, have figures of their own: their numbers cannot be compared.
+    """
     from vaelab.figures import style, sweeps
 
-    jobs = _read(folder)
-    finished = [job for job in jobs if job.run]
-    keys, made = _differing(finished)[0], {}
-    rows = _configurations(jobs)
-    if curves := rate_distortion(rows):
-        names = comparison.columns(rows)[0]
-        labelled = [[(_label(rows[p.index].settings, names), *p[1:]) for p in curve] for curve in curves]
-        made["rate_distortion"] = sweeps.rate_distortion(labelled)
-    figures = [name for name in _figures(finished) if all(name in job.metrics for job in finished)]
-    if len(finished) > 1 and keys and figures:
-        cells = [[_cell(job, key) for key in keys] + [job.metrics[name] for name in figures] for job in finished]
-        made["parallel"] = sweeps.parallel([*_short(keys).values(), *figures], cells, len(keys))
+    finished, made = [job for job in _read(folder) if job.run], {}
+    groups = _comparable(finished)
+    for name, jobs in groups.items():
+        of, end = (f"{name}: ", f"-{name}") if name else ("", "")
+        keys, rows = _differing(jobs)[0], _configurations(jobs)
+        if families := [family for curve in rate_distortion(rows) for family in _families(curve, rows)]:
+            named = comparison.columns([rows[p.index] for family in families for p in family])[0]
+            labelled = [[(_label(rows[p.index].settings, named), *p[1:]) for p in family] for family in families]
+            made[f"rate_distortion{end}"] = sweeps.rate_distortion(
+                labelled, f"{of}rate and distortion" if of else "Rate and distortion"
+            )
+        figures = _shown(rows, jobs)
+        if len(jobs) > 1 and keys and figures:
+            cells = [[_cell(job, key) for key in keys] + [job.metrics.get(n) for n in figures] for job in jobs]
+            titles = [*_short(keys).values(), *figures]
+            made[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
+    for old in (path for kind in KINDS for path in (folder / "figures").glob(f"{kind}*.png")):
+        old.unlink()
     paths = {name: folder / "figures" / f"{name}.png" for name in made}
     for name, path in paths.items():
         style.save(made[name], path)
     return paths
+
+
+def _captions(figures: Path) -> dict[str, dict[str, tuple[str, str]]]:
+    """The captions of a sweep's figures, by their names; what they are of is said in their titles."""
+    found = {}
+    for kind, (title, text) in KINDS.items():
+        for name in sorted(path.stem for path in figures.glob(f"{kind}*.png")):
+            of = name.removeprefix(kind).removeprefix("-")
+            found[name] = (f"{title}: {of}" if of else title, text)
+    return {"The runs at a glance": found}
+
+
+def _comparable(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Jobs whose figures are of the same images and likelihood, by what of these differs between the sets."""
+    keys = [key for key in comparison.ALWAYS_SHOWN[1:5] if len({_word(job, key) for job in jobs}) > 1]
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        name = "-".join(_word(job, key) for key in keys)
+        groups.setdefault(re.sub(r"[^\w.+-]", "_", name), []).append(job)
+    return groups
+
+
+def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) -> list[list[Point]]:
+    """The points of a curve in sets that differ in β, C or the size of the codebook alone: a line joins those."""
+    families: dict[str, list[Point]] = {}
+    for point in curve:
+        fixed = {k: v for k, v in rows[point.index].settings.items() if k == "model" or k not in KNOBS}
+        families.setdefault(repr(sorted(fixed.items())), []).append(point)
+    return list(families.values())
+
+
+def _shown(rows: Sequence[comparison.Configuration], jobs: Sequence[Job]) -> list[str]:
+    """The test figures that at least half of the runs have, but for losses that are of different objectives."""
+    names = [name for name in _figures(jobs) if 2 * sum(name in job.metrics for job in jobs) >= len(jobs)]
+    return [name for name in names if name != "test/loss" or not comparison.rank(rows, "training/loss").refused]
 
 
 def _read(folder: Path) -> list[Job]:
@@ -172,6 +216,10 @@ def _label(settings: dict[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(f"{short[key]}={comparison.word(settings.get(key))}" for key in keys)
 
 
+def _word(job: Job, key: str) -> str:
+    return comparison.word(job.settings.get(key))
+
+
 def _cell(job: Job, key: str) -> float | str | None:
     """A setting as a number if it is one, else as a word."""
     value = job.settings.get(key)
@@ -197,7 +245,7 @@ def _facts(jobs: Sequence[Job]) -> list[tuple[str, str]]:
         classes = dict.fromkeys(job.summary[part]["class"] for job in jobs if part in job.summary)
         facts += [(name, ", ".join(classes))] if classes else []
     seconds = sum(job.summary.get("seconds", 0) for job in jobs)
-    return [*facts, ("time", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min")]
+    return [*facts, ("time", duration(seconds))]
 
 
 def _failure(job: Job) -> dict[str, Any]:
@@ -222,12 +270,12 @@ def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dic
         texts = ["" if value is None else comparison.word(value) for value in values]
         measured = [best.get("value"), *(job.metrics.get(name) for name in figures)]
         texts += ["" if value is None else number(value) for value in measured]
-        if best.get("by") and not monitor:
-            texts[len(values)] += f" ({best['by']})"
         cells = [
-            {"value": value, "text": text, "number": column["number"]}
+            {"value": value, "text": text, "number": column["number"], "note": ""}
             for value, text, column in zip(values + measured, texts, columns, strict=True)
         ]
+        if not monitor:
+            cells[len(values)]["note"] = best.get("by") or ""
         rows.append({"name": job.folder.name, "order": place, "link": _link(job, at), "cells": cells})
     return columns, rows
 
