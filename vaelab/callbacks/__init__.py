@@ -5,6 +5,7 @@ from vaelab.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint
 from vaelab.callbacks.health import Health
 from vaelab.callbacks.pictures import Pictures
 from vaelab.callbacks.progress import ProgressLine
+from vaelab.callbacks.prune import Prune
 from vaelab.callbacks.vectors import KLPerDimension
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Pictures",
     "Plateau",
     "ProgressLine",
+    "Prune",
     "RunCheckpoint",
 ]
