@@ -1,0 +1,1 @@
+"""`hydra/launcher=ray`: runs the jobs of a sweep on Ray."""
