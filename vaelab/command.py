@@ -35,6 +35,18 @@ PATHS = (
 """Keys whose values are paths."""
 
 
+OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
+"""Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
+
+
+def of_search(argument: str) -> str:
+    """A search's key with its full name; a list of figures or directions needs no brackets."""
+    key, equals, value = argument.partition("=")
+    if key not in OF_SEARCH or not equals:
+        return argument
+    return f"hydra.sweeper.{key}=[{value}]" if "," in value and "[" not in value else f"hydra.sweeper.{argument}"
+
+
 def quoted(argument: str) -> str:
     """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
     key, _, value = argument.partition("=")
@@ -99,9 +111,9 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         return 2
     failures: list[Exception] = []
 
-    def guarded(config: Any) -> None:
+    def guarded(config: Any) -> Any:
         try:
-            task(config)
+            return task(config)
         except Exception as error:  # raised below: Hydra would print words of its own about it
             failures.append(error)
 
@@ -178,6 +190,8 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
         return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1]
+        if key.startswith("hydra.sweeper.") and key.rpartition(".")[2] in OF_SEARCH:
+            return f"{key.rpartition('.')[2]}= is for a search: add hydra/sweeper=optuna, with -m"
         hint = _elsewhere(key) or _near(key, [known for known in _keys(name, arguments) if known != key])
         return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
     if isinstance(error, MissingMandatoryValue):

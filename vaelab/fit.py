@@ -16,8 +16,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vaelab import runs, summary
-from vaelab.callbacks import KLPerDimension, LastOnException, ProgressLine, RunCheckpoint
+from vaelab import runs, studies, summary
+from vaelab.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint
 from vaelab.config import build
 from vaelab.errors import UserError
 from vaelab.loggers import MetricsFile, PictureLogger
@@ -55,13 +55,16 @@ def fit(config: dict[str, Any], run: Path) -> None:
     if trainer.is_global_zero:
         runs.write_summary(run, result | {"status": "trained"})
     result["best"] = _take_best_weights(trainer, model)
-    if config["test"]:
+    pruned = any(isinstance(callback, Prune) and callback.pruned for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if pruned:
+        result["status"] = "pruned"
+    if config["test"] and not pruned:
         trainer.test(model, datamodule=data, verbose=False)
         result["metrics"] |= summary.numbers(trainer.callback_metrics)
     if trainer.is_global_zero:
         runs.write_summary(run, result)
         print(summary.table(result))
-        if config["report"]:
+        if config["report"] and not pruned:
             _report(run, model, data, trainer)
         print(f"run: {run}")
 
@@ -151,6 +154,8 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
         ]
     if config["trainer"]["enable_progress_bar"]:
         callbacks.append(ProgressLine())
+    if place := studies.place():
+        callbacks.append(Prune(place))
     resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     callbacks.append(KLPerDimension(MetricsFile(run / "kl_per_dim.csv", resumed_step)))
     loggers = [MetricsFile(run / "metrics.csv", resumed_step)]

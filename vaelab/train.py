@@ -13,7 +13,7 @@ from vaelab.errors import UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        arguments = _with_resumed([command.quoted(argument) for argument in arguments])
+        arguments = _with_resumed([command.of_search(command.quoted(argument)) for argument in arguments])
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
