@@ -230,7 +230,8 @@ def _dimensions(s: Scene) -> Figure | None:
         return None
     dims, kl = s.order
     _, logvar = views.posterior(s.model, s.many.images, s.many.labels)
-    return latents.dimensions(kl[dims.argsort()], s.codes.var(0, unbiased=False), logvar.exp().mean(0))
+    variance = s.codes.var(0, unbiased=False)
+    return latents.dimensions(kl[dims.argsort()], variance, logvar.exp().mean(0), len(s.many.images))
 
 
 def _uncertainty(s: Scene) -> Figure | None:
