@@ -6,6 +6,7 @@ from vaelab.datasets.digits import Digits
 from vaelab.datasets.dsprites import DSprites
 from vaelab.datasets.fake import Fake
 from vaelab.datasets.folder import Folder
+from vaelab.datasets.prepared import Prepared
 from vaelab.datasets.shapes3d import Shapes3D
 from vaelab.datasets.splits import Batch, Split, TensorSplit
 from vaelab.datasets.sprites import Sprites
@@ -24,6 +25,7 @@ __all__ = [
     "FashionMNIST",
     "Folder",
     "ImageData",
+    "Prepared",
     "Shapes3D",
     "Split",
     "Sprites",

@@ -67,6 +67,11 @@ class Folder(ImageFiles):
         classes = self._listings[0].classes
         return None if classes is None else len(classes)
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the class folders, or None."""
+        return self._listings[0].classes
+
     def _labels(self, listing: Listing) -> Tensor | None:
         return None if listing.classes is None else listing.labels
 
