@@ -11,7 +11,7 @@ import vaelab
 
 ROOT = Path(vaelab.__file__).parent
 LOOKERS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
-LOOKERS |= {"dashboard", "list_runs", "watch"}
+LOOKERS |= {"dashboard", "list_runs", "watch", "data"}
 TRAINERS = {"train", "sweeps", "launch", "checks", "bench", "doctor", "evaluate", "measure", "compare"}
 HYDRA = {"command", "config", "runs", "trained", *TRAINERS, *LOOKERS}
 PARTS = ("models", "datasets", "callbacks")

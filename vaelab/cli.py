@@ -26,6 +26,7 @@ COMMANDS = {
     "dashboard": ("vaelab.dashboard", "a W&B workspace, a comparison and a report for the lab's figures"),
     "report": ("vaelab.report", "all figures of a run or a sweep, and report.html"),
     "explain": ("vaelab.explain", "the ideas behind a VAE in figures and numbers"),
+    "data": ("vaelab.data", "prepare a data set that does not fit memory"),
     "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 
