@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from vaelab.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 MOMENTS_SAMPLE = 10_000
 """Images that the mean image and the spread around it are computed from."""
+MOMENTS_VALUES = 4 * 2**20
+"""Pixel values of them that are held at a time, in 20 bytes each."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,7 +146,7 @@ class ImageData(pl.LightningDataModule):
         index = torch.linspace(0, len(self.train) - 1, min(len(self.train), MOMENTS_SAMPLE)).long()
         total = torch.zeros(self.shape, dtype=torch.float64)
         squares = 0.0
-        for part in index.split(1000):
+        for part in index.split(max(1, min(1000, MOMENTS_VALUES // math.prod(self.shape)))):
             x = self.as_model_sees(self.train.batch(part)).images.cpu().double()
             total += x.sum(0)
             squares += x.square().sum().item()
