@@ -131,10 +131,11 @@ class PreparedSplit:
         self._block, self._remembered = 0, 0
         self._asked: dict[int, None] = {}
         self._arrays: dict[str, np.ndarray] | None = None
+        self._map: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open file: every process opens its own."""
-        return {**self.__dict__, "_arrays": None, "_asked": {}}
+        return {**self.__dict__, "_arrays": None, "_map": None, "_asked": {}}
 
     def __len__(self) -> int:
         return self.header["parts"][self.part]["count"] if self.index is None else len(self.index)
