@@ -1,9 +1,34 @@
-"""Sums and means over all processes of a run; without a process group they change nothing."""
+"""Sums, means and random rows over all processes of a run; without a process group they change nothing.
+
+Several processes train as one would on all their images: each knows its share of the global batch,
+which the loader tells it, so that nothing has to be asked of the others or of the device.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Share(NamedTuple):
+    """A process's part of a global batch.
+
+    offset: images that belong to the processes before it. count: its own. total: images of all
+    processes. processes: how many there are.
+    """
+
+    offset: int
+    count: int
+    total: int
+    processes: int
+
+    @property
+    def weight(self) -> float:
+        """What a mean over this process's images counts in the average over processes: 1 where all have alike."""
+        return self.processes * self.count / self.total
 
 
 def active() -> bool:
@@ -25,13 +50,30 @@ def from_first(x: Tensor) -> Tensor:
     return x
 
 
-def global_mean(mean: Tensor) -> Tensor:
-    """The mean over all processes of a batch mean, with this process's gradient.
+def global_mean(mean: Tensor, share: Share | None) -> Tensor:
+    """The mean over the images of all processes, the same everywhere, with the gradient of this process's `mean`.
 
-    The gradients of all processes are averaged afterwards (DDP), so that a function of the global
-    mean gets its exact gradient: d f(m) = f'(m) * average of d m_rank.
+    mean: over this process's images. share: None where it has them all. The loss is weighted with
+    `share.weight` and DDP averages the gradients, so that a function f of the global mean m gets
+    its exact gradient: f'(m) times the weighted average of d m_rank.
     """
-    if not active():
+    if share is None:
         return mean
-    total = all_sum(mean.detach().clone()) / dist.get_world_size()
-    return mean + (total - mean.detach())
+    total = all_sum(mean.detach() * (share.weight / share.processes))
+    return total + (mean - mean.detach())
+
+
+def random_rows(x: Tensor, count: int, share: Share | None) -> Tensor:
+    """`count` random rows of all processes' `x`, [N, D] on each: [count, D], the same everywhere.
+
+    They are the rows that one process with all images would take: the first process's random
+    numbers count them through the global batch. share: of the images that `x` was made of, each of
+    which gives the same number of rows; None where this process has them all.
+    """
+    if share is None:
+        return x[torch.randint(len(x), (count,), device=x.device)]
+    per_image = len(x) // share.count
+    rows = from_first(torch.randint(per_image * share.total, (count,), device=x.device))
+    rows = rows - per_image * share.offset
+    mine = (rows >= 0) & (rows < len(x))
+    return all_sum(torch.where(mine[:, None], x[rows.clamp(0, len(x) - 1)], x.new_zeros(())))

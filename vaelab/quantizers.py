@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaelab.distributed import all_sum, from_first
+from vaelab.distributed import Share, all_sum, random_rows
 from vaelab.types import Fraction, PositiveFloat, PositiveInt
 
 SEARCH_ELEMENTS = 2**19
@@ -121,13 +121,16 @@ class GradientCodebook(nn.Module):
             flat = z.detach().movedim(1, -1).flatten(0, -2).float()
             return nearest_code(flat, self.codes.detach()).view(z.shape[0], *z.shape[2:])
 
-    def forward(self, z: Tensor) -> Quantized:
-        """z: encoder output, [B, D, h, w]; computed in float32 under any autocast."""
+    def forward(self, z: Tensor, share: Share | None = None) -> Quantized:
+        """z: encoder output, [B, D, h, w]; computed in float32 under any autocast.
+
+        share: this process's of the global batch, None where it has all of it.
+        """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             flat = z.detach().movedim(1, -1).flatten(0, -2)
             if self.training and not self.initialised:
-                self._place(torch.ones_like(self.idle, dtype=torch.bool), flat)
+                self._place(torch.ones_like(self.idle, dtype=torch.bool), flat, share)
                 self.initialised = True
             indices = nearest_code(flat, self.codes.detach())
             index_map = indices.view(z.shape[0], *z.shape[2:])
@@ -139,14 +142,14 @@ class GradientCodebook(nn.Module):
                 commitment=(z - codes.detach()).square().flatten(1).sum(1),
             )
             if self.training:
-                self._update(flat, indices)
+                self._update(flat, indices, share)
         return result
 
     def _codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
         return (z.detach() - codes).square().flatten(1).sum(1)
 
     @torch.no_grad()
-    def _update(self, flat: Tensor, indices: Tensor) -> None:
+    def _update(self, flat: Tensor, indices: Tensor, share: Share | None) -> None:
         """After a training batch: moves the codes if they learn by averages, restarts those idle too long.
 
         flat: [N, D]; indices: [N].
@@ -155,16 +158,18 @@ class GradientCodebook(nn.Module):
         self._average(flat, indices, counts)
         self.idle.add_(1).mul_(counts == 0)
         if self.restart_after is not None:
-            self._place(self.idle >= self.restart_after, flat)
+            self._place(self.idle >= self.restart_after, flat, share)
 
     def _average(self, flat: Tensor, indices: Tensor, counts: Tensor) -> None:
         """Nothing: the optimiser moves the codes. counts: [K], over all processes."""
 
     @torch.no_grad()
-    def _place(self, which: Tensor, flat: Tensor) -> None:
-        """Moves the codes where `which`, [K] bool, onto random rows of `flat`, [N, D], without a host sync."""
-        rows = torch.randint(len(flat), (self.num_embeddings,), device=flat.device)
-        fresh = from_first(flat[rows])
+    def _place(self, which: Tensor, flat: Tensor, share: Share | None) -> None:
+        """Moves the codes where `which`, [K] bool, onto random rows of `flat`, [N, D], without a host sync.
+
+        The rows are of all processes' `flat`, and every process takes the same.
+        """
+        fresh = random_rows(flat, self.num_embeddings, share)
         self.codes.data.copy_(torch.where(which[:, None], fresh, self.codes))
         self.idle.mul_(~which)
 
@@ -207,7 +212,7 @@ class EMACodebook(GradientCodebook):
         self.codes.copy_(self.cluster_sum / smoothed[:, None])
 
     @torch.no_grad()
-    def _place(self, which: Tensor, flat: Tensor) -> None:
-        super()._place(which, flat)
+    def _place(self, which: Tensor, flat: Tensor, share: Share | None) -> None:
+        super()._place(which, flat, share)
         self.cluster_size.copy_(torch.where(which, torch.ones_like(self.cluster_size), self.cluster_size))
         self.cluster_sum.copy_(torch.where(which[:, None], self.codes, self.cluster_sum))

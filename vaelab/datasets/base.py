@@ -21,6 +21,7 @@ from vaelab.datasets.splits import (
     epoch_order,
     streaming_loader,
 )
+from vaelab.distributed import Share
 from vaelab.errors import UserError
 from vaelab.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -65,6 +66,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
         self.pixel_range = (float(low), float(high))
         self._loaded = False
+        self._dealt: dict[str, IndexBatches] = {}  # batches of the train, val and test images, for this process
 
     # --- for the families ---------------------------------------------------------------------
 
@@ -175,17 +177,17 @@ class ImageData(pl.LightningDataModule):
     # --- loaders, as Lightning asks for them --------------------------------------------------
 
     def train_dataloader(self) -> Any:
-        self.train, loader = self._loader(self.train, self._train_order)
+        self.train, loader = self._loader("train", self.train, self._train_order)
         return loader
 
     def val_dataloader(self) -> Any:
         if not len(self.val):
             return []
-        self.val, loader = self._loader(self.val, lambda: (torch.arange(len(self.val)), 0))
+        self.val, loader = self._loader("val", self.val, lambda: (torch.arange(len(self.val)), 0))
         return loader
 
     def test_dataloader(self) -> Any:
-        self.test, loader = self._loader(self.test, lambda: (torch.arange(len(self.test)), 0))
+        self.test, loader = self._loader("test", self.test, lambda: (torch.arange(len(self.test)), 0))
         return loader
 
     def _train_order(self) -> tuple[Tensor, int]:
@@ -195,7 +197,11 @@ class ImageData(pl.LightningDataModule):
         start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
         return epoch_order(len(self.train), self.seed, self.trainer.current_epoch), start
 
-    def _loader(self, split: Split, order: Any) -> tuple[Split, Any]:
+    def share(self, part: str, batch_idx: int) -> Share:
+        """This process's share of a global batch of the train, val or test images."""
+        return self._dealt[part].share(batch_idx)
+
+    def _loader(self, part: str, split: Split, order: Any) -> tuple[Split, Any]:
         assert self.trainer is not None
         if len(split) < self.trainer.world_size:
             raise UserError(f"dataset: {len(split)} images cannot be dealt out to {self.trainer.world_size} processes")
@@ -208,9 +214,9 @@ class ImageData(pl.LightningDataModule):
                 indices, start = order()
                 return indices.to(device), start
 
-            batches = self._batches(split, placed)
+            batches = self._dealt[part] = self._batches(split, placed)
             return split, ResidentLoader(split, batches)
-        batches = self._batches(split, order)
+        batches = self._dealt[part] = self._batches(split, order)
         return split, streaming_loader(split, batches, self.num_workers, pin_memory=device.type == "cuda")
 
     def _batches(self, split: Split, order: Any) -> IndexBatches:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vaelab.distributed import Share
+
 
 class Batch(NamedTuple):
     """Images with what is known of them.
@@ -138,8 +140,9 @@ class IndexBatches(Sampler[Tensor]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.order = order
-        self.slices = [rank_slice(*bounds, rank, world_size) for bounds in batch_bounds(size, batch_size, world_size)]
+        self.order, self.world_size = order, world_size
+        self.bounds = batch_bounds(size, batch_size, world_size)
+        self.slices = [rank_slice(*bounds, rank, world_size) for bounds in self.bounds]
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -148,6 +151,11 @@ class IndexBatches(Sampler[Tensor]):
         order, start = self.order()
         for part in self.slices[start:]:
             yield order[part]
+
+    def share(self, batch_idx: int) -> Share:
+        """This process's part of an epoch's global batch."""
+        (start, stop), part = self.bounds[batch_idx], self.slices[batch_idx]
+        return Share(part.start - start, part.stop - part.start, stop - start, self.world_size)
 
 
 class ResidentLoader:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from vaelab.distributed import Share, active
 from vaelab.errors import DivergenceError, UserError
 from vaelab.likelihoods import Likelihood
 from vaelab.metrics import Means
@@ -50,6 +51,7 @@ class Model(pl.LightningModule):
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self.seed = 0  # of the noise
         self.compiled: tuple[Callable[..., dict[str, Tensor]], int] | None = None  # terms, and for which batch size
+        self.share: Share | None = None  # of the present global batch; None where one process has all of it
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
         self.closed_at = 0  # the step at which the window was last closed
         self.latest: dict[str, float] = {}  # figures of the last closed window, for the progress bar
@@ -144,7 +146,9 @@ class Model(pl.LightningModule):
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
-    def _step(self, batch: Any, means: Means) -> Tensor:
+    def _step(self, part: str, batch: Any, batch_idx: int, means: Means) -> Tensor:
+        """The objective of a batch, whose figures are added to `means`; part: train, val or test."""
+        self.share = self.trainer.datamodule.share(part, batch_idx) if active() else None  # type: ignore[attr-defined]
         measure = self.terms
         if self.compiled and self.training and len(batch.images) == self.compiled[1] and self.trainer.global_step:
             measure = self.compiled[0]
@@ -157,7 +161,9 @@ class Model(pl.LightningModule):
         return loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self._step(batch, self.window)
+        """The objective, weighted so that DDP's average over processes is the mean over the global batch's images."""
+        loss = self._step("train", batch, batch_idx, self.window)
+        return loss if self.share is None or self.share.weight == 1 else loss * self.share.weight
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._report_if_due()
@@ -195,7 +201,7 @@ class Model(pl.LightningModule):
         self._seed_noise(0)  # the same noise at every validation
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._step(batch, self.held_out)
+        self._step("val", batch, batch_idx, self.held_out)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val", self.held_out)
@@ -204,7 +210,7 @@ class Model(pl.LightningModule):
         self._seed_noise(0)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._step(batch, self.held_out)
+        self._step("test", batch, batch_idx, self.held_out)
 
     def on_test_epoch_end(self) -> None:
         self._report("test", self.held_out)

@@ -61,7 +61,7 @@ class CapacityVAE(VAE):
         self.multiplier_rate.fill_(multiplier_rate)
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
-        gap = global_mean(terms["kl"].mean()) - self.capacity
+        gap = global_mean(terms["kl"].mean(), self.share) - self.capacity
         self.gap = gap.detach()
         if self.constraint == "l1":
             cost = self.gamma * gap.abs()

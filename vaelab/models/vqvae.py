@@ -57,7 +57,7 @@ class VQVAE(Model):
         return self.decoder(self.codebook.lookup(indices))
 
     def terms(self, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        quantized = self.codebook(self.encoder(x))
+        quantized = self.codebook(self.encoder(x), self.share)
         raw = self.decoder(quantized.vectors)
         return {
             "reconstruction": -self.likelihood.log_prob(raw, x),
