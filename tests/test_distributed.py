@@ -1,0 +1,176 @@
+"""Several processes train as one would on all their images: losses, gradients and weights, for every variant.
+
+Two processes with batches of B are held against one with batches of 2B, in one pair of processes for
+all variants. The noise of z is replaced by a function of step and image; what a codebook draws need
+not be.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import vaelab.models.vae
+from vaelab.command import CONF
+from vaelab.datasets.splits import TensorSplit
+from vaelab.fit import prepare
+
+BATCH, STEPS = 16, 20
+"""Images per process. 87 training images are 32, 32 and 23 a step: in the last, one process has 11 and the other 12."""
+
+ADAM = [
+    "optimizer.lr=1e-3",
+    "+optimizer.eps=1e-6",
+]  # with 1e-8 it takes a step of lr where a gradient is rounding alone
+SGD = [
+    "optimizer._target_=torch.optim.SGD",
+    "optimizer.lr=1e-4",
+    "~optimizer.betas",
+    "~optimizer.weight_decay",
+    "~optimizer.fused",
+]
+VQVAE = ["model=vqvae", "likelihood=gaussian", "model.num_embeddings=16", "codebook.restart_after=2"]
+VARIANTS = {
+    "ae": ["model=ae"],
+    "vae": ["model=vae"],
+    "beta": ["model=beta"],
+    "lagrangian": ["model=capacity", "model.constraint=lagrangian", "schedule.capacity.over=15"],
+    "l1": ["model=capacity", "model.constraint=l1", "model.gamma=5", "schedule.capacity.over=15"],
+    "cvae": ["model=cvae"],
+    "ema codebook": [*VQVAE, "codebook.decay=0.9"],
+    "gradient codebook": [*VQVAE, "codebook=gradient"],
+    "accumulated": ["model=capacity", "trainer.accumulate_grad_batches=2", "schedule.capacity.over=15"],
+    "clipped": ["model=vae", "trainer.gradient_clip_val=0.5"],
+}
+RUNS = {f"{name}, {how}": (v, o) for name, v in VARIANTS.items() for how, o in (("adam", ADAM), ("sgd", SGD))}
+del RUNS["accumulated, adam"], RUNS["clipped, sgd"]
+
+
+class Watch(pl.Callback):
+    """Keeps the averaged gradients of every optimiser step, and tells the noise which images there are."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.images, self.step = batch.factors[:, 0], trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.images, self.step = batch.factors[:, 0], 0
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    def reparameterise(self, mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.step)
+        noise = torch.randn(200, mean.shape[1], generator=generator)[self.images]
+        return mean + (0.5 * logvar).exp() * noise
+
+
+def config(*arguments: str) -> dict[str, Any]:
+    small = ["dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96", f"trainer.max_steps={STEPS}"]
+    small += ["trainer.max_epochs=-1", "trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false"]
+    small += ["trainer.enable_checkpointing=false", "run.name=x", "run.dir=x"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed: Any = OmegaConf.to_container(compose("train", overrides=small + list(arguments)), resolve=True)
+    return composed
+
+
+def trained(folder: Path, *arguments: str) -> dict[str, Any]:
+    """Figures, gradients of every step, and the last weights of a run whose noise is known."""
+    folder.mkdir(exist_ok=True)
+    data, model, trainer = prepare(config(*arguments), folder)
+    for part in ("train", "val"):
+        split = getattr(data, part)
+        # noise, or vectors of a codebook would be alike, and rounding would choose between them
+        images = torch.randint(256, split.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        setattr(data, part, TensorSplit(images, split.labels, torch.arange(len(split))[:, None]))
+    restarts = watch_restarts(model)
+    watch = Watch()
+    trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+    vaelab.models.vae.reparameterise = watch.reparameterise
+    trainer.fit(model, datamodule=data)
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    rows = (folder / "metrics.csv").read_text() if trainer.is_global_zero else ""
+    found = {"figures": figures, "rows": rows, "gradients": watch.gradients, "weights": model.state_dict()}
+    return found | {"restarts": restarts}
+
+
+def watch_restarts(model: Any) -> list[int]:
+    """How many codes are placed, each time; filled while the model trains."""
+    counts: list[int] = []
+    if hasattr(model, "codebook"):
+        place = model.codebook._place
+
+        def counted(which: torch.Tensor, *rest: Any) -> None:
+            counts.append(int(which.sum()))
+            place(which, *rest)
+
+        model.codebook._place = counted
+    return counts
+
+
+def process(folder: Path) -> None:
+    """What each of the two processes does: all runs, one after the other."""
+    results = {}
+    for number, (name, (variant, optimizer)) in enumerate(RUNS.items()):
+        two = ["accelerator=ddp_cpu", f"dataset.batch_size={BATCH}"]
+        results[name] = trained(folder / str(number), *variant, *optimizer, *two)
+    torch.save(results, folder / f"process{os.environ['RANK']}.pt")
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two processes found, by the name of the run."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}  # as torchrun sets them
+    code = f"from pathlib import Path; from tests.test_distributed import process as t; t(Path({str(folder)!r}))"
+    root = Path(__file__).parents[1]
+    started = []
+    for rank in ("0", "1"):
+        environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+        started.append(subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment))
+    try:
+        assert [process.wait(timeout=300) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    return [torch.load(folder / f"process{rank}.pt") for rank in (0, 1)]
+
+
+def numbers(text: str) -> list[list[float]]:
+    return [[float(cell or "nan") for cell in line.split(",")] for line in text.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)  # put back what `trained` sets
+    variant, optimizer = RUNS[name]
+    one = trained(tmp_path, *variant, *optimizer, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}")
+    first, second = (found[name] for found in processes)
+    assert len(one["gradients"]) == len(first["gradients"]) == STEPS
+    torch.testing.assert_close(first["gradients"], one["gradients"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-5, atol=1e-5)
+    assert first["figures"] == pytest.approx(one["figures"], rel=1e-5, abs=1e-5)
+    assert first["rows"].splitlines()[0] == one["rows"].splitlines()[0]
+    torch.testing.assert_close(
+        torch.tensor(numbers(first["rows"])), torch.tensor(numbers(one["rows"])), rtol=1e-5, atol=1e-5, equal_nan=True
+    )
+    for key, value in first["weights"].items():
+        assert not torch.is_tensor(value) or torch.equal(value, second["weights"][key]), key
+    assert first["restarts"] == second["restarts"] == one["restarts"]
+    assert "codebook" not in name or sum(first["restarts"][1:]) > 0
