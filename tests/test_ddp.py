@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from tests.conftest import SMALL
+from vaelab.runs import read_metrics
 
 VAELAB = Path(sys.executable).parent / "vaelab"
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    small = [a for a in SMALL if not a.startswith("trainer.accelerator")]
-    command = [VAELAB, "train", *small, "accelerator=ddp_cpu", *arguments]
+    given = [a.partition("=")[0] for a in ("trainer.accelerator", *arguments)]
+    small = [a for a in [*SMALL, "accelerator=ddp_cpu"] if a.partition("=")[0] not in given]
+    command = [VAELAB, "train", *small, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
@@ -28,7 +31,7 @@ def test_two_processes_train_and_one_resumes(tmp_path):
     assert summary["status"] == "finished"
     assert summary["processes"] == 2
     assert done.stdout.count("run: run") == 1
-    # 87 training images in global batches of 64: 64 and 23
+    # 86 training images in global batches of 64: 64 and 22
     assert summary["steps"] == 4
     command = [VAELAB, "train", "resume=run", "accelerator=cpu", "trainer.max_epochs=3"]
     resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -58,13 +61,53 @@ def test_every_image_is_seen_once_whatever_the_number_of_processes(tmp_path):
         assert a[name] == pytest.approx(b[name], rel=1e-6)
 
 
-def test_a_run_interrupted_in_an_epoch_goes_on_with_two_processes(tmp_path):
-    """The figures of the unfinished epoch lie in the first process; no other waits for them."""
-    command = [VAELAB, "train", *SMALL, "run.dir=run", "trainer.max_epochs=-1", "trainer.max_steps=4"]
-    one = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert one.returncode == 0, one.stderr
-    longer = ["trainer.max_steps=-1", "trainer.max_epochs=3"]
-    command = [VAELAB, "train", "resume=run", "accelerator=ddp_cpu", *longer]
-    two = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert two.returncode == 0, two.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
+# an epoch has batches of 32, 32 and 23 images with one process, of 64 and 23 with two
+@pytest.mark.parametrize(
+    ("first", "then", "step", "seen", "end"), [("cpu", "ddp_cpu", 4, 32, 5), ("ddp_cpu", "cpu", 3, 64, 4)]
+)
+def test_an_interrupted_epoch_goes_on_with_another_number_of_processes(tmp_path, first, then, step, seen, end):
+    """Each of its images is seen once: a noise-free model's figures of both parts are those of the whole."""
+    frozen = ["model=ae", "optimizer.lr=1e-9", "dataset.size=97", "trainer.max_epochs=-1"]
+    part = run(tmp_path, *frozen, f"accelerator={first}", "run.dir=run", f"trainer.max_steps={step}")
+    assert part.returncode == 0, part.stderr
+    command = [VAELAB, "train", "resume=run", f"accelerator={then}", "trainer.max_steps=-1", "trainer.max_epochs=2"]
+    rest = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert rest.returncode == 0, rest.stderr
+    rows = read_metrics(tmp_path / "run")
+    whole, before, after = [row["train/reconstruction"] for row in rows if "train/reconstruction" in row]
+    assert seen * before + (87 - seen) * after == pytest.approx(87 * whole, rel=1e-6)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == end
+
+
+def test_two_nodes_make_one_run(tmp_path):
+    """Two torchrun agents on loopback: nothing is written twice."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "x"]
+    agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "vaelab", "train"]
+    small = [a for a in SMALL if not a.startswith(("trainer.accelerator", "report"))]
+    cpu = ["accelerator=multinode", "trainer.accelerator=cpu", "trainer.devices=1", "logger=wandb"]
+    nodes = [
+        subprocess.Popen(
+            [*agent, *small, *cpu], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        said = [node.communicate(timeout=300) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert sum(out.count("run: outputs") for out, _ in said) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    (folder,) = tmp_path.glob("outputs/*/*")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert len(list(folder.rglob("*.wandb"))) == 1
+    assert (folder / "figures" / "reconstructions.png").exists()
+    assert (folder / "report.html").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["processes"], summary["steps"]) == ("finished", 2, 4)
+    steps = [row["step"] for row in read_metrics(folder)]
+    assert steps == sorted(set(steps))

@@ -66,6 +66,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
         self.pixel_range = (float(low), float(high))
         self._loaded = False
+        self._seen = 0  # images of the epoch that is resumed in its middle
         self._dealt: dict[str, IndexBatches] = {}  # batches of the train, val and test images, for this process
 
     # --- for the families ---------------------------------------------------------------------
@@ -178,6 +179,7 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         self.train, loader = self._loader("train", self.train, self._train_order)
+        self._go_on(self._dealt["train"])
         return loader
 
     def val_dataloader(self) -> Any:
@@ -189,6 +191,32 @@ class ImageData(pl.LightningDataModule):
     def test_dataloader(self) -> Any:
         self.test, loader = self._loader("test", self.test, lambda: (torch.arange(len(self.test)), 0))
         return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How many images of the present epoch were seen, by all processes."""
+        if self.trainer is None or "train" not in self._dealt:
+            return {"images": 0}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"images": self._dealt["train"].bounds[done - 1][1] if done else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._seen = state_dict["images"]
+
+    def _go_on(self, batches: IndexBatches) -> None:
+        """After a resume in the middle of an epoch: its batches are counted as this number of processes cuts them."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        seen, self._seen = self._seen, 0
+        left = len(self.train) - seen
+        if not seen or progress.is_last_batch:
+            return
+        if left < self.trainer.world_size:
+            raise UserError(
+                f"resume: {left} images of the epoch are left, too few for {self.trainer.world_size} processes"
+            )
+        moved = batches.go_on_after(seen) - progress.current.processed
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(progress.current, count, getattr(progress.current, count) + moved)
 
     def _train_order(self) -> tuple[Tensor, int]:
         """This epoch's order, and where to start in it: a resumed epoch goes on where it stopped."""

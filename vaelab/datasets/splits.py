@@ -140,21 +140,33 @@ class IndexBatches(Sampler[Tensor]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.order, self.world_size = order, world_size
-        self.bounds = batch_bounds(size, batch_size, world_size)
-        self.slices = [rank_slice(*bounds, rank, world_size) for bounds in self.bounds]
+        self.order, self.size, self.batch_size = order, size, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.bounds = self.next_bounds = self.whole = batch_bounds(size, batch_size, world_size)
 
     def __len__(self) -> int:
-        return len(self.slices)
+        return len(self.whole)
 
     def __iter__(self) -> Iterator[Tensor]:
         order, start = self.order()
-        for part in self.slices[start:]:
-            yield order[part]
+        self.bounds, self.next_bounds = self.next_bounds, self.whole
+        for bounds in self.bounds[start:]:
+            yield order[rank_slice(*bounds, self.rank, self.world_size)]
+
+    def go_on_after(self, images: int) -> int:
+        """Cuts the next pass anew after an epoch's first `images`; returns which of its batches comes next.
+
+        They may have been seen in batches of another size, by another number of processes.
+        """
+        rest = batch_bounds(self.size - images, self.batch_size, self.world_size)
+        done = len(self.whole) - len(rest)
+        self.next_bounds = self.whole[:done] + [(start + images, stop + images) for start, stop in rest]
+        return done
 
     def share(self, batch_idx: int) -> Share:
         """This process's part of an epoch's global batch."""
-        (start, stop), part = self.bounds[batch_idx], self.slices[batch_idx]
+        start, stop = self.bounds[batch_idx]
+        part = rank_slice(start, stop, self.rank, self.world_size)
         return Share(part.start - start, part.stop - part.start, stop - start, self.world_size)
 
 
