@@ -114,6 +114,13 @@ class Means:
             self.sums, self.count = torch.zeros_like(self.sums), 0
             self.vectors = {name: torch.zeros_like(value) for name, value in self.vectors.items()}
 
+    def to(self, device: torch.device) -> None:
+        """Moves what was restored to where the processes can add it up."""
+        if self.sums is not None:
+            wide = _wide(torch.empty(0, device=device))
+            self.sums = self.sums.to(device, wide)
+            self.vectors = {name: value.to(device, wide) for name, value in self.vectors.items()}
+
     def first_bad(self) -> list[str]:
         """Names of the figures that were infinite or NaN in the first batch that had one, terms before their sum."""
         values = self.compute()[0]

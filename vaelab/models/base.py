@@ -117,6 +117,8 @@ class Model(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """After a resume: reports what the interruption came before; the optimiser takes its settings and layout."""
+        for means in (self.window, self.epoch_means):
+            means.to(self.device)
         self._report_if_due()
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
