@@ -20,6 +20,7 @@ from vaelab import runs, studies, summary
 from vaelab.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint
 from vaelab.config import build
 from vaelab.errors import UserError
+from vaelab.fsdp import FullySharded
 from vaelab.loggers import MetricsFile, PictureLogger
 from vaelab.loop import quicken
 from vaelab.quiet import Terminal, quieten
@@ -54,7 +55,10 @@ def fit(config: dict[str, Any], run: Path) -> None:
         result["metrics"] = runs.read_summary(run).get("metrics", {})
     if trainer.is_global_zero:
         runs.write_summary(run, result | {"status": "trained"})
-    result["best"] = _take_best_weights(trainer, model)
+    if isinstance(trainer.strategy, FullySharded):
+        model, result["best"] = _whole(config, run, trainer), _best(trainer)
+    else:
+        result["best"] = _take_best_weights(trainer, model)
     pruned = any(isinstance(callback, Prune) and callback.pruned for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if pruned:
         result["status"] = "pruned"
@@ -65,7 +69,8 @@ def fit(config: dict[str, Any], run: Path) -> None:
         runs.write_summary(run, result)
         print(summary.table(result))
         if config["report"] and not pruned:
-            _report(run, model, data, trainer)
+            whole = _whole(config, run, trainer) if isinstance(trainer.strategy, FullySharded) else model
+            _report(run, whole, data, trainer)
         print(f"run: {run}")
 
 
@@ -111,6 +116,8 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread)
     trainer = _build_trainer(config, run, model, data, checkpoint)
+    if isinstance(trainer.strategy, FullySharded):
+        trainer.strategy.check(trainer, model)
     hasten(config, model, data, trainer.strategy.root_device.type)
     return data, model, trainer
 
@@ -184,11 +191,30 @@ def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
     Without a validated checkpoint the model stays as it ended. (`trainer.test(ckpt_path=...)` would
     give a model with averaged weights its raw ones back.)
     """
+    if callback := _best_checkpoint(trainer):
+        model.load_state_dict(runs.read_checkpoint(Path(callback.best_model_path))["state_dict"])
+    return _best(trainer)
+
+
+def _whole(config: dict[str, Any], run: Path, trainer: pl.Trainer) -> Any:
+    """The model with its best checkpoint's weights, or the last one's, built anew: the trained one is in parts."""
+    model = runs.load(run, "best" if _best_checkpoint(trainer) else "last")
+    model.seed = config["seed"]
+    return model
+
+
+def _best_checkpoint(trainer: pl.Trainer) -> RunCheckpoint | None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, RunCheckpoint) and callback.monitor and callback.best_model_path:
-            saved = runs.read_checkpoint(Path(callback.best_model_path))
-            model.load_state_dict(saved["state_dict"])
-            return {"epoch": saved["epoch"] + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
+            return callback
+    return None
+
+
+def _best(trainer: pl.Trainer) -> dict[str, Any]:
+    """Which weights are the best: epoch, figure and value."""
+    if callback := _best_checkpoint(trainer):
+        epoch = runs.read_checkpoint(Path(callback.best_model_path))["epoch"]
+        return {"epoch": epoch + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
     return {"epoch": trainer.current_epoch, "by": None, "value": None}
 
 

@@ -1,0 +1,43 @@
+"""Weights, gradients and the optimiser's state in parts, one per process: for models that no device holds whole."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import FSDPStrategy
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+from vaelab.errors import UserError
+from vaelab.types import PositiveInt
+
+
+class FullySharded(FSDPStrategy):
+    """Lightning's FSDP, with checkpoints like every other run's: one file with whole tensors.
+
+    Unlike Lightning's own it can be rehearsed on processors.
+
+    min_weights: a part of the model with so many weights is gathered and freed by itself.
+    """
+
+    def __init__(self, min_weights: PositiveInt):
+        policy = partial(size_based_auto_wrap_policy, min_num_params=min_weights)
+        super().__init__(auto_wrap_policy=policy, state_dict_type="full")
+
+    def check(self, trainer: pl.Trainer, model: Any) -> None:
+        """Raises UserError for what a model in parts cannot do."""
+        if not trainer.checkpoint_callbacks:
+            raise UserError("accelerator=fsdp: trainer.enable_checkpointing=true is needed to put the model together")
+        if isinstance(getattr(getattr(model, "codebook", None), "codes", None), nn.Parameter):
+            raise UserError(
+                "accelerator=fsdp: codebook=gradient moves single codes, which are in parts: use codebook=ema"
+            )
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        if self.root_device.type != "cpu":
+            return super()._setup_model(model)
+        # torch takes a processor if it is named, and Lightning names devices by number
+        return FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs)
