@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 import vaelab.models.vae
 from vaelab.command import CONF
-from vaelab.datasets.splits import TensorSplit
+from vaelab.datasets.splits import IndexBatches, TensorSplit, batch_bounds, epoch_order, rank_slice
 from vaelab.fit import prepare
 
 BATCH, STEPS = 16, 20
@@ -54,7 +54,9 @@ VARIANTS = {
     "clipped": ["model=vae", "trainer.gradient_clip_val=0.5"],
 }
 RUNS = {f"{name}, {how}": (v, o) for name, v in VARIANTS.items() for how, o in (("adam", ADAM), ("sgd", SGD))}
+LEARNED = ["model=vae", "likelihood=gaussian_learned", "trainer.accumulate_grad_batches=2"]
 RUNS |= {f"sharded {name}, sgd": (VARIANTS[name], SGD) for name in ("lagrangian", "ema codebook")}
+RUNS |= {"sharded learned noise, adam": (LEARNED, ADAM)}  # whose one number FSDP does not take
 del RUNS["accumulated, adam"], RUNS["clipped, sgd"]
 
 
@@ -181,3 +183,20 @@ def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkey
         assert torch.equal(value, first["weights"][key]), key
     assert first["restarts"] == second["restarts"] == one["restarts"]
     assert "codebook" not in name or sum(first["restarts"][1:]) > 0
+
+
+@pytest.mark.parametrize(("size", "first", "then"), [(130, 1, 2), (130, 2, 1), (66, 1, 2), (97, 3, 2), (87, 1, 4)])
+def test_the_rest_of_an_epoch_is_dealt_out_by_any_number_of_processes(size, first, then):
+    order = epoch_order(size, 0, 0)
+    for images in [stop for _, stop in batch_bounds(size, 16, first)][:-1]:
+        parts = []
+        for rank in range(then):
+            batches = IndexBatches(lambda: (order, 0), size, 16, rank, then)
+            done = batches.go_on_after(images)
+            batches.order = lambda done=done: (order, done)
+            parts.append(list(batches))
+            assert done + len(parts[-1]) == len(batches)
+            assert [batches.share(done + i).count for i in range(len(parts[-1]))] == [len(p) for p in parts[-1]]
+            batches.order = lambda: (order, 0)
+            assert sum(map(len, batches)) == sum(len(range(size)[rank_slice(*b, rank, then)]) for b in batches.whole)
+        assert torch.cat([torch.cat(parallel) for parallel in zip(*parts, strict=True)]).equal(order[images:])

@@ -16,7 +16,7 @@ TRAINERS = {"train", "sweeps", "launch", "checks", "bench", "doctor", "evaluate"
 HYDRA = {"command", "config", "runs", "trained", *TRAINERS, *LOOKERS}
 PARTS = ("models", "datasets", "callbacks")
 COMMANDS = {"cli", "command", "fit", "timing", "__main__", *TRAINERS, *LOOKERS}
-NEEDS_LIGHTNING = {"loggers", "loop"}
+NEEDS_LIGHTNING = {"fsdp", "loggers", "loop"}
 
 
 def imports(path: Path) -> set[str]:

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch.distributed as dist
 from pytorch_lightning.strategies import FSDPStrategy
-from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+from torch import Tensor, nn
 
+from vaelab.distributed import active, all_sum
 from vaelab.errors import UserError
 from vaelab.types import PositiveInt
 
@@ -24,6 +24,8 @@ class FullySharded(FSDPStrategy):
     """
 
     def __init__(self, min_weights: PositiveInt):
+        from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
         policy = partial(size_based_auto_wrap_policy, min_num_params=min_weights)
         super().__init__(auto_wrap_policy=policy, state_dict_type="full")
 
@@ -37,7 +39,20 @@ class FullySharded(FSDPStrategy):
             )
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        single = [p for p in model.parameters() if p.ndim == 0]  # FSDP takes none of these: each process has them
+        for parameter in single:
+            parameter.data = parameter.data.to(self.root_device)
+            parameter.register_post_accumulate_grad_hook(_average)
+        self.kwargs["ignored_states"] = single
         if self.root_device.type != "cpu":
             return super()._setup_model(model)
         # torch takes a processor if it is named, and Lightning names devices by number
         return FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs)
+
+
+def _average(parameter: Tensor) -> None:
+    """Makes a gradient the mean over processes; what had been added up before is one already."""
+    if parameter.grad is not None and active():
+        all_sum(parameter.grad).div_(dist.get_world_size())
