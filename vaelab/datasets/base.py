@@ -196,7 +196,7 @@ class ImageData(pl.LightningDataModule):
         """How many images of the present epoch were seen, by all processes."""
         if self.trainer is None or "train" not in self._dealt:
             return {"images": 0}
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return {"images": self._dealt["train"].bounds[done - 1][1] if done else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -214,7 +214,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"resume: {left} images of the epoch are left, too few for {self.trainer.world_size} processes"
             )
-        moved = batches.go_on_after(seen) - progress.current.processed
+        moved = batches.go_on_after(seen) - progress.current.processed  # type: ignore[attr-defined]
         for count in ("ready", "started", "processed", "completed"):
             setattr(progress.current, count, getattr(progress.current, count) + moved)
 
