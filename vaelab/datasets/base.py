@@ -214,16 +214,21 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"resume: {left} images of the epoch are left, too few for {self.trainer.world_size} processes"
             )
-        moved = batches.go_on_after(seen) - progress.current.processed  # type: ignore[attr-defined]
+        current: Any = progress.current
+        moved = batches.go_on_after(seen) - current.processed
         for count in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, count, getattr(progress.current, count) + moved)
+            setattr(current, count, getattr(current, count) + moved)
 
     def _train_order(self) -> tuple[Tensor, int]:
         """This epoch's order, and where to start in it: a resumed epoch goes on where it stopped."""
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
-        return epoch_order(len(self.train), self.seed, self.trainer.current_epoch), start
+        return self.order_of(self.trainer.current_epoch), start
+
+    def order_of(self, epoch: int) -> Tensor:
+        """The training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
+        return epoch_order(len(self.train), self.seed, epoch)
 
     def share(self, part: str, batch_idx: int) -> Share:
         """This process's share of a global batch of the train, val or test images."""

@@ -99,18 +99,16 @@ class Prepared(ImageData):
             split.verify()
         return held
 
-    def _train_order(self) -> tuple[Tensor, int]:
-        order, start = super()._train_order()
-        if self.order == "blocks":
-            assert self.trainer is not None
-            block, window = (self._images(size) for size in (self.block, self.window))
-            order = block_order(len(self.train), block, window, self.seed, self.trainer.current_epoch)
-        return order, start
+    def order_of(self, epoch: int) -> Tensor:
+        if self.order == "random":
+            return super().order_of(epoch)
+        block, window = (self._images(size) for size in (self.block, self.window))
+        return block_order(len(self.train), block, window, self.seed, epoch)
 
-    def _loader(self, split: Split, order: Any) -> tuple[Split, Any]:
+    def _loader(self, part: str, split: Split, order: Any) -> tuple[Split, Any]:
         if isinstance(split, PreparedSplit) and self.order == "blocks":
             split = split.read_ahead(self._images(self.block), 2 * math.ceil(self.window / self.block))
-        return super()._loader(split, order)
+        return super()._loader(part, split, order)
 
     def _images(self, size: float) -> int:
         """Images in so many MiB, one at least."""
