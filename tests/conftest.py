@@ -59,7 +59,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def run(*arguments: str, small: bool = True) -> Result:
         given = {a.partition("=")[0] for a in arguments}
         folder = Path(f"run{next(count)}")
-        if not given & {"run.dir", "resume", "-m"}:
+        if not given & {"run.dir", "resume", "-m", "sweep"}:
             arguments = (*arguments, f"run.dir={folder}")
         defaults = [a for a in SMALL if small and a.partition("=")[0] not in given and "resume" not in given]
         code = main(["train", *defaults, *arguments])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,23 @@ def test_a_users_own_folder_of_options(train, tmp_path):
     result = train("--config-dir", str(tmp_path / "mine"), "model=tiny")
     assert result.code == 0, result.err
     assert result.summary["model"]["latent_dimensions"] == 2
+
+
+@pytest.mark.parametrize("sweep", options("sweep"))
+def test_every_ready_sweep_is_of_jobs_that_can_run(sweep):
+    """Each of its values composes, fits what it is for, and the header says how many jobs there are."""
+    text = (CONF / "sweep" / f"{sweep}.yaml").read_text()
+    params = {key: str(values).split(",") for key, values in yaml.safe_load(text)["hydra"]["sweeper"]["params"].items()}
+    assert f"# jobs:     {math.prod(map(len, params.values()))}" in text
+    assert f"sweep={sweep}" in text
+    for place in range(max(map(len, params.values()))):
+        chosen = [f"{key}={values[min(place, len(values) - 1)]}" for key, values in params.items()]
+        check(composed(f"sweep={sweep}", *chosen))
+
+
+def test_a_ready_sweep_needs_no_flag(train, tmp_path):
+    result = train("sweep=study_small", "trainer.max_epochs=1", "sweep.dir=sweep", "run.name=job")
+    assert result.code == 0, result.err
+    betas = [yaml.safe_load(path.read_text())["model"]["beta"] for path in sorted(tmp_path.glob("sweep/*/config.yaml"))]
+    assert betas == [1.0, 4.0, 16.0]
+    assert (tmp_path / "sweep" / "sweep.csv").is_file()

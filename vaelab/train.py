@@ -31,7 +31,7 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     """The arguments as Hydra gets them: `resume=RUN` becomes the run's own, then those given now."""
     given = {_key(a): a for a in arguments}
     _, _, resume = given.get("resume", "").partition("=")
-    sweeping = {"-m", "--multirun"} & given.keys()
+    sweeping = {"-m", "--multirun", "sweep"} & given.keys()
     if sweeping and "run.dir" in given:
         raise UserError("run.dir= is one run's folder: with -m, name the sweep's with sweep.dir=")
     if resume in ("", "null"):
