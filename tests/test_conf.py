@@ -50,7 +50,6 @@ def test_every_model_trains_reloads_and_samples(train, model):
     final = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=True)
     assert set(final["state_dict"]) == set(loaded.state_dict())
     assert result.summary["status"] == "finished"
-    assert (result.run / "figures" / "reconstructions.png").stat().st_size > 100
 
 
 @pytest.mark.parametrize("model", options("model"))

@@ -20,7 +20,7 @@ def weights(run) -> torch.Tensor:
 
 
 def test_a_run_folder_is_complete(train):
-    result = train()
+    result = train("report=true")
     assert result.code == 0, result.err
     names = {str(p.relative_to(result.run)) for p in result.run.glob("**/*") if p.is_file()}
     assert names == {
@@ -30,8 +30,9 @@ def test_a_run_folder_is_complete(train):
         "run.log",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
-        "figures/reconstructions.png",
-        "figures/samples.png",
+        "kl_per_dim.csv",
+        "report.html",
+        *(f"figures/{path.name}" for path in (result.run / "figures").glob("*.png")),  # tests/test_gallery.py has them
     }
     config = OmegaConf.load(result.run / "config.yaml")
     assert "${" not in (result.run / "config.yaml").read_text()

@@ -230,7 +230,7 @@ def test_an_interpolation_says_its_images_and_its_class(run):
         ("interpolate", ["to=1000"], ["to=1000"]),
         ("interpolate", ["from=null"], ["from=null"]),
         ("interpolate", ["mode=curved"], ["mode"]),
-        ("interpolate", ["corners=[0,1,2]"], ["corners=[0, 1, 2]", "four"]),
+        ("interpolate", ["corners=[0,1,2]"], ["corners=[0,1,2]", "four"]),
         ("interpolate", ["corner=[0,1,2,3]"], ["corner: no such key", "corners"]),
         ("interpolate", ["run=nowhere"], ["nowhere"]),
         ("interpolate", ["device=nonsense"], ["device=nonsense"]),
