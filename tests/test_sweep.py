@@ -164,6 +164,27 @@ def test_two_sweeps_in_one_folder_at_once_are_refused(train, tmp_path):
     assert train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1").code == 0
 
 
+def test_a_sweep_over_a_key_that_is_not_leaves_nothing(train, tmp_path):
+    result = train("-m", "nokey=1,2", "sweep.dir=sweep")
+    assert result.code == 2
+    assert "nokey: no such key" in result.err
+    assert "sweep:" not in result.out
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(train, monkeypatch):
+    from hydra.errors import MissingConfigException
+
+    from vaelab.command import _message
+
+    listed = (
+        "Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig search path"
+    )
+    said = _message(MissingConfigException(listed, "hydra/launcher/joblib"), "train", [])
+    assert said.endswith('pip install "vaelab[joblib]"')
+    assert train("-m", "hydra/launcher=nope", "seed=0,1").code == 2
+
+
 def test_the_answer_has_means_over_seeds(train, tmp_path):
     result = train("-m", "model=vae", "model.latent_dim=2,3", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=1")
     rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").open(newline="")))

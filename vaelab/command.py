@@ -35,6 +35,8 @@ PATHS = (
 """Keys whose values are paths."""
 
 
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""The extra that a launcher comes with."""
 OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
 """Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
 
@@ -183,6 +185,8 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
         options = [o.strip() for o in listed if o.strip() and not o.strip().startswith("_")]
+        if group == "hydra/launcher" and option in EXTRAS:
+            return f'{group}={option} needs another package: pip install "vaelab[{EXTRAS[option]}]"'
         if not group or not options:
             return f"there is no config '{found[1]}'"
         return f"{group}={option}: no such option{_near(option, options)}\n  {group}= takes {', '.join(options)}"

@@ -89,6 +89,10 @@ def close(sweep: Begun) -> int:
     from vaelab.summary import sweep_table
 
     jobs = folders(sweep.folder)
+    if not jobs:  # it was refused
+        if sweep.folder.is_dir() and {path.name for path in sweep.folder.iterdir()} <= {".lock", "multirun.yaml"}:
+            shutil.rmtree(sweep.folder)
+        return 0
     summaries = {folder.name: runs.read_summary(folder) for folder in jobs}
     print(f"\n{sweep_table(summaries)}")
     unfinished = [folder for folder in jobs if state_of(folder) != "done"]
