@@ -36,11 +36,11 @@ def job(config: Any) -> None:
     """Hydra's job: checks what is asked, draws, writes the page and prints where it is."""
     from vaelab import page, runs
     from vaelab.config import options
-    from vaelab.page import sweep
+    from vaelab.page import swept
 
     asked = options(Options, config)
     folder = Path(asked.run)
-    several = asked.run != "last" and sweep.is_sweep(folder)
+    several = asked.run != "last" and swept.is_sweep(folder)
     folder = folder if several else runs.find(asked.run)
     out = _place(asked.out, folder)
     if several:

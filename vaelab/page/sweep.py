@@ -6,18 +6,16 @@ import re
 from collections.abc import Sequence
 from os.path import relpath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vaelab import __version__, runs
-from vaelab.errors import UserError
-from vaelab.evaluation import compared, comparison, notes, tables
+from vaelab import __version__
+from vaelab.evaluation import comparison, notes, tables
 from vaelab.evaluation.rate_distortion import KNOBS, Point, rate_distortion
-from vaelab.page import pictures, render, thumbnail
+from vaelab.page import pictures, render, swept, thumbnail
 from vaelab.page.run import STATES, again, duration
+from vaelab.page.swept import Job
 from vaelab.summary import number
 
-SETTINGS = ("beta", "gamma", "capacity", "multiplier", "multiplier_rate", "penalty", "commitment_cost")
-"""What is logged among the figures, but was set."""
 KINDS = {
     "rate_distortion": (
         "Rate and distortion",
@@ -36,41 +34,10 @@ ALBUMS = {"samples": "Samples", "reconstructions": "Reconstructions"}
 """The pictures that are shown of each run."""
 
 
-class Job(NamedTuple):
-    """A run of a sweep. config, settings: empty if it failed before it began. run: None if it is not finished."""
-
-    folder: Path
-    summary: dict[str, Any]
-    config: dict[str, Any]
-    settings: dict[str, Any]
-    run: compared.Run | None
-    error: str
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return self.summary.get("metrics", {})
-
-    @property
-    def status(self) -> str:
-        status = self.summary.get("status", "")
-        return STATES.get(status, (status,))[0]
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether it is no run, but has some."""
-    return not (folder / "config.yaml").is_file() and bool(_folders(folder))
-
-
-def _folders(folder: Path) -> list[Path]:
-    """The jobs' folders, in their order."""
-    found = {path.parent for name in ("summary.json", "config.yaml") for path in folder.glob(f"*/{name}")}
-    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
-
-
 def build(folder: Path, place: Path | None = None) -> str:
     """The page of the sweep in `folder`, from its runs' files. place: the folder that it will be in, if another."""
-    jobs = _read(folder)
-    keys, also = _differing(jobs)
+    jobs = swept.read(folder)
+    keys, also = swept.differing(jobs)
     place = place or folder
     columns, rows = _table(jobs, keys, place)
     return render(
@@ -78,7 +45,7 @@ def build(folder: Path, place: Path | None = None) -> str:
         kind="sweep",
         title=folder.resolve().name,
         facts=_facts(jobs),
-        swept=[(key, ", ".join(_values(jobs, key))) for key in keys],
+        swept=[(key, ", ".join(swept.values(jobs, key))) for key in keys],
         also=also,
         failed=[_failure(job) for job in jobs if job.status != "finished"],
         columns=columns,
@@ -98,21 +65,21 @@ def draw(folder: Path) -> dict[str, Path]:
     """
     from vaelab.figures import style, sweeps
 
-    finished, made = [job for job in _read(folder) if job.run], {}
+    finished, made = [job for job in swept.read(folder) if job.run], {}
     groups = _comparable(finished)
     for name, jobs in groups.items():
         of, end = (f"{name}: ", f"-{name}") if name else ("", "")
-        keys, rows = _differing(jobs)[0], _configurations(jobs)
+        keys, rows = swept.differing(jobs)[0], swept.configurations(jobs)
         if families := [family for curve in rate_distortion(rows) for family in _families(curve, rows)]:
             named = comparison.columns([rows[p.index] for family in families for p in family])[0]
-            labelled = [[(_label(rows[p.index].settings, named), *p[1:]) for p in family] for family in families]
+            labelled = [[(swept.label(rows[p.index].settings, named), *p[1:]) for p in family] for family in families]
             made[f"rate_distortion{end}"] = sweeps.rate_distortion(
                 labelled, f"{of}rate and distortion" if of else "Rate and distortion"
             )
         figures = _shown(rows, jobs)
         if len(jobs) > 1 and keys and figures:
-            cells = [[_cell(job, key) for key in keys] + [job.metrics.get(n) for n in figures] for job in jobs]
-            titles = [*_short(keys).values(), *figures]
+            cells = [[swept.cell(job, key) for key in keys] + [job.metrics.get(n) for n in figures] for job in jobs]
+            titles = [*swept.short(keys).values(), *figures]
             made[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
     for old in (path for kind in KINDS for path in (folder / "figures").glob(f"{kind}*.png")):
         old.unlink()
@@ -134,10 +101,10 @@ def _captions(figures: Path) -> dict[str, dict[str, tuple[str, str]]]:
 
 def _comparable(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     """Jobs whose figures are of the same images and likelihood, by what of these differs between the sets."""
-    keys = [key for key in comparison.ALWAYS_SHOWN[1:5] if len({_word(job, key) for job in jobs}) > 1]
+    keys = [key for key in comparison.ALWAYS_SHOWN[1:5] if len({swept.word(job, key) for job in jobs}) > 1]
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        name = "-".join(_word(job, key) for key in keys)
+        name = "-".join(swept.word(job, key) for key in keys)
         groups.setdefault(re.sub(r"[^\w.+-]", "_", name), []).append(job)
     return groups
 
@@ -153,85 +120,8 @@ def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) 
 
 def _shown(rows: Sequence[comparison.Configuration], jobs: Sequence[Job]) -> list[str]:
     """The test figures that at least half of the runs have, but for losses that are of different objectives."""
-    names = [name for name in _figures(jobs) if 2 * sum(name in job.metrics for job in jobs) >= len(jobs)]
+    names = [name for name in swept.figures(jobs) if 2 * sum(name in job.metrics for job in jobs) >= len(jobs)]
     return [name for name in names if name != "test/loss" or not comparison.rank(rows, "training/loss").refused]
-
-
-def _read(folder: Path) -> list[Job]:
-    """The jobs of a sweep."""
-    from vaelab import compare
-
-    options = compare.target_names()
-    return [_job(path, options) for path in _folders(folder)]
-
-
-def _job(folder: Path, options: dict[str, str]) -> Job:
-    """A job from its files, whatever it has of them. options: names of models and the like, by their `_target_`."""
-    from vaelab import compare
-
-    config, settings, run, summary = {}, {}, None, {}
-    try:
-        summary = runs.read_summary(folder)
-        error = str(summary.get("error") or "")
-        if (folder / "config.yaml").is_file():
-            config = compare.read_config(folder / "config.yaml")
-            settings = compared.flat_settings(config, options) | {"seed": config["seed"]}
-        if summary.get("status") == "finished":
-            found = compare.read_run(folder, "test", options)
-            run = None if isinstance(found, str) else found
-    except UserError as damage:
-        error = str(damage)
-    return Job(folder, summary, config, settings, run, error)
-
-
-def _configurations(jobs: Sequence[Job]) -> list[comparison.Configuration]:
-    return comparison.group(job.run for job in jobs if job.run)[0]
-
-
-# --- what differs -----------------------------------------------------------------------------
-
-
-def _differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
-    """The keys that tell the runs apart, and those that differ along with them."""
-    rows = [comparison.Configuration(job.settings, (), {}, {}) for job in jobs if job.settings]
-    keys, also = comparison.columns(rows)
-    keys = [key for key in keys if key != "seed"] + ["seed"] * (len({row.settings["seed"] for row in rows}) > 1)
-    return keys, [key for key in also if key != "seed"]
-
-
-def _values(jobs: Sequence[Job], key: str) -> list[str]:
-    """The values that a key takes, in order."""
-    values = {comparison.word(job.settings.get(key)): job.settings.get(key) for job in jobs if job.settings}
-    return sorted(values, key=lambda word: comparison.sortable(values[word]))
-
-
-def _short(keys: Sequence[str]) -> dict[str, str]:
-    """A key's last part, where no other one has it."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-
-
-def _label(settings: dict[str, Any], keys: Sequence[str]) -> str:
-    short = _short(keys)
-    return ", ".join(f"{short[key]}={comparison.word(settings.get(key))}" for key in keys)
-
-
-def _word(job: Job, key: str) -> str:
-    return comparison.word(job.settings.get(key))
-
-
-def _cell(job: Job, key: str) -> float | str | None:
-    """A setting as a number if it is one, else as a word."""
-    value = job.settings.get(key)
-    return value if value is None or type(value) in (int, float) else comparison.word(value)
-
-
-def _figures(jobs: Sequence[Job]) -> list[str]:
-    """The test figures that any run has, what was only set left out."""
-    names = dict.fromkeys(name for job in jobs for name in job.metrics if name.startswith("test/"))
-    first = [name for name in ("test/elbo", "test/reconstruction", "test/kl") if name in names]
-    others = [name for name in names if name.partition("/")[2] not in SETTINGS and name not in first]
-    return first + others
 
 
 # --- the parts of the page --------------------------------------------------------------------
@@ -256,9 +146,9 @@ def _failure(job: Job) -> dict[str, Any]:
 
 def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The columns of the table of runs, after that of their names, and its rows."""
-    monitor, figures, short = _monitor(jobs), _figures(jobs), _short(keys)
+    monitor, figures, short = _monitor(jobs), swept.figures(jobs), swept.short(keys)
     columns = [
-        {"title": short[key], "number": all(isinstance(_cell(job, key), int | float | None) for job in jobs)}
+        {"title": short[key], "number": all(isinstance(swept.cell(job, key), int | float | None) for job in jobs)}
         for key in keys
     ]
     columns += [{"title": "status", "number": False}, {"title": f"best {monitor}".strip(), "number": True}]
@@ -266,7 +156,7 @@ def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dic
     rows = []
     for place, job in enumerate(jobs):
         best = job.summary.get("best", {})
-        values = [*(_cell(job, key) for key in keys), job.status]
+        values = [*(swept.cell(job, key) for key in keys), job.status]
         texts = ["" if value is None else comparison.word(value) for value in values]
         measured = [best.get("value"), *(job.metrics.get(name) for name in figures)]
         texts += ["" if value is None else number(value) for value in measured]
@@ -297,7 +187,7 @@ def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
     """A row per configuration with each figure's mean and interval over seeds; None if no two runs differ by seed."""
     from vaelab import compare
 
-    rows = _configurations(jobs)
+    rows = swept.configurations(jobs)
     if not any(len(row.runs) > 1 for row in rows):
         return None
     labels = comparison.columns(rows)[0]
@@ -307,7 +197,7 @@ def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
     texts = notes.legend(rows, names, rankings) + notes.mixed(rows, names) + notes.schedules(rows)
     if len(rows) > 1:
         texts += notes.refusals(names, rankings) + notes.objectives(rows, names, rankings)
-    short = _short(labels)
+    short = swept.short(labels)
     return {
         "labels": [short[key] for key in labels],
         "figures": list(names.values()),
@@ -340,7 +230,7 @@ def _albums(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> list[tuple[st
         cards = [
             {
                 "name": job.folder.name,
-                "label": _label(job.settings, keys),
+                "label": swept.label(job.settings, keys),
                 "link": _link(job, at),
                 "picture": thumbnail(job.folder / "figures" / f"{name}.png"),
             }
