@@ -152,6 +152,28 @@ def test_the_identity_of_a_job_is_what_it_trains(change, same):
     assert (sweeps.identity(config) == sweeps.identity(config | change)) is same
 
 
+@pytest.mark.parametrize(
+    ("status", "checkpoint", "state"),
+    [
+        ("finished", True, "done"),
+        ("pruned", True, "done"),
+        ("interrupted", True, "begun"),
+        (None, True, "begun"),  # killed
+        (None, False, "new"),
+        ("interrupted", False, "new"),
+        ("failed", True, "new"),
+        ("diverged", True, "new"),
+    ],
+)
+def test_how_far_a_job_is(status, checkpoint, state, tmp_path):
+    if status:
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+    if checkpoint:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert sweeps.state_of(tmp_path) == state
+
+
 def test_two_sweeps_in_one_folder_at_once_are_refused(train, tmp_path):
     (tmp_path / "sweep").mkdir()
     with (tmp_path / "sweep" / ".lock").open("a") as other:
