@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -60,10 +59,4 @@ def _check(bench: Any, config: dict[str, Any]) -> Path | None:
         raise UserError("logger=wandb: bench keeps nothing: leave it out")
     if config["trainer"]["accumulate_grad_batches"] != 1:
         raise UserError("trainer.accumulate_grad_batches: bench compares single steps: leave it out")
-    if bench["output"] is None:
-        return None
-    output = Path(str(bench["output"]))
-    place = output if output.exists() else output.parent
-    if not output.parent.is_dir() or output.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"bench.output={output}: must be a file that can be written, in a folder that exists")
-    return output
+    return command.file_to_write("bench.output", bench["output"])

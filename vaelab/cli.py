@@ -11,6 +11,7 @@ from vaelab import __version__
 
 COMMANDS = {
     "train": ("vaelab.train", "train a model, or sweep over many with -m"),
+    "plan": ("vaelab.plan", "the jobs of a sweep before they run: what they are, how long they take"),
     "eval": ("vaelab.evaluate", "measure a trained model: likelihood, latents, samples, and more"),
     "compare": ("vaelab.compare", "figures of runs side by side, ranked where that means something"),
     "doctor": ("vaelab.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
@@ -30,7 +31,7 @@ COMMANDS = {
     "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 
-OF_TRAINING = ("train", "bench")
+OF_TRAINING = ("train", "plan", "bench")
 """Commands that take all groups and keys of a training."""
 
 HELP = """vaelab: a lab for variational autoencoders

@@ -24,6 +24,7 @@ PATHS = (
     "dataset.root",
     "ood.root",
     "bench.output",
+    "plan.output",
     "input",
     "codes",
     "out",
@@ -62,6 +63,17 @@ def quoted(argument: str) -> str:
 def in_quotes(value: str) -> str:
     """A value that Hydra takes as it is."""
     return "'" + value.replace("'", "\\'") + "'"
+
+
+def file_to_write(key: str, path: Any) -> Path | None:
+    """The file that a key names, None for null. Raises UserError if it cannot be written."""
+    if path is None:
+        return None
+    output = Path(str(path))
+    place = output if output.exists() else output.parent
+    if not output.parent.is_dir() or output.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"{key}={output}: must be a file that can be written, in a folder that exists")
+    return output
 
 
 def single(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:

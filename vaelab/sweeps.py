@@ -8,11 +8,14 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from omegaconf import open_dict, read_write
 
 from vaelab import offline, runs
 from vaelab.errors import DivergenceError, UserError
@@ -132,6 +135,20 @@ def _answer(sweep: Begun) -> None:
 # --- jobs -------------------------------------------------------------------------------------
 
 
+def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> Any:
+    """The config of a job, which knows its number and its run folder.
+
+    loader: Hydra's. config: of the sweep. overrides: what is the job's own.
+    """
+    job = loader.load_sweep_config(config, list(overrides))
+    with open_dict(job), read_write(job.hydra.runtime):
+        job.hydra.job.id = f"{job.hydra.job.name}_{number}"
+        job.hydra.job.num = number
+        HydraConfig.instance().set_config(job)
+        job.hydra.runtime.output_dir = str(Path(job.hydra.sweep.dir, job.hydra.sweep.subdir).absolute())
+    return job
+
+
 def identity(config: dict[str, Any]) -> str:
     """What a job trains, as a hash of its resolved config without paths and without what only looks on."""
     what = {key: value for key, value in config.items() if key not in ASIDE}
@@ -182,8 +199,7 @@ def place(run: Path, config: dict[str, Any]) -> Place:
     A job that failed begins anew in its folder; one that was interrupted goes on. run: the folder that
     Hydra has made for the job, which is removed if it is not used.
     """
-    own = identity(config)
-    found = next((folder for folder in folders(run.parent) if _identity(folder) == own), None)
+    found = earlier(run.parent).get(identity(config))
     if found is None:
         return Place(_free(run), "new")
     if found != run:
@@ -210,6 +226,15 @@ def folders(sweep: Path) -> list[Path]:
     """The jobs' folders, in the order of their numbers."""
     found = {path.parent for name in ("config.yaml", "summary.json") for path in sweep.glob(f"*/{name}")}
     return sorted(found, key=lambda path: (_number(path), path.name))
+
+
+def earlier(sweep: Path) -> dict[str, Path]:
+    """The folders of the jobs that a sweep's folder has, by what they train."""
+    found: dict[str, Path] = {}
+    for folder in folders(sweep):
+        if own := _identity(folder):
+            found.setdefault(own, folder)
+    return found
 
 
 def _number(folder: Path) -> int:

@@ -121,6 +121,13 @@ class OptunaSweeper(Sweeper):
         _outcome.conclude(self.study, self.folder)
         return returns
 
+    def first(self, arguments: list[str]) -> list[str]:
+        """The arguments of a job at the first value of every space."""
+        self._read(arguments)
+        groups = [s.override(s.choices[0]) for s in self.groups]
+        config = self._compose(*groups)
+        return [*self.fixed, *groups, *(s.override(s.choices[0]) for s in self.scalars if _takes(config, s))]
+
     # --- what is searched -----------------------------------------------------------------------
 
     def _read(self, arguments: list[str]) -> None:

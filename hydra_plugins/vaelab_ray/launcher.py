@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from vaelab.errors import UserError
+from vaelab.sweeps import compose
 from vaelab.types import NonNegativeFloat, PositiveInt
 
 ENDED = ("finished", "pruned", "failed", "diverged", "interrupted")
@@ -109,7 +109,7 @@ class RayLauncher(Launcher):
         try:
             return ray.get(task)
         except RayError as error:
-            config = _job_config(self.context, self.config, number, overrides)
+            config = compose(self.context.config_loader, self.config, number, overrides)
             run = Path(config.hydra.runtime.output_dir)
             reason = "its process died (killed, or out of memory)"
             if isinstance(error, RayTaskError):
@@ -126,7 +126,7 @@ def _run(sweep: Sweep, number: int, overrides: list[str]) -> JobReturn:
         os.environ[name] = str(sweep.threads)
     setup_globals()
     Singleton.set_state(sweep.singletons)
-    config = _job_config(sweep.context, sweep.config, number, overrides)
+    config = compose(sweep.context.config_loader, sweep.config, number, overrides)
     result = run_job(
         hydra_context=sweep.context,
         config=config,
@@ -136,17 +136,6 @@ def _run(sweep: Sweep, number: int, overrides: list[str]) -> JobReturn:
     )
     _ = result.return_value  # what the job raised goes to the parent, with its traceback
     return result
-
-
-def _job_config(context: HydraContext, config: DictConfig, number: int, overrides: Sequence[str]) -> DictConfig:
-    """The config of a job, which knows its number and its run folder."""
-    job = context.config_loader.load_sweep_config(config, list(overrides))
-    with open_dict(job), read_write(job.hydra.runtime):
-        job.hydra.job.id = f"{job.hydra.job.name}_{number}"
-        job.hydra.job.num = number
-        HydraConfig.instance().set_config(job)
-        job.hydra.runtime.output_dir = str(Path(job.hydra.sweep.dir, job.hydra.sweep.subdir).absolute())
-    return job
 
 
 def _record(run: Path, reason: str, text: str) -> None:

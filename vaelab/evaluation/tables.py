@@ -47,7 +47,7 @@ def figures_table(
         sizes, absent = [len(row.runs) for row in rows], ["mixed" if figure in row.mixed else ABSENT for row in rows]
         cells = _cells([row.figures.get(figure) for row in rows], marks, sizes, absent)
         flowing.append([title + " " * max(map(len, marks)), *cells])
-    return _layout(fixed, flowing, width)
+    return layout(fixed, flowing, width)
 
 
 def sets_by_letter(names: Iterable[str], rankings: Mapping[str, Ranking]) -> dict[tuple[int, ...], str]:
@@ -80,7 +80,7 @@ def curve_table(rows: Sequence[Configuration], curve: Sequence[Point], width: in
             ]
         )
     flowing.append(["", *("dominated" if point.dominated else "" for point in curve)])
-    return _layout(_labels(own, columns(own)[0]), flowing, width)
+    return layout(_labels(own, columns(own)[0]), flowing, width)
 
 
 def curve_heading(rows: Sequence[Configuration], curve: Sequence[Point]) -> str:
@@ -162,7 +162,7 @@ def _padded(texts: Sequence[str], pad: Any) -> list[str]:
     return [pad(text, width) for text in texts]
 
 
-def _layout(fixed: list[list[str]], flowing: list[list[str]], width: int) -> str:
+def layout(fixed: list[list[str]], flowing: list[list[str]], width: int) -> str:
     """Columns side by side; where they do not fit, in blocks that each begin with the fixed ones."""
     room = width - max(max(map(len, column)) for column in flowing) - len(GAP)
     while len(GAP) * len(fixed) + sum(max(map(len, column)) for column in fixed) > room:

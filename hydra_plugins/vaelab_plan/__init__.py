@@ -1,0 +1,1 @@
+"""`vaelab plan -m`: a sweeper that runs nothing."""

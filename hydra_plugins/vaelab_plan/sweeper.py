@@ -1,0 +1,56 @@
+"""The sweeper of `vaelab plan`: composes every job, and runs none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from vaelab.plan import Planned, resolved
+from vaelab.sweeps import compose
+
+
+class PlanSweeper(Sweeper):
+    """Hands the task all jobs of a sweep at once, as `Planned`.
+
+    of: Hydra's config of the sweeper that would run them.
+    """
+
+    hydra_context: Any
+    config: Any
+    launcher: Any
+
+    def __init__(self, of: Any):
+        super().__init__()
+        self.of = of
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        trials, jobs = self._search(arguments) if "n_trials" in self.of else (None, self._grid(arguments))
+        configs = [compose(self.hydra_context.config_loader, self.config, i, job) for i, job in enumerate(jobs)]
+        task: Any = self.task
+        return task(Planned(self.config, [resolved(config) for config in configs], trials))
+
+    def _grid(self, arguments: list[str]) -> Sequence[Sequence[str]]:
+        """The arguments of every job of Hydra's own sweeper."""
+        own = [f"{key}={value}" for key, value in (self.of.params or {}).items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*own, *arguments]), None)
+        return jobs
+
+    def _search(self, arguments: list[str]) -> tuple[int, Sequence[Sequence[str]]]:
+        """How many trials a search has, and the arguments of one at the first value of every space."""
+        with open_dict(self.config):
+            self.config.hydra.sweeper = self.of
+        search: Any = Plugins.instance().instantiate_sweeper(
+            hydra_context=self.hydra_context, task_function=self.task, config=self.config
+        )
+        return search.settings.n_trials, [search.first(arguments)]
