@@ -45,12 +45,28 @@ VARIANTS = {
     "ae": ["model=ae"],
     "vae": ["model=vae"],
     "beta": ["model=beta"],
-    "lagrangian": ["model=capacity", "model.constraint=lagrangian", "schedule.capacity.over=15"],
-    "l1": ["model=capacity", "model.constraint=l1", "model.gamma=5", "schedule.capacity.over=15"],
+    "lagrangian": [
+        "model=capacity",
+        "model.constraint=lagrangian",
+        "schedule.capacity.over=15",
+        "schedule.capacity.unit=steps",
+    ],
+    "l1": [
+        "model=capacity",
+        "model.constraint=l1",
+        "model.gamma=5",
+        "schedule.capacity.over=15",
+        "schedule.capacity.unit=steps",
+    ],
     "cvae": ["model=cvae"],
     "ema codebook": [*VQVAE, "codebook.decay=0.9"],
     "gradient codebook": [*VQVAE, "codebook=gradient"],
-    "accumulated": ["model=capacity", "trainer.accumulate_grad_batches=2", "schedule.capacity.over=15"],
+    "accumulated": [
+        "model=capacity",
+        "trainer.accumulate_grad_batches=2",
+        "schedule.capacity.over=15",
+        "schedule.capacity.unit=steps",
+    ],
     "clipped": ["model=vae", "trainer.gradient_clip_val=0.5"],
 }
 RUNS = {f"{name}, {how}": (v, o) for name, v in VARIANTS.items() for how, o in (("adam", ADAM), ("sgd", SGD))}

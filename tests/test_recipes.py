@@ -52,7 +52,13 @@ def train_images() -> np.ndarray:
 
 def test_capacity_is_followed_and_carries_information(train):
     result = train(
-        *("model=capacity", "dataset=digits", "model.capacity=10", "schedule.capacity.over=1000"),
+        *(
+            "model=capacity",
+            "dataset=digits",
+            "model.capacity=10",
+            "schedule.capacity.over=1000",
+            "schedule.capacity.unit=steps",
+        ),
         *("trainer.max_epochs=40", "dataset.batch_size=32", "trainer.accelerator=cpu"),
         small=False,
     )

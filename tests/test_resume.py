@@ -17,7 +17,7 @@ import vaelab.callbacks
 
 VARIANTS = {
     "vae": ["model=vae", "schedule=cyclical", "dataset.binarize=dynamic"],
-    "capacity": ["model=capacity", "schedule.capacity.over=15", "lr_schedule=cosine"],
+    "capacity": ["model=capacity", "schedule.capacity.over=15", "schedule.capacity.unit=steps", "lr_schedule=cosine"],
     "vqvae": ["model=vqvae", "codebook.restart_after=3"],
     "ema": ["model=vae", "averaging=ema"],
 }
