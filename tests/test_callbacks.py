@@ -86,7 +86,16 @@ def test_codebook_collapse_is_reported(train):
 
 
 def test_an_unfinished_ramp_is_reported(train):
-    assert "schedule.capacity.over" in train("model=capacity").out
+    arguments = ("model=capacity", "schedule.capacity.over=5000", "schedule.capacity.unit=steps")
+    assert "schedule.capacity.over" in train(*arguments).out
+
+
+@pytest.mark.parametrize("key", ["schedule=linear schedule.beta", "lr_schedule=cosine lr_schedule.factor"])
+def test_a_fraction_of_the_run_is_not_more_than_one(train, key):
+    result = train(*f"model=beta {key}.unit=fraction".split(), f"{key.split()[1]}.over=5000")
+    assert result.code == 2
+    assert f"{key.split()[1]}.over=5000" in result.err
+    assert "unit=steps" in result.err
 
 
 def test_gradient_clipping_is_lightnings(train):

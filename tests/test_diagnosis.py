@@ -404,7 +404,7 @@ RAMP = {"beta": {"start": 0.0, "end": 4.0, "over": 100, "unit": "epochs"}}
 def scheduled(last, best_epoch=None, schedules=RAMP):
     beta = np.linspace(0, last, EPOCHS)
     rows = rows_of(DECAY, DECAY, beta)
-    return [finding.code for finding in diagnose_schedules(rows, schedules, best_epoch)]
+    return [finding.code for finding in diagnose_schedules(rows, schedules)]
 
 
 def test_schedules_that_did_not_end():
@@ -418,12 +418,6 @@ def test_schedules_that_did_not_end():
     assert scheduled(1.5, schedules=falling) == ["schedule_unfinished"]
 
 
-def test_a_best_checkpoint_from_before_the_end_of_the_schedule():
-    assert scheduled(4.0, best_epoch=50) == ["best_before_schedule"]
-    assert scheduled(4.0, best_epoch=97) == []
-    assert scheduled(4.0, best_epoch=100) == []
-
-
 def last_epoch_of(rows):
     """The rows without validation, as they are with dataset.val_size=0: a window ends with each epoch."""
     return [{k: v for k, v in row.items() if not k.startswith("val/")} for row in rows]
@@ -435,17 +429,10 @@ def test_the_end_of_a_schedule_is_not_the_mean_of_the_last_epoch():
     for row in rows:
         row |= {"epoch": 0.0, "train/beta": 0.5}
     ramp = {"beta": {"start": 0.0, "end": 1.0}}
-    assert diagnose_schedules(rows, ramp, 1) == []
-    (finding,) = diagnose_schedules(rows, ramp, 1, {"beta": 0.6})
+    assert diagnose_schedules(rows, ramp) == []
+    (finding,) = diagnose_schedules(rows, ramp, {"beta": 0.6})
     assert finding.evidence == "beta had reached 0.6 of 1 at the last step"
     rows[-1]["step/beta"] = 0.7
-    assert "reached 0.7 of 1" in diagnose_schedules(rows, ramp, 1)[0].evidence
-    assert diagnose_schedules(rows, ramp, 1, {"beta": 1.0}) == []
-    assert diagnose_schedules(rows, {"beta": {"start": "a", "end": 1.0}}, 1) == []
-
-
-def test_a_best_checkpoint_without_validation():
-    rows = last_epoch_of(rows_of(DECAY, DECAY, np.linspace(0, 4, EPOCHS)))
-    (finding,) = diagnose_schedules(rows, RAMP, 51, {"beta": 4.0})
-    assert finding.evidence == "the best checkpoint is of epoch 51, when beta was 2.02 of 4"
-    assert diagnose_schedules(rows, RAMP, 100, {"beta": 4.0}) == []
+    assert "reached 0.7 of 1" in diagnose_schedules(rows, ramp)[0].evidence
+    assert diagnose_schedules(rows, ramp, {"beta": 1.0}) == []
+    assert diagnose_schedules(rows, {"beta": {"start": "a", "end": 1.0}}) == []

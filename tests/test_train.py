@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(train):
 
 def test_validation_does_not_touch_training(train):
     """Neither the noise nor the schedule advances on validation batches."""
-    arguments = ("model=capacity", "schedule.capacity.over=20", "trainer.max_epochs=4")
+    arguments = ("model=capacity", "schedule.capacity.over=20", "schedule.capacity.unit=steps", "trainer.max_epochs=4")
     often, seldom = train(*arguments), train(*arguments, "trainer.check_val_every_n_epoch=4")
     assert len(often.series("val/kl")) == 4
     assert len(seldom.series("val/kl")) == 1
@@ -96,17 +96,58 @@ def test_the_best_checkpoint_has_the_best_validation_elbo(train):
 
 
 class Spoil(pl.Callback):
-    """Shifts all weights before the last epoch, so that it is not the best."""
+    """Shifts all weights before the epoch `since` and each after it, so that these are not the best."""
+
+    def __init__(self, since, by):
+        self.since, self.by = since, by
 
     def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == trainer.max_epochs - 1:
+        if trainer.current_epoch >= self.since:
             for parameter in pl_module.parameters():
-                parameter.data.add_(0.1)
+                parameter.data.add_(self.by)
 
 
-def test_the_test_is_of_the_best_checkpoint(train, monkeypatch):
+@pytest.fixture
+def spoil(monkeypatch):
     monkeypatch.setattr(vaelab.callbacks, "Spoil", Spoil, raising=False)
-    result = train("model=ae", "trainer.max_epochs=4", "+callbacks.spoil={_target_:vaelab.callbacks.Spoil}")
+    return lambda since, by: f"+callbacks.spoil={{_target_:vaelab.callbacks.Spoil,since:{since},by:{by}}}"
+
+
+RISING = ("model=beta", "model.beta=8", "schedule=linear", "optimizer.lr=1e-6")
+
+
+def test_the_best_checkpoint_is_of_an_epoch_with_the_final_weights(train, spoil):
+    """Beta rises during four of seven epochs; before its end the ELBO is better, but of another objective."""
+    ramp = ("schedule.beta.unit=epochs", "schedule.beta.over=3.5", "trainer.max_epochs=7")
+    result = train(*RISING, *ramp, spoil(0, 0.002))
+    assert result.code == 0, result.err
+    elbos, beta = result.series("val/elbo"), result.series("val/beta")
+    assert elbos == sorted(elbos, reverse=True)
+    assert [value == 8 for value in beta] == [False] * 3 + [True] * 4
+    best = torch.load(result.run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 3
+    assert result.summary["best"] == {"epoch": 4, "by": "val/elbo", "value": pytest.approx(elbos[3])}
+    assert result.series("test/beta") == [8.0]
+
+
+@pytest.mark.parametrize(
+    ("ramp", "first", "then"),
+    [
+        (("schedule.beta.unit=fraction", "schedule.beta.over=0.5"), 3, 7),
+        (("schedule.beta.unit=epochs", "schedule.beta.over=4.5"), 4, 5),
+    ],
+)
+def test_a_longer_run_looks_for_its_best_anew(train, spoil, ramp, first, then):
+    """Resumed to be longer than four epochs, it ends with another beta than the first part's best one had."""
+    run = train(*RISING, *ramp, "trainer.max_epochs=4", spoil(0, 0.002))
+    assert run.summary["best"]["epoch"] == first
+    train(f"resume={run.run}", "trainer.max_epochs=12")
+    assert run.summary["best"]["epoch"] == then
+    assert run.series("test/beta")[-1] == 8
+
+
+def test_the_test_is_of_the_best_checkpoint(train, spoil):
+    result = train("model=ae", "trainer.max_epochs=4", spoil(3, 0.1))
     figures = result.series("val/reconstruction")
     assert min(figures) < figures[-1]  # the last epoch is not the best
     data = build(OmegaConf.to_container(OmegaConf.load(result.run / "config.yaml"))["dataset"])

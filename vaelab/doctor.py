@@ -64,7 +64,7 @@ def report(run: str) -> str:
     place, evaluated = _evaluation(folder, best)
     curves = diagnose_training(rows, summary)
     if status == "finished":
-        curves += diagnose_schedules(rows, parts["schedule"], best.get("epoch"), summary["objective"])
+        curves += diagnose_schedules(rows, parts["schedule"], summary["objective"])
     epochs = sum(any(name.startswith("train/") for name in row) for row in rows)
     if (epochs or status == "finished") and parts["trainer"].get("enable_checkpointing", True):
         curves += _diagnose_checkpoints(folder)

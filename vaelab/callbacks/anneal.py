@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,10 @@ log = logging.getLogger("vaelab")
 
 Schedule = Callable[[Progress], float]
 
+BEGINNING, FOREVER = Progress(0, 0.0, 0.0), Progress(10**12, 1e12, 1.0)
+CLOSE = 0.01
+"""Part of a schedule's way from which on it counts as gone."""
+
 
 def _plain(schedule: Schedule) -> Schedule:
     """The schedule without a subclass of partial around it: Hydra's authorises its target anew at every call."""
@@ -27,11 +32,21 @@ def _plain(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def _check_length(key: str, schedule: Schedule) -> None:
+    """Raises UserError for more than the whole run: steps or epochs were meant."""
+    given = getattr(schedule, "keywords", {})
+    if given.get("unit") == "fraction" and given.get("over", 0) > 1:
+        raise UserError(
+            f"{key}.over={given['over']}: with {key}.unit=fraction the whole run is 1: add {key}.unit=steps, or epochs"
+        )
+
+
 class Scheduled(pl.Callback):
     """A callback that follows training's progress; the length of the run is asked for once."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.batches, self.steps = trainer.num_training_batches, trainer.estimated_stepping_batches
+        self.accumulated = trainer.accumulate_grad_batches
 
     def progress(self, trainer: pl.Trainer, batch_idx: int) -> Progress:
         """How far training is before the batch `batch_idx` of the current epoch."""
@@ -47,10 +62,25 @@ class Anneal(Scheduled):
 
     def __init__(self, schedules: dict[str, Schedule] | None):
         self.schedules = {name: _plain(schedule) for name, schedule in (schedules or {}).items()}
+        self.values: dict[str, float] = {}
+
+    def at_end(self, values: dict[str, float]) -> bool:
+        """Whether the schedules' values are those that the run ends with, within 1 % of their way."""
+        if math.isinf(self.steps):
+            end = FOREVER
+        else:
+            epochs = self.steps * self.accumulated / self.batches
+            end = Progress(int(self.steps) - 1, epochs - 1 / self.batches, 1 - 1 / self.steps)
+        for name, schedule in self.schedules.items():
+            final = schedule(end)
+            if abs(values[name] - final) > CLOSE * abs(final - schedule(BEGINNING)) + 1e-9:
+                return False
+        return True
 
     def check(self, model: Any) -> None:
-        """Raises UserError if a schedule names what the model does not have."""
-        for name in self.schedules:
+        """Raises UserError if a schedule names what the model does not have, or is longer than the run."""
+        for name, schedule in self.schedules.items():
+            _check_length(f"schedule.{name}", schedule)
             if name not in model.scalars:
                 known = sorted(model.scalars)
                 near = difflib.get_close_matches(name, known, 1)
@@ -66,13 +96,14 @@ class Anneal(Scheduled):
         if self.schedules:
             progress = self.progress(trainer, batch_idx)
             for name, schedule in self.schedules.items():
-                getattr(pl_module, name).fill_(schedule(progress))
+                value = self.values[name] = schedule(progress)
+                getattr(pl_module, name).fill_(value)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         end = Progress(trainer.global_step, float(trainer.current_epoch), 1.0)
         for name, schedule in self.schedules.items():
             reached = schedule(end)
-            final = schedule(Progress(10**12, 1e12, 1.0))
+            final = schedule(FOREVER)
             if abs(reached - final) > 0.01 * abs(final):
                 log.warning(
                     "schedule.%s had reached %.3g of %.3g when training ended: train longer (trainer.max_epochs) "
@@ -86,6 +117,10 @@ class LearningRate(Scheduled):
 
     def __init__(self, factor: Schedule):
         self.factor = _plain(factor)
+
+    def check(self, model: Any) -> None:
+        """Raises UserError if the schedule is longer than the run."""
+        _check_length("lr_schedule.factor", self.factor)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -10,13 +10,32 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 
+from vaelab.callbacks.anneal import Anneal
 from vaelab.errors import DivergenceError
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints at epochs' ends, whose memory of the best one survives a move of the run folder."""
+    """Lightning's checkpoints at epochs' ends, whose memory of the best one survives a move of the run folder.
+
+    The best is looked for among the epochs that had the values which the run's schedules end with: beta or
+    C on the way are another objective, with another optimum. Until then the newest epoch is kept.
+    """
 
     on_train_batch_end = pl.Callback.on_train_batch_end  # nothing: no work in a step
+    scheduled: dict[str, float] | None = None  # the values of the schedules that the best one was trained with
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Any = None) -> bool:
+        schedules = next((c for c in trainer.callbacks if isinstance(c, Anneal)), None)  # type: ignore[attr-defined]
+        better = super().check_monitor_top_k(trainer, current)
+        if schedules is None:
+            return better
+        before, now = self.scheduled, dict(schedules.values)
+        better = better or before is None or not schedules.at_end(before) or not schedules.at_end(now)
+        self.scheduled = now if better else before
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"scheduled": self.scheduled}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         here = Path(str(self.dirpath))
@@ -28,6 +47,7 @@ class RunCheckpoint(ModelCheckpoint):
         state = state_dict | {name: moved(state_dict[name]) for name in names}
         state["best_k_models"] = {moved(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(state | {"dirpath": self.dirpath})
+        self.scheduled = state_dict["scheduled"]
 
 
 class LastOnException(pl.Callback):

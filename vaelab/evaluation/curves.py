@@ -188,13 +188,12 @@ def _diagnose_still_improving(rows: list[dict[str, float]], curve: np.ndarray) -
 
 
 def diagnose_schedules(
-    rows: list[dict[str, float]], schedules: dict[str, Any], best_epoch: int | None, ended: dict[str, Any] | None = None
+    rows: list[dict[str, float]], schedules: dict[str, Any], ended: dict[str, Any] | None = None
 ) -> list[Finding]:
-    """Did schedules reach their ends, and was the best checkpoint taken after that?
+    """Did schedules reach their ends?
 
     rows: of metrics.csv. schedules: `schedule` of the run's config; those without `start` and `end` are not judged.
-    best_epoch: counted from 1, of the best checkpoint; None if there is none. ended: values of the model's scalars at
-    the end of training, as `objective` of summary.json has them.
+    ended: values of the model's scalars at the end of training, as `objective` of summary.json has them.
 
     The value at the end of an epoch is that of validation; without it, of the last logging window. `train/...` is the
     mean of the epoch, during which a schedule may have gone far.
@@ -203,11 +202,11 @@ def diagnose_schedules(
     for name, schedule in schedules.items():
         start, end = (schedule.get(key) if isinstance(schedule, dict) else None for key in ("start", "end"))
         key = next((k for k in (f"val/{name}", f"step/{name}") if any(k in row for row in rows)), "")
-        at = [(row.get("epoch"), row[key]) for row in rows if key in row]
+        at = [row[key] for row in rows if key in row]
         if not isinstance(start, int | float) or not isinstance(end, int | float) or start == end or not at:
             continue
         last = (ended or {}).get(name)
-        reached = last if isinstance(last, int | float) else at[-1][1]
+        reached = last if isinstance(last, int | float) else at[-1]
         missing = SCHEDULE_SHORT * abs(end - start)
         if abs(end - reached) > missing:
             remedy = f"train longer (trainer.max_epochs), or shorten it (schedule.{name}.over)"
@@ -216,11 +215,4 @@ def diagnose_schedules(
                     "schedule_unfinished", f"{name} had reached {reached:.4g} of {end:.4g} at the last step", remedy
                 )
             )
-        best = (best_epoch or 0) - 1
-        of_best = [value for epoch, value in at if epoch == best]
-        at_best = of_best[-1] if of_best and best != at[-1][0] else reached
-        if abs(at_best - reached) > missing:
-            evidence = f"the best checkpoint is of epoch {best_epoch}, when {name} was {at_best:.4g} of {reached:.4g}"
-            remedy = "for the model with the final value take checkpoint=last, or shorten or leave out the schedule"
-            findings.append(Finding("best_before_schedule", evidence, remedy))
     return findings
