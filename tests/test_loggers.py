@@ -4,17 +4,15 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 import wandb
 from PIL import Image
 
+from tests.wandb_server import wandb_server
 from vaelab.loggers import MetricsFile, PictureLogger
 
 
@@ -369,60 +367,6 @@ def test_a_run_of_a_wandb_sweep_has_the_id_that_its_agent_gives_it(tmp_path, mon
 # --- sending offline runs -----------------------------------------------------------------------
 
 
-class Server(BaseHTTPRequestHandler):
-    """The least of a W&B server: keeps the lines of each run's files, and tells how many there are."""
-
-    protocol_version = "HTTP/1.1"
-    runs: ClassVar[dict] = {}  # id: {file: {line number: text}}
-
-    def log_message(self, *unused):
-        pass
-
-    def do_PUT(self):
-        self.read()
-        self.answer({})
-
-    def do_POST(self):
-        sent = json.loads(self.read() or b"{}")
-        if "file_stream" in self.path:
-            files = self.runs[self.path.split("/")[-2]]
-            for name, chunk in sent.get("files", {}).items():
-                lines = files.setdefault(name, {})
-                lines |= {chunk["offset"] + i: line for i, line in enumerate(chunk["content"])}
-            return self.answer({})
-        return self.answer({"data": self.graphql(sent.get("operationName"), sent.get("variables") or {})})
-
-    def read(self):
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def answer(self, body):
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def graphql(self, operation, given):
-        project = {"id": "p", "name": "lab", "entity": {"id": "e", "name": "someone"}}
-        if operation == "UpsertBucket":
-            self.runs.setdefault(given["name"], {})
-            bucket = {"id": "b", "name": given["name"], "displayName": "a run", "config": "{}", "project": project}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if operation == "RunResumeStatus":
-            files = self.runs.get(given["name"])
-            history = (files or {}).get("wandb-history.jsonl", {})
-            bucket = {
-                **{"id": "b", "name": given["name"], "config": "{}", "summaryMetrics": "{}", "wandbConfig": '{"t": 1}'},
-                **{"historyLineCount": len(history), "eventsLineCount": 0, "logLineCount": 0, "eventsTail": "[]"},
-                "historyTail": json.dumps([history[line] for line in sorted(history)][-1:]),
-            }
-            return {"model": project | {"bucket": bucket if files else None}}
-        if operation == "CreateRunFiles":
-            address = f"http://{self.headers['Host']}/file"
-            return {"createRunFiles": {"files": [{"name": n, "uploadUrl": address} for n in given["files"]]}}
-        return {}
-
-
 def test_a_run_resumed_offline_becomes_one_whole_run_when_it_is_sent(no_key, tmp_path, monkeypatch):
     """By the command that is printed; without WANDB_RESUME the second folder is written over the first."""
     from vaelab import offline
@@ -438,15 +382,12 @@ def test_a_run_resumed_offline_becomes_one_whole_run_when_it_is_sent(no_key, tmp
         time.sleep(1.1)  # the names of the folders have seconds
     assert len(offline.unsent(run)) == 2
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     line = offline.sync_line([run]).replace(" wandb ", f" {sys.executable} -m wandb ", 1)
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    environment = os.environ | {"WANDB_BASE_URL": address, "WANDB_API_KEY": 40 * "0"}
-    done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, timeout=120)
-    server.shutdown()
+    with wandb_server() as server:
+        environment = os.environ | {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": 40 * "0"}
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    ((_, files),) = Server.runs.items()  # one run
+    ((_, files),) = server.runs.items()  # one run
     history = [json.loads(text) for _, text in sorted(files["wandb-history.jsonl"].items())]
     assert [item["trainer/global_step"] for item in history] == [10, 20, 30, 40, 50]
     assert [item["_step"] for item in history] == [0, 1, 2, 3, 4]
