@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import SMALL
+from tests.wandb_server import wandb_server
 from vaelab import workspace
 from vaelab.cli import main
 from vaelab.command import CONF
@@ -173,18 +174,6 @@ def test_bad_input_is_named(tmp_path, monkeypatch, capsys, arguments):
     assert all(part in err for part in BAD[arguments])
 
 
-@pytest.mark.parametrize("entity", ["null", "someone"])
-def test_uploading_without_a_key_is_refused_before_anything_is_written(tmp_path, entity):
-    home = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | {"HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "vaelab", "dashboard", "out=d", "upload=true", f"entity={entity}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=home, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.strip() == (
-        "vaelab: upload=true: there is no W&B key: run wandb login first, or leave upload out"
-    )
-    assert not list(tmp_path.glob("d/*.json"))
-
-
 def test_without_the_extra_it_says_which_one(tmp_path, monkeypatch, capsys):
     import importlib.util
 
@@ -193,6 +182,94 @@ def test_without_the_extra_it_says_which_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb_workspaces" else real(name))
     assert main(["dashboard"]) == 2
     assert 'pip install "vaelab[wandb]"' in capsys.readouterr().err
+
+
+# --- in an account ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def upload(tmp_path, monkeypatch, capsys):
+    """Runs `vaelab dashboard upload=true`, with a key if there is an address: (exit code, output, errors)."""
+    import wandb
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+    def run(address: str | None, *arguments: str) -> tuple[int, str, str]:
+        if address:
+            monkeypatch.setenv("WANDB_BASE_URL", address)
+            monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
+        wandb.teardown()
+        code = main(["dashboard", "upload=true", "out=d", *arguments])
+        return code, *capsys.readouterr()
+
+    yield run
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+def test_what_is_uploaded_is_what_is_written(upload):
+    with wandb_server() as server:
+        code, out, err = upload(server.address, "name=mine", "project=lab")
+    assert (code, err) == (0, "")
+    assert server.projects == ["lab"]
+    assert "made: the project someone/lab" in out
+    assert [view["displayName"] for view in server.views] == ["mine", "mine: models compared", "mine: report"]
+    assert {(view["entityName"], view["projectName"]) for view in server.views} == {("someone", "lab")}
+    for view, name in zip(server.views, ("workspace", "comparison", "report"), strict=True):
+        assert f"{name}: {server.address}/someone/lab" in out
+        sent = panels(json.loads(view["spec"]))
+        file = panels(json.loads(Path(f"d/{name}.json").read_text()))
+        assert [panel["config"] for panel in sent] == [panel["config"] for panel in file]
+
+
+@pytest.mark.parametrize("entity", ["null", "someone"])
+def test_uploading_without_a_key_is_refused_before_anything_is_written(upload, entity):
+    code, _, err = upload(None, f"entity={entity}")
+    assert code == 2
+    assert err == "vaelab: upload=true: there is no W&B key: run wandb login first, or leave upload out\n"
+    assert not list(Path().glob("d/*.json"))
+
+
+REFUSED = {
+    "key": ({"Viewer": (401, "permission denied")}, ("W&B does not take the key", "wandb login")),
+    "entity": ({"CreateProject": (404, "entity nobody not found")}, ("nobody/vaelab", "not found", "entity=")),
+    "view": ({"UpsertView2": (403, "permission denied")}, ("the workspace was not made", "nobody/vaelab", "denied")),
+    "report": ({"upsertView": (200, "too large")}, ("the report was not made", "too large")),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_server_refuses_is_said_in_a_line(upload, what):
+    refused, says = REFUSED[what]
+    with wandb_server(refused) as server:
+        code, out, err = upload(server.address, "entity=nobody")
+    assert code == 2
+    assert err.startswith("vaelab: upload=true: ")
+    assert err.count("\n") == 1, err
+    assert all(part in err for part in says), err
+    assert ("comparison: http" in out) == (what == "report")  # addresses of views that are there are not lost
+
+
+def test_an_account_without_an_entity_must_name_one(upload):
+    with wandb_server(entity=None) as server:
+        code, _, err = upload(server.address)
+    assert code == 2
+    assert "entity=" in err
+    assert not server.views
+
+
+def test_a_server_that_does_not_answer_is_told(tmp_path):
+    """In a process of its own: W&B's client would go on asking."""
+    code = "import sys; from vaelab import cli, dashboard; dashboard.SECONDS = 1; sys.exit(cli.main(sys.argv[1:]))"
+    environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0"}
+    command = [sys.executable, "-c", code, "dashboard", "upload=true"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vaelab: upload=true: W&B cannot be reached")
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 # --- sweeps of W&B ----------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def job(config: Any) -> None:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError('vaelab dashboard needs wandb-workspaces: pip install "vaelab[wandb]"')
     folder = _folder(asked.out)
-    entity = _entity(asked.entity) if asked.upload else asked.entity or ""
+    entity = _account(asked) if asked.upload else asked.entity or ""
     views = _views(entity, asked)
     from vaelab import workspace
 
@@ -51,7 +51,7 @@ def job(config: Any) -> None:
         print(f"written: {path}")
     if asked.upload:
         for name, view in views.items():
-            print(f"{name}: {_saved(view, f'{entity}/{asked.project}')}")
+            print(f"{name}: {_saved(name, view, f'{entity}/{asked.project}')}")
 
 
 def _views(entity: str, asked: Options) -> dict[str, Any]:
@@ -79,29 +79,47 @@ def _write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _entity(entity: str | None) -> str:
-    """Whose project it is: as given, or the account's own. Raises UserError if there is no account."""
+def _account(asked: Options) -> str:
+    """The entity whose project it is. Makes the project, if there is none of that name yet.
+
+    Raises UserError, before any view is made, if there is no account, no network or no such entity.
+    """
     import wandb
 
     try:
-        account = wandb.Api(timeout=SECONDS)  # asks nobody, but must find a key
-        return entity or account.default_entity or ""
-    except (wandb.Error, OSError, ValueError) as error:
-        raise UserError(f"upload=true: {_reason(error)}") from error
+        wandb.setup(wandb.Settings(silent=True))
+        account = wandb.Api(timeout=SECONDS)  # looks for a key and has the server check it
+        entity = asked.entity or account.default_entity or ""
+        new = entity != "" and asked.project not in [project.name for project in account.projects(entity)]
+        if new:
+            account.create_project(asked.project, entity)
+    except Exception as error:  # W&B's client raises whatever it comes across
+        where = f"{asked.entity}/{asked.project}" if asked.entity else asked.project
+        raise UserError(f"upload=true: {_reason(error, where)}") from error
+    if not entity:
+        raise UserError("upload=true: the account has no entity of its own: name a user or a team, entity=…")
+    if new:
+        print(f"made: the project {entity}/{asked.project}")
+    return entity
 
 
-def _saved(view: Any, where: str) -> str:
+def _saved(name: str, view: Any, where: str) -> str:
     """Makes the view in the account and returns its address."""
-    import wandb
-
     try:
         return view.save().url
-    except (wandb.Error, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"upload=true: {where}: {_reason(error)}") from error
+    except Exception as error:  # as above
+        raise UserError(f"upload=true: the {name} was not made: {_reason(error, where)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, where: str) -> str:
+    """What W&B's client says, and what to do about it, in one line."""
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    answer = getattr(error.__cause__ or error, "response", None)
+    status = getattr(answer, "http_status", None)
     if "API key" in said or "logged in" in said:
         return "there is no W&B key: run wandb login first, or leave upload out"
-    return f"W&B refuses, or cannot be reached: {said}"
+    if "did not respond" in said or "no message" in said:
+        return f"W&B cannot be reached ({said}): look at the network, or leave upload out"
+    if status == 401 or "credentials" in said:
+        return f"W&B does not take the key ({said}): run wandb login --relogin"
+    return f"W&B refuses {where} ({said}): name one that is yours, entity=… project=…"
