@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
@@ -82,8 +83,18 @@ def test_the_newest_is_first_and_the_limit_says_what_it_leaves_out(make, capsys)
 def test_the_best_is_first_and_runs_without_the_figure_are_last(make, capsys, sort, order):
     for name, elbo, kl in (("a", -120.0, 1.0), ("b", -90.0, 3.0), ("c", -100.0, 2.0)):
         make(name, **{"test/elbo": elbo, "test/kl": kl})
-    make("without")
+    make("without", **{"test/elbo": math.nan, "test/kl": math.nan})
     assert names(capsys, f"sort={sort}") == order
+
+
+def test_the_best_by_different_figures_do_not_compare(make, capsys):
+    make("a", **{"val/elbo": -90.0})
+    make("b", **{"val/elbo": -80.0})
+    assert names(capsys, "sort=best") == ["b", "a"]
+    summary = make("c") / "summary.json"
+    summary.write_text(summary.read_text().replace('"by": "val/elbo"', '"by": "val/reconstruction"'))
+    assert main(["runs", "sort=best"]) == 2
+    assert "val/elbo and by val/reconstruction" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -116,6 +127,8 @@ def test_runs_of_a_sweep_are_counted(make, capsys):
     rows = table(capsys)
     assert ["outputs/12-00-00-000000-sweep", "2", "runs:", "1", "failed,", "1", "finished"] in rows
     assert not any(row[:1] == ["outputs"] for row in rows)  # single runs are no sweep
+    make("10-00-00-000000-sweep/0-vae-mnist")
+    assert table(capsys, "limit=1")[-1] == ["…", "1", "more"]
     rows = table(capsys, "where=sweep=12-00-00-000000-sweep")
     assert [Path(row[-1]).name for row in rows[:2]] == ["1-vae-mnist", "0-vae-mnist"]
     assert rows[2] == []
@@ -140,6 +153,7 @@ def test_a_damaged_folder_is_listed_as_such_among_the_others(make, capsys, what)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     rows = {Path(row[-1]).name: row for row in table(capsys)}
     assert "damaged" in rows["broken"]
+    assert rows["broken"][1] in ("summary.json", "config.yaml", "it")  # what is wrong, and not where again
     assert "finished" in rows["sound"]
 
 
@@ -203,6 +217,14 @@ def test_what_was_not_sent_is_listed_with_the_command_that_sends_it(make, capsys
     line = next(line.strip() for line in out.splitlines() if "here" in line and "sync" in line)
     words = subprocess.run(line.replace("wandb sync", "printf '%s'"), shell=True, capture_output=True, text=True).stdout
     assert words == "outputs/it's here/wandb"
+    with (Path("outputs/12-00-00-000000-sweep/1-vae-mnist/run.log")).open("a") as file:  # it trains again
+        file.write("resumed\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert "wandb sync outputs/12-00-00-000000-sweep/0-vae-mnist/wandb\n" in out
+    assert "sweep/*/wandb" not in out  # which would send half of what is being written
     assert offline.unsent(Path("outputs/it's here")) == sorted(Path("outputs/it's here/wandb").iterdir())
 
 
@@ -216,6 +238,7 @@ BAD = {
     "output=no/a.csv": ("output=no/a.csv",),
     "limit=0": ("limit=0",),
     "-m seed=0,1": ("-m",),
+    "status=failed": ("where=status=failed",),
     "+foo=1": ("foo",),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -22,6 +23,8 @@ from vaelab.overview import Run
 
 COLUMNS = ("model", "dataset", "status", "epochs", "best", "seconds")
 """Of the table, before a figure to sort by and the path."""
+KEYS = ("model", "dataset", "status", "name", "sweep")
+"""Keys of `where`, beside those of the config."""
 HIGH = ("elbo", "log_p_hat", "codebook_usage", "perplexity")
 """Figures of which the highest comes first."""
 SHOWN = 5
@@ -63,6 +66,8 @@ def _for_hydra(arguments: list[str]) -> list[str]:
             if not value:
                 raise UserError(f"{argument or key}: it is empty: give it a value, or leave it out")
             others.append(f"{key}={_quoted(value)}")
+        elif equals and key in KEYS:
+            raise UserError(f"{argument}: no such key; to select runs: where={argument}")
         elif equals and re.fullmatch(r"[+~]*[\w.]+", key) and not Path(argument).exists():
             others.append(argument)
         else:
@@ -131,10 +136,10 @@ MISSING = object()
 
 def _value(run: Run, key: str) -> Any:
     """A column of a run, its sweep's name, or a key of its config; MISSING if it has none."""
-    if key in ("model", "dataset", "status", "name"):
-        return getattr(run, key)
     if key == "sweep":
         return run.sweep.absolute().name if run.sweep else None
+    if key in KEYS:
+        return getattr(run, key)
     try:
         node: Any = overview.settings(run.folder)
     except UserError:
@@ -168,7 +173,10 @@ def _ordered(found: list[Run], sort: str | None) -> list[Run]:
         known = sorted({name for run in found for name in run.metrics})
         names = ", ".join([*COLUMNS, *(name for name in known if name.startswith("test/"))])
         raise UserError(f"sort={sort}: no run here has such a figure\n  there are {names}")
-    flip = (key.rpartition("/")[2] in HIGH or _best_is_high(found, key)) != other_way
+    judged = sorted({run.best["by"] for run in found if run.best.get("by")}) if key == "best" else [key]
+    if len(judged) > 1:
+        raise UserError(f"sort={sort}: the best of these runs are by {' and by '.join(judged)}: name one figure")
+    flip = (judged[0].rpartition("/")[2] in HIGH) != other_way
     having = sorted(
         ((value, run) for value, run in zip(values, found, strict=True) if value is not None),
         key=lambda pair: pair[0],
@@ -177,16 +185,11 @@ def _ordered(found: list[Run], sort: str | None) -> list[Run]:
     return [run for _, run in having] + [run for value, run in zip(values, found, strict=True) if value is None]
 
 
-def _best_is_high(found: Sequence[Run], key: str) -> bool:
-    return key == "best" and any(str(run.best.get("by", "")).endswith("/elbo") for run in found)
-
-
 def _figure(run: Run, key: str) -> Any:
-    if key == "best":
-        return run.best.get("value")
-    if key in ("model", "dataset", "status", "epochs", "seconds", "name"):
+    if key in ("model", "dataset", "status", "name"):
         return getattr(run, key)
-    return run.metrics.get(key)
+    value = run.best.get("value") if key == "best" else getattr(run, key) if key in COLUMNS else run.metrics.get(key)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 # --- what is shown ----------------------------------------------------------------------------
@@ -207,7 +210,7 @@ def _text(found: list[Run], asked: Options) -> str:
         lines.append("  ".join([*cells, row[-1]]))
     if len(shown) < len(found):
         lines.append(f"… {len(found) - len(shown)} more: limit={len(found)}")
-    return "\n".join([*lines, *_sweeps(found), *_unsent(found)])
+    return "\n".join([*lines, *_sweeps(found, asked.limit), *_unsent(found)])
 
 
 def _cells(run: Run, extra: list[str]) -> list[str]:
@@ -238,23 +241,29 @@ def _jobs(found: Sequence[Run]) -> dict[Path, list[Run]]:
     return sweeps
 
 
-def _sweeps(found: Sequence[Run]) -> list[str]:
-    sweeps = _jobs(found)
+def _sweeps(found: Sequence[Run], limit: int | None) -> list[str]:
+    sweeps = list(_jobs(found).items())
     lines = ["", "sweeps:"] if sweeps else []
-    for sweep, jobs in sweeps.items():
+    for sweep, jobs in sweeps[:limit]:
         states = ", ".join(f"{count} {state}" for state, count in Counter(run.status for run in jobs).most_common())
         lines.append(f"  {sweep}  {len(jobs)} runs: {states}")
-    return lines
+    return lines + ([f"  … {len(sweeps) - limit} more"] if limit and len(sweeps) > limit else [])
 
 
 def _unsent(found: Sequence[Run]) -> list[str]:
-    """The commands that send what was logged to W&B offline: one for a sweep, one for all single runs."""
+    """The commands that send what was logged to W&B offline: one for a sweep, one for each other run.
+
+    Of a sweep that is under way, those jobs that have ended.
+    """
     waiting = [run for run in found if run.status != "running" and offline.unsent(run.folder)]
     if not waiting:
         return []
-    single = [run.folder for run in waiting if not run.sweep]
-    lines = [offline.sync_line_of_sweep(sweep) for sweep in _jobs(waiting)]
-    lines += [offline.sync_line([folder]) for folder in single]
+    training = {run.sweep for run in found if run.status == "running"}
+    lines = [
+        offline.sync_line([run.folder for run in jobs]) if sweep in training else offline.sync_line_of_sweep(sweep)
+        for sweep, jobs in _jobs(waiting).items()
+    ]
+    lines += [offline.sync_line([run.folder]) for run in waiting if not run.sweep]
     left = f"  … {len(lines) - SHOWN} more: name their folders to vaelab runs" if len(lines) > SHOWN else ""
     head = f"logged to W&B offline, not sent yet: {len(waiting)}"
     return ["", head, *(f"  {line}" for line in lines[:SHOWN]), *([left] if left else [])]

@@ -89,9 +89,9 @@ def read(folder: Path, options: dict[str, str]) -> Run:
             error,
         )
     except (UserError, AttributeError, TypeError, OSError) as error:
-        why = (
-            str(error).partition("\n")[0] if isinstance(error, UserError) else "summary.json or config.yaml is no run's"
-        )
+        why = "summary.json or config.yaml is no run's"
+        if isinstance(error, UserError):
+            why = str(error).partition("\n")[0].replace(f"{folder}{os.sep}", "")
         return Run(folder, name, "", "", "damaged", None, {}, None, {}, _began(folder), why)
 
 
