@@ -195,7 +195,7 @@ def test_last_is_the_newest_run_or_the_sweep_it_belongs_to(run, capsys):
     job = begin(Path("outputs/13-00-00-000000-sweep/0-vae-mnist"))
     os.utime(job / "run.log", (time.time() + 9,) * 2)
     assert main(["watch"]) == 0
-    assert "1 jobs so far" in capsys.readouterr().out
+    assert "1 job so far" in capsys.readouterr().out
 
 
 def test_without_a_terminal_it_prints_once(run, capsys):
@@ -204,6 +204,14 @@ def test_without_a_terminal_it_prints_once(run, capsys):
     out = capsys.readouterr().out
     assert out.count("epoch 4/10") == 1
     assert "\x1b" not in out
+
+
+def test_without_a_terminal_nothing_is_cut(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = begin(Path("outputs") / ("a-long-name-" * 10))
+    assert main(["watch", f"run={folder}"]) == 0
+    assert str(folder) in capsys.readouterr().out
 
 
 @contextmanager
@@ -255,16 +263,29 @@ def test_ctrl_c_ends_it_with_0(run):
         assert "Traceback" not in until("\x1b[?25h")
 
 
-@pytest.mark.parametrize("width", [1, 4, 32])
+@pytest.mark.parametrize("width", [30, 40, 60, 100])
+def test_a_narrow_terminal_cuts_no_number_and_no_curve(run, width):
+    """A number or a curve without its end would be read as another one."""
+    with training(run):
+        lines = look(run, width).lines
+    assert all(len(line) <= width for line in lines)
+    elbo = next(line for line in lines if line.startswith("elbo"))
+    assert elbo.endswith({30: "…", 40: "-157.000"}.get(width, "▁▃▆█")), elbo
+    bar = next(line for line in lines if "epoch 4" in line)
+    assert bar.lstrip("█░ ").startswith("40%  epoch 4/10  step"), bar
+    assert bar.endswith("s left") or bar.endswith("…"), bar
+
+
+@pytest.mark.parametrize("width", [4, 32])
 def test_a_small_curve_goes_from_the_lowest_to_the_highest(width):
     assert spark([], width) == ""
     assert spark([3.0], width) == BLOCKS[0]
     curve = spark([float(i) for i in range(97)], width)
     assert len(curve) == width
     assert list(curve) == sorted(curve)
-    if width > 1:
-        assert (curve[0], curve[-1]) == (BLOCKS[0], BLOCKS[-1])
-    assert len(spark([1.0, 2.0], width)) == min(2, width)
+    assert (curve[0], curve[-1]) == (BLOCKS[0], BLOCKS[-1])
+    assert len(spark([1.0, 2.0], width)) == 2
+    assert spark([1.0, 2.0, 3.0, 4.0, 5.0], 3) == ""
 
 
 @pytest.mark.parametrize(

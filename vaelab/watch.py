@@ -21,6 +21,10 @@ FIGURES = ("loss", "elbo", "reconstruction", "kl", "capacity", "beta", "vq", "pe
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK, BAR = 32, 24
 """Characters of a small curve and of a bar."""
+SMALLEST = 4
+"""Characters below which neither is drawn."""
+NO_LIMIT = 10_000
+"""Characters and lines where the output is no terminal."""
 SETTLED = 10.0
 """Seconds without a running job after which a sweep is over, where no lock tells."""
 WORDS = {"finished": "done", "stopped": "it was killed"}
@@ -87,7 +91,7 @@ def _find(asked: str) -> Path:
 def _show(watched: Watched, refresh: float) -> None:
     """Draws over what it drew before, until nothing changes any more."""
     if not sys.stdout.isatty():
-        print("\n".join(watched.look(shutil.get_terminal_size((100, 10_000)).columns, 10_000).lines))
+        print("\n".join(watched.look(NO_LIMIT, NO_LIMIT).lines))
         return
     drawn = 0
     sys.stdout.write("\x1b[?25l")  # no cursor
@@ -127,15 +131,15 @@ class Watched:
             live = any(run.status == "running" for run in runs) or overview.locked(lock)
             live = live or (not lock.exists() and idle < SETTLED)
             lines = self._sweep(runs, width, height, live)
-        return View([line[:width] for line in lines[:height]], live)
+        return View([_cut(line, width) for line in lines[:height]], live)
 
     # --- one run --------------------------------------------------------------------------------
 
     def _run(self, run: overview.Run, width: int) -> list[str]:
         rows, progress = self._rows(run.folder), self._progress(run)
         lines = [f"{run.name}  {run.status}  {run.folder}", ""]
-        lines += [self._bar(run, progress), ""]
-        lines += _figures(rows)
+        lines += [self._bar(run, progress, width), ""]
+        lines += _figures(rows, width)
         if run.best.get("by"):
             lines += ["", f"best {run.best['by']} {_short(run.best['value'])} in epoch {run.best['epoch']}"]
         if run.error:
@@ -144,7 +148,7 @@ class Watched:
             lines += ["", *(line for text in said for line in _wrapped(text, width))]
         return lines
 
-    def _bar(self, run: overview.Run, progress: Progress) -> str:
+    def _bar(self, run: overview.Run, progress: Progress, width: int) -> str:
         epoch = f"epoch {progress.epochs}/{progress.of or '?'}"
         if run.status != "running":
             took = f" in {_time(run.seconds)}" if run.seconds else ""
@@ -153,7 +157,8 @@ class Watched:
         if rate and progress.total:
             left = f"  {_time((progress.total - progress.step) / rate)} left"
         speed = f"  {rate:.3g} steps/s" if rate else ""
-        return f"{_filled(progress)}  {epoch}  step {progress.step:,}{speed}{left}"
+        text = f"  {epoch}  step {progress.step:,}{speed}{left}"
+        return _filled(progress, width - len(text)) + text
 
     def _rows(self, folder: Path) -> list[dict[str, float]]:
         """metrics.csv, read again when it has changed; a row that is just being written waits for the next look."""
@@ -207,17 +212,20 @@ class Watched:
         runs = sorted(runs, key=lambda run: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", run.folder.name)])
         states = Counter(run.status for run in runs)
         counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
-        head = [f"{self.folder}  {'running' if live else 'over'}", f"{len(runs)} jobs so far: {counts}", ""]
+        head = [
+            f"{self.folder}  {'running' if live else 'over'}",
+            f"{len(runs)} {'jobs' if len(runs) > 1 else 'job'} so far: {counts}",
+            "",
+        ]
         room = max(height - len(head) - 1, 1)
         names = max((len(run.folder.name) for run in runs), default=0)
         shown = sorted(runs, key=lambda run: (run.status == "finished", run.status != "running"))[:room]
         rest = len(runs) - len(shown)
-        lines = [self._job(run, min(names, width // 3)) for run in runs if run in shown]
+        lines = [self._job(run, min(names, width // 3), width) for run in runs if run in shown]
         return [*head, *lines, *([f"… and {rest} more"] if rest else [])]
 
-    def _job(self, run: overview.Run, width: int) -> str:
-        name = run.folder.name if len(run.folder.name) <= width else f"{run.folder.name[: width - 1]}…"
-        start = f"{name:{width}}  {run.status:11}"
+    def _job(self, run: overview.Run, names: int, width: int) -> str:
+        start = f"{_cut(run.folder.name, names):{names}}  {run.status:11}"
         if run.status in ("failed", "diverged", "damaged"):
             return f"{start}  {(run.error.strip().splitlines() or [''])[-1]}"
         if run.status != "running":
@@ -227,13 +235,15 @@ class Watched:
         found = [name for name in ("val/elbo", "val/reconstruction", "step/loss") if any(name in row for row in rows)]
         series = [row[found[0]] for row in rows if found[0] in row] if found else []
         newest = f"{found[0]} {_short(series[-1])}" if series else ""
-        return f"{start}  {newest:28}  {_filled(progress)} {progress.epochs}/{progress.of or '?'}  {spark(series, 16)}"
+        start, epoch = f"{start}  {newest:28}  ", f" {progress.epochs}/{progress.of or '?'}  "
+        room = width - len(start) - len(epoch)
+        return start + _filled(progress, room) + epoch + spark(series, min(16, room - BAR - 5))
 
 
 # --- text -------------------------------------------------------------------------------------
 
 
-def _figures(rows: list[dict[str, float]]) -> list[str]:
+def _figures(rows: list[dict[str, float]], width: int) -> list[str]:
     """A line per figure: its newest value in training and validation, and a small curve."""
     lines = []
     for name in FIGURES:
@@ -248,12 +258,21 @@ def _figures(rows: list[dict[str, float]]) -> list[str]:
         newest = [_short(series[part][-1]) if series[part] else "" for part in ("train", "val")]
         if not any(newest):
             newest[0] = _short(curve[-1])
-        lines.append(f"{name:15}" + "".join(f"{cell:>11}" for cell in newest) + f"  {spark(curve, SPARK)}")
+        lines.append(
+            f"{name:15}"
+            + "".join(f"{cell:>11}" for cell in newest)
+            + f"  {spark(curve, min(SPARK, width - 39))}".rstrip()
+        )
     return [f"{'':15}{'train':>11}{'val':>11}", *lines] if lines else ["no figures yet"]
 
 
 def spark(values: list[float], width: int) -> str:
-    """A curve of at most `width` characters, from the lowest value to the highest; each is a mean of neighbours."""
+    """A curve of at most `width` characters, from the lowest value to the highest; each is a mean of neighbours.
+
+    Nothing, where so little room is left that it would show no course.
+    """
+    if width < min(SMALLEST, len(values)):
+        return ""
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
@@ -262,10 +281,16 @@ def spark(values: list[float], width: int) -> str:
     return "".join(BLOCKS[round((value - low) * scale)] for value in values)
 
 
-def _filled(progress: Progress) -> str:
+def _filled(progress: Progress, room: int) -> str:
+    """A bar and a percentage in at most so many characters; the percentage alone where no bar fits."""
     done = progress.step / progress.total if progress.total else 0.0
-    full = round(BAR * done)
-    return f"{'█' * full}{'░' * (BAR - full)} {done:4.0%}"
+    bar = min(BAR, room - 5) if room - 5 >= SMALLEST else 0
+    full = round(bar * done)
+    return f"{'█' * full}{'░' * (bar - full)} {done:4.0%}".lstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _short(value: float) -> str:
