@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -18,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from vaelab.cli import main
-from vaelab.watch import BLOCKS, Watched, spark
+from vaelab.terminal import BLOCKS, spark
+from vaelab.watch import Watched
 
 CONFIG = "run: {name: vae-mnist}\nmodel: {_target_: vaelab.models.VAE}\ntrainer: {max_epochs: 10, max_steps: -1}\n"
 FINISHED = {"status": "finished", "epochs": 10, "seconds": 75, "best": {"epoch": 9, "by": "val/elbo", "value": -99.5}}
@@ -286,6 +288,7 @@ def test_a_small_curve_goes_from_the_lowest_to_the_highest(width):
     assert (curve[0], curve[-1]) == (BLOCKS[0], BLOCKS[-1])
     assert len(spark([1.0, 2.0], width)) == 2
     assert spark([1.0, 2.0, 3.0, 4.0, 5.0], 3) == ""
+    assert spark([1.0, math.nan, 2.0, math.inf], width) == f"{BLOCKS[0]}×{BLOCKS[-1]}×"
 
 
 @pytest.mark.parametrize(

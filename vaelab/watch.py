@@ -8,21 +8,19 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaelab import command, overview
 from vaelab.errors import UserError
+from vaelab.summary import number
+from vaelab.terminal import BAR, bar, cut, duration, spark
 from vaelab.types import PositiveFloat
 
 FIGURES = ("loss", "elbo", "reconstruction", "kl", "capacity", "beta", "vq", "perplexity", "codebook_usage")
 """Figures that are shown, of those that a model has."""
-BLOCKS = "▁▂▃▄▅▆▇█"
-SPARK, BAR = 32, 24
-"""Characters of a small curve and of a bar."""
-SMALLEST = 4
-"""Characters below which neither is drawn."""
+SPARK = 32
+"""Characters of a small curve."""
 NO_LIMIT = 10_000
 """Characters and lines where the output is no terminal."""
 SETTLED = 10.0
@@ -44,6 +42,11 @@ class Progress(NamedTuple):
     of: int | None
     step: int
     total: int | None
+
+    @property
+    def done(self) -> float:
+        """From 0 to 1."""
+        return self.step / self.total if self.total else 0.0
 
 
 class View(NamedTuple):
@@ -131,7 +134,7 @@ class Watched:
             live = any(run.status == "running" for run in runs) or overview.locked(lock)
             live = live or (not lock.exists() and idle < SETTLED)
             lines = self._sweep(runs, width, height, live)
-        return View([_cut(line, width) for line in lines[:height]], live)
+        return View([cut(line, width) for line in lines[:height]], live)
 
     # --- one run --------------------------------------------------------------------------------
 
@@ -141,7 +144,7 @@ class Watched:
         lines += [self._bar(run, progress, width), ""]
         lines += _figures(rows, width)
         if run.best.get("by"):
-            lines += ["", f"best {run.best['by']} {_short(run.best['value'])} in epoch {run.best['epoch']}"]
+            lines += ["", f"best {run.best['by']} {number(run.best['value'])} in epoch {run.best['epoch']}"]
         if run.error:
             lines += ["", *run.error.strip().splitlines()[-2:]]
         if said := _warnings(run.folder):
@@ -151,14 +154,14 @@ class Watched:
     def _bar(self, run: overview.Run, progress: Progress, width: int) -> str:
         epoch = f"epoch {progress.epochs}/{progress.of or '?'}"
         if run.status != "running":
-            took = f" in {_time(run.seconds)}" if run.seconds else ""
+            took = f" in {duration(run.seconds)}" if run.seconds else ""
             return f"{epoch}  step {progress.step:,}  {WORDS.get(run.status, run.status)}{took}"
         rate, left = self._rate(run, progress), ""
         if rate and progress.total:
-            left = f"  {_time((progress.total - progress.step) / rate)} left"
+            left = f"  {duration((progress.total - progress.step) / rate)} left"
         speed = f"  {rate:.3g} steps/s" if rate else ""
         text = f"  {epoch}  step {progress.step:,}{speed}{left}"
-        return _filled(progress, width - len(text)) + text
+        return bar(progress.done, width - len(text)) + text
 
     def _rows(self, folder: Path) -> list[dict[str, float]]:
         """metrics.csv, read again when it has changed; a row that is just being written waits for the next look."""
@@ -225,19 +228,19 @@ class Watched:
         return [*head, *lines, *([f"… and {rest} more"] if rest else [])]
 
     def _job(self, run: overview.Run, names: int, width: int) -> str:
-        start = f"{_cut(run.folder.name, names):{names}}  {run.status:11}"
+        start = f"{cut(run.folder.name, names):{names}}  {run.status:11}"
         if run.status in ("failed", "diverged", "damaged"):
             return f"{start}  {(run.error.strip().splitlines() or [''])[-1]}"
         if run.status != "running":
-            best = f"{run.best['by']} {_short(run.best['value'])}" if run.best.get("by") else ""
-            return f"{start}  {best:28}" + (f"  {_time(run.seconds)}" if run.seconds else "")
+            best = f"{run.best['by']} {number(run.best['value'])}" if run.best.get("by") else ""
+            return f"{start}  {best:28}" + (f"  {duration(run.seconds)}" if run.seconds else "")
         progress, rows = self._progress(run), self._rows(run.folder)
         found = [name for name in ("val/elbo", "val/reconstruction", "step/loss") if any(name in row for row in rows)]
         series = [row[found[0]] for row in rows if found[0] in row] if found else []
-        newest = f"{found[0]} {_short(series[-1])}" if series else ""
+        newest = f"{found[0]} {number(series[-1])}" if series else ""
         start, epoch = f"{start}  {newest:28}  ", f" {progress.epochs}/{progress.of or '?'}  "
         room = width - len(start) - len(epoch)
-        return start + _filled(progress, room) + epoch + spark(series, min(16, room - BAR - 5))
+        return start + bar(progress.done, room) + epoch + spark(series, min(16, room - BAR - 5))
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -255,54 +258,15 @@ def _figures(rows: list[dict[str, float]], width: int) -> list[str]:
         curve = curve if len(curve) > 1 else series["step"]
         if not curve:
             continue
-        newest = [_short(series[part][-1]) if series[part] else "" for part in ("train", "val")]
+        newest = [number(series[part][-1]) if series[part] else "" for part in ("train", "val")]
         if not any(newest):
-            newest[0] = _short(curve[-1])
+            newest[0] = number(curve[-1])
         lines.append(
             f"{name:15}"
             + "".join(f"{cell:>11}" for cell in newest)
             + f"  {spark(curve, min(SPARK, width - 39))}".rstrip()
         )
     return [f"{'':15}{'train':>11}{'val':>11}", *lines] if lines else ["no figures yet"]
-
-
-def spark(values: list[float], width: int) -> str:
-    """A curve of at most `width` characters, from the lowest value to the highest; each is a mean of neighbours.
-
-    Nothing, where so little room is left that it would show no course.
-    """
-    if width < min(SMALLEST, len(values)):
-        return ""
-    if len(values) > width:
-        edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[round((value - low) * scale)] for value in values)
-
-
-def _filled(progress: Progress, room: int) -> str:
-    """A bar and a percentage in at most so many characters; the percentage alone where no bar fits."""
-    done = progress.step / progress.total if progress.total else 0.0
-    bar = min(BAR, room - 5) if room - 5 >= SMALLEST else 0
-    full = round(bar * done)
-    return f"{'█' * full}{'░' * (bar - full)} {done:4.0%}".lstrip()
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _short(value: float) -> str:
-    from vaelab.summary import number
-
-    return number(value)
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def _warnings(folder: Path) -> list[str]:
