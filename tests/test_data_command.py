@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
@@ -92,6 +94,42 @@ def test_streamed_training_is_training_from_memory_and_resumes(data, train, monk
     again = train("resume=c", "~callbacks.stop", "dataset.storage=resident")
     assert again.code == 0, again.err
     assert again._replace(run=Path("c")).series("step/loss") == held
+
+
+class Cut(pl.Callback):
+    """Cuts a file short after some optimiser steps."""
+
+    def __init__(self, file: str, step: int):
+        self.file, self.step = file, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.truncate(self.file, 4096)
+
+
+def test_a_file_that_breaks_in_the_middle_of_training_loses_nothing_of_the_run(data, train, monkeypatch):
+    monkeypatch.setattr(vaelab.callbacks, "Cut", Cut, raising=False)
+    assert data("prepare", *FAKE, "out=x.vaelab")[0] == 0
+    whole = Path("x.vaelab").read_bytes()
+    own = ("dataset=prepared", "dataset.root=x.vaelab", "dataset.storage=stream", "dataset.num_workers=0")
+    own = (
+        *own,
+        "dataset.batch_size=16",
+        *SMALL[4:],
+        "+callbacks.cut={_target_:vaelab.callbacks.Cut,file:x.vaelab,step:8}",
+    )
+    result = train(*own, small=False)
+    assert result.code == 2
+    assert (
+        result.err.strip() == "vaelab: x.vaelab was changed while it was read: prepare it again (vaelab data prepare)"
+    )
+    assert result.summary["status"] == "failed"
+    assert "changed while it was read" in result.summary["error"]
+    Path("x.vaelab").write_bytes(whole)
+    again = train(f"resume={result.run}", "~callbacks.cut")
+    assert again.code == 0, again.err
+    assert result.summary["status"] == "finished"
+    assert len(result.series("step/loss")) == 12
 
 
 def test_help_and_what_is_not_understood(data, capsys):

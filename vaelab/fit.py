@@ -47,7 +47,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
         with lightning_errors():
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except UserError:
-        if checkpoint is None:
+        if checkpoint is None and trainer.global_step == 0:
             (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained
         raise
     result = summary.collect(config, model, data, trainer, time.monotonic() - started)

@@ -34,7 +34,8 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
             check_run(config, run)
             _train(config, run)
     except Exception as error:
-        if (in_sweep and not used) or not isinstance(error, UserError):
+        began = not used and (run / "config.yaml").exists()  # a file of its data broke in the middle
+        if (in_sweep and not used) or began or not isinstance(error, UserError):
             record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
         raise
 

@@ -154,6 +154,9 @@ def test_reading_ahead_asks_for_each_block_once_and_for_no_byte_more(path, monke
         def madvise(self, _, start, size):
             asked.append((start, size))
 
+        def size(self):
+            return split.header["size"]
+
     split._map = Map()
     for index in ([3, 9], [11, 4], [149], [0]):
         split.batch(torch.tensor(index))
@@ -316,13 +319,33 @@ def test_a_flipped_bit_is_found_by_whoever_reads_all(path, common, what):
     prepared(path, common, storage="stream").setup()
 
 
-def test_a_file_that_is_cut_while_it_is_read(path):
-    split = PreparedSplit(path, read_header(path), "train")
-    split.batch(torch.arange(3))
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_is_cut_while_it_is_read(path, common, trainer, num_workers):
+    """In this process or in a worker, it is one line, and no page of a worker's tracebacks."""
+    batches = iter(ready(path, common, trainer, storage="stream", num_workers=num_workers).train_dataloader())
+    next(batches)
     with path.open("r+b") as file:
         file.truncate(4096)
+    with pytest.raises(UserError) as error:
+        list(batches)
+    assert str(error.value).startswith(f"{path} was changed while it was read")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_between_two_epochs(path):
+    split = PreparedSplit(path, read_header(path), "train")
+    path.write_bytes(b"")
     with pytest.raises(UserError, match="changed while it was read"):
         split.batch(torch.arange(3))
+
+
+def test_a_file_that_is_removed_is_read_to_the_end_and_then_named(path):
+    split = PreparedSplit(path, read_header(path), "train")
+    before = split.batch(torch.arange(3)).images
+    path.unlink()
+    assert split.batch(torch.arange(3)).images.equal(before)
+    with pytest.raises(UserError, match=r"images\.vaelab: No such file"):
+        pickle.loads(pickle.dumps(split)).batch(torch.arange(3))
 
 
 def test_a_missing_file_and_a_folder(tmp_path, common):

@@ -158,8 +158,7 @@ class PreparedSplit:
         """Raises UserError if the file is not as long any more as it was."""
         rows = (index.cpu() if self.index is None else self.index[index.cpu()]).numpy()
         arrays = self._open()
-        if os.path.getsize(self.path) != self.header["size"]:  # a page beyond the end would kill the process
-            raise UserError(f"{self.path} was changed while it was read: {AGAIN}")
+        self._check_size(self._map.size())  # a page beyond the end would kill the process
         if self._block:
             self._ask(index)
         parts = (arrays.get(name) for name in ("images", "labels", "factors"))
@@ -175,6 +174,7 @@ class PreparedSplit:
     def _open(self) -> dict[str, np.ndarray]:
         if self._arrays is None:
             with _opened(self.path) as file:
+                self._check_size(os.fstat(file.fileno()).st_size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(mmap, "MADV_RANDOM"):  # or a fault would read on for as much as the disk reads ahead: megabytes
                 self._map.madvise(mmap.MADV_RANDOM)
@@ -183,6 +183,10 @@ class PreparedSplit:
                 for name, place in self.header["parts"][self.part]["arrays"].items()
             }
         return self._arrays
+
+    def _check_size(self, size: int) -> None:
+        if size != self.header["size"]:
+            raise UserError(f"{self.path} was changed while it was read: {AGAIN}")
 
     def _ask(self, index: Tensor) -> None:
         """Has the system read the blocks that these images are of, unless it was asked lately."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vaelab.distributed import Share
+from vaelab.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -184,14 +185,27 @@ class ResidentLoader:
             yield self.split.batch(index)
 
 
-class _BatchDataset(Dataset[Batch]):
-    """A split seen as a data set whose items are whole batches."""
+class _BatchDataset(Dataset[Batch | UserError]):
+    """A split seen as a data set whose items are whole batches, or what is wrong with a file."""
 
     def __init__(self, split: Split):
         self.split = split
 
-    def __getitem__(self, index: Tensor) -> Batch:  # type: ignore[override]
-        return self.split.batch(index)
+    def __getitem__(self, index: Tensor) -> Batch | UserError:  # type: ignore[override]
+        try:
+            return self.split.batch(index)
+        except UserError as error:
+            return error
+
+
+class _StreamingLoader(DataLoader):
+    """Raises what a worker found wrong as it was said: a DataLoader would make a page of tracebacks of it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def streaming_loader(split: Split, batches: IndexBatches, num_workers: int, pin_memory: bool) -> DataLoader:
@@ -200,7 +214,7 @@ def streaming_loader(split: Split, batches: IndexBatches, num_workers: int, pin_
     The loader has a random generator of its own: the global one stays untouched, so that a
     resumed run draws the same noise.
     """
-    return DataLoader(
+    return _StreamingLoader(
         _BatchDataset(split),
         sampler=batches,
         batch_size=None,
