@@ -61,6 +61,13 @@ def test_a_run_is_a_row(make, capsys):
     assert row == ["vae", "mnist", "finished", "3", "val/elbo", "-101.500", "12", "outputs/a"]
 
 
+def test_a_failed_run_shows_what_is_wrong_before_what_to_do(make, capsys):
+    summary = make("a", status="failed") / "summary.json"
+    content = json.loads(summary.read_text()) | {"best": {}, "error": "x.png is broken\nreplace it"}
+    summary.write_text(json.dumps(content))
+    assert " ".join(table(capsys)[0][4:8]) == "x.png is broken 12"
+
+
 def test_the_newest_is_first_and_the_limit_says_what_it_leaves_out(make, capsys):
     for name in ("a", "b", "c"):
         make(name)

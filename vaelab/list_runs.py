@@ -217,7 +217,7 @@ def _cells(run: Run, extra: list[str]) -> list[str]:
     from vaelab.summary import number
 
     best = f"{run.best['by']} {number(run.best['value'])}" if run.best.get("by") else ""
-    error = (run.error.strip().splitlines() or [""])[-1]
+    error = run.error.strip().partition("\n")[0]
     error = error if len(error) <= ERROR else f"{error[: ERROR - 1]}…"
     figures = [run.metrics.get(name) for name in extra]
     return [

@@ -146,7 +146,7 @@ class Watched:
         if run.best.get("by"):
             lines += ["", f"best {run.best['by']} {number(run.best['value'])} in epoch {run.best['epoch']}"]
         if run.error:
-            lines += ["", *run.error.strip().splitlines()[-2:]]
+            lines += ["", *run.error.strip().splitlines()[:2]]
         if said := _warnings(run.folder):
             lines += ["", *(line for text in said for line in _wrapped(text, width))]
         return lines
@@ -230,7 +230,7 @@ class Watched:
     def _job(self, run: overview.Run, names: int, width: int) -> str:
         start = f"{cut(run.folder.name, names):{names}}  {run.status:11}"
         if run.status in ("failed", "diverged", "damaged"):
-            return f"{start}  {(run.error.strip().splitlines() or [''])[-1]}"
+            return f"{start}  " + run.error.strip().partition("\n")[0]
         if run.status != "running":
             best = f"{run.best['by']} {number(run.best['value'])}" if run.best.get("by") else ""
             return f"{start}  {best:28}" + (f"  {duration(run.seconds)}" if run.seconds else "")
