@@ -18,7 +18,7 @@ from pathlib import Path
 from common import HERE, RESULTS, markdown
 
 PAGE = HERE.parents[1] / "docs" / "performance.md"
-SCRIPTS = ("startup", "options", "quantizer", "scaling", "runs", "training")
+SCRIPTS = ("startup", "options", "quantizer", "scaling", "runs", "training", "streaming")
 OWN = {"runs": ["root"], "training": ["root", "pythae", "accelerator"]}
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,32 +80,33 @@ def drop(path: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def epochs(path: Path, cold: bool, choices: list[str]) -> dict[str, float]:
-    """Seconds of two epochs of `vaelab train` and of the waiting in each: medians. For a process of its own."""
+def epochs(path: Path, cold: bool, choices: list[str]) -> tuple[float, float]:
+    """Seconds of an epoch of `vaelab train`, and those of them that it waited. For a process of its own.
+
+    Of two epochs after the first, which starts the workers, the one that was disturbed less.
+    """
     kind = "folder" if path.is_dir() else "prepared"
-    waits: list[float] = []
+    waited: list[float] = []
 
     def between(_: Any) -> None:
-        waits.append(Timed.waited)
+        waited.append(Timed.waited)
         if cold:
             drop(path)
 
     chosen = [f"dataset={kind}", f"dataset._target_=streaming.Timed{kind.title()}", f"dataset.root='{path}'"]
     chosen += ["accelerator=cpu", f"dataset.batch_size={BATCH}", "likelihood=gaussian", *choices]
     seconds = train(chosen, 3, between)
-    waits.append(Timed.waited)
-    # the first epoch starts the workers
-    return {"seconds": min(seconds[1:]), "waited": waits[-1] - waits[1], "of": sum(seconds[1:])}
+    waits = [after - before for before, after in pairwise([*waited, Timed.waited])]
+    return min(zip(seconds[1:], waits[1:], strict=True))
 
 
-def timed_epochs(path: Path, cold: bool, choices: list[str], seen: dict[str, float]) -> float:
-    """`epochs` in a process of its own; adds the waiting to `seen`."""
+def timed_epochs(path: Path, cold: bool, choices: list[str], waits: list[float]) -> float:
+    """`epochs` in a process of its own; adds the share of the epoch that it waited to `waits`."""
     code = "import json, sys, pathlib, streaming\n"
     code += "print(json.dumps(streaming.epochs(pathlib.Path(sys.argv[1]), sys.argv[2] == 'True', sys.argv[3:])))"
-    found = json.loads(fresh_process(code, str(path), str(cold), *choices))
-    for key in ("waited", "of"):
-        seen[key] = seen.get(key, 0.0) + found[key]
-    return found["seconds"]
+    seconds, waited = json.loads(fresh_process(code, str(path), str(cold), *choices))
+    waits.append(waited / seconds)
+    return seconds
 
 
 def training(file: Path, folder: Path | None, rounds: int) -> list[Row]:
@@ -117,16 +119,15 @@ def training(file: Path, folder: Path | None, rounds: int) -> list[Row]:
     }
     if folder is not None:
         cases["folder of JPEG files, streamed"] = (folder, False, ["dataset.storage=stream", f"dataset.size={SIDE}"])
-    seen: dict[str, dict[str, float]] = {name: {} for name in cases}
+    waits: dict[str, list[float]] = {name: [] for name in cases}
     runs: dict[str, Callable[[], float]] = {
-        name: partial(timed_epochs, *case, seen[name]) for name, case in cases.items()
+        name: partial(timed_epochs, *case, waits[name]) for name, case in cases.items()
     }
     rows = compare(interleave(runs, rounds), "one file, held in memory")
     for row in rows:
-        waited = seen[row["label"]]
         row["extra"] = {
             "images per second": f"{images / statistics.median(row['seconds']):,.0f}",
-            "the trainer waits": f"{100 * waited['waited'] / waited['of']:.1f} %",
+            "the trainer waits": f"{100 * statistics.median(waits[row['label']][1:]):.1f} %",
         }
     return rows
 
@@ -174,7 +175,7 @@ def orders(file: Path, rounds: int) -> list[Row]:
     for row in rows:
         row["extra"] = {
             "images per second": f"{count / statistics.median(row['seconds']):,.0f}",
-            "bytes read / bytes of images": f"{statistics.median(taken[row['label']]) / (count * image):.2f}",
+            "bytes read / bytes of images": f"{statistics.median(taken[row['label']][1:]) / (count * image):.2f}",
         }
     return rows
 
@@ -199,7 +200,7 @@ def prepared(folder: Path | None, count: int) -> Iterator[Path]:
 
 def main() -> int:
     assert __doc__
-    parser = arguments(__doc__, rounds=3)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--images", metavar="FOLDER", help="a folder of images (default: made-up ones)")
     options = parse(parser)
     folder = Path(options.images).absolute() if options.images else None
@@ -211,9 +212,9 @@ def main() -> int:
             random batches bring all of it into its cache; of a larger file they would bring megabytes per image."""
         save("orders", orders(file, options.rounds), notes, keep=not options.quick)
         notes = f"""`vaelab train likelihood=gaussian` (vae, mlp) on {what}, batches of {BATCH}, 2 workers where images
-            are streamed. Seconds of an epoch; ratios are to the first row. The trainer waits: share of the epoch's
-            seconds spent in the loader's `next`; in memory that is the making of the batch itself. Cold: the file's
-            pages are dropped from the system's cache before each epoch."""
+            are streamed. Seconds of an epoch; ratios are to the first row, within each round. The trainer waits: share
+            of the epoch's seconds spent in the loader's `next`; in memory that is the making of the batch itself.
+            Cold: the file's pages are dropped from the system's cache before each epoch."""
         save("streaming", training(file, folder, options.rounds), notes, keep=not options.quick)
     return 0
 
