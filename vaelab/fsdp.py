@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
@@ -50,6 +51,51 @@ class FullySharded(FSDPStrategy):
             return super()._setup_model(model)
         # torch takes a processor if it is named, and Lightning names devices by number
         return FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs)
+
+    def _whole(self, first_alone: bool) -> Any:
+        """Within it, what the model and the optimiser hold is put together, in the first process alone or in all."""
+        from torch.distributed.fsdp import (
+            FullOptimStateDictConfig,
+            FullStateDictConfig,
+            FullyShardedDataParallel,
+            StateDictType,
+        )
+
+        # "offloading" what is on the processor copies nothing, and torch gathers the next into the same memory
+        elsewhere = self.root_device.type != "cpu"
+        return FullyShardedDataParallel.state_dict_type(
+            self.model,  # type: ignore[arg-type]
+            StateDictType.FULL_STATE_DICT,
+            FullStateDictConfig(rank0_only=first_alone),
+            FullOptimStateDictConfig(offload_to_cpu=elsewhere, rank0_only=first_alone),
+        )
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+
+        assert self.model is not None
+        with self._whole(first_alone=True):
+            state = FullyShardedDataParallel.optim_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
+            if self.global_rank:
+                return state
+            return FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Lightning's fails where the optimiser keeps nothing (SGD without momentum)."""
+        from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+
+        # mapped: the processes of a machine share what they read
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        assert self.model is not None
+        with self._whole(first_alone=False):
+            self.model.load_state_dict(checkpoint.pop("state_dict"))
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                if state["state"]:
+                    by_name = OptimStateKeyType.PARAM_NAME
+                    state = FullyShardedDataParallel.rekey_optim_state_dict(state, by_name, self.model)
+                    parts = FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state)
+                    optimizer.load_state_dict(parts)
+        return checkpoint
 
 
 def _average(parameter: Tensor) -> None:
