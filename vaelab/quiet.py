@@ -17,6 +17,7 @@ NOISE = (
     ".*LeafSpec.*is deprecated.*",
     ".*no `val_dataloader`.*",
     ".*You have overridden `on_before_batch_transfer`.*",
+    ".*your dataloader is not resumable.*",
 )
 
 
