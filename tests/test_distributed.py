@@ -8,9 +8,12 @@ not be.
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,25 @@ LEARNED = ["model=vae", "likelihood=gaussian_learned", "trainer.accumulate_grad_
 RUNS |= {f"sharded {name}, sgd": (VARIANTS[name], SGD) for name in ("lagrangian", "ema codebook")}
 RUNS |= {"sharded learned noise, adam": (LEARNED, ADAM)}  # whose one number FSDP does not take
 del RUNS["accumulated, adam"], RUNS["clipped, sgd"]
+STOPPED = {
+    "lagrangian, adam, SIGINT": (VARIANTS["lagrangian"], ADAM),
+    "ema codebook, sgd, SIGTERM": (VARIANTS["ema codebook"], SGD),
+    "averaged, adam, SIGTERM": ([*VARIANTS["vae"], "averaging=ema"], ADAM),
+    "sharded learned noise, adam, SIGTERM": (["model=vae", "likelihood=gaussian_learned"], ADAM),
+    "sharded ema codebook, sgd, SIGINT": (VARIANTS["ema codebook"], SGD),
+}
+"""Runs whose second process gets a signal in the seventh step; figures are written, and a stop agreed, every second."""
+
+
+class Signal(pl.Callback):
+    """Sends the second process a signal, in the seventh step: the first of an epoch's three."""
+
+    def __init__(self, name: str):
+        self.number = getattr(signal, name)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 6:
+            os.kill(os.getpid(), self.number)
 
 
 class Watch(pl.Callback):
@@ -111,10 +133,15 @@ def config(*arguments: str) -> dict[str, Any]:
     return composed
 
 
-def trained(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Figures, gradients of every step, and the last weights of a run whose noise is known."""
+def trained(folder: Path, *arguments: str, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+    """Figures, gradients of every step, and the last weights of a run whose noise is known.
+
+    A run that is in the folder already goes on.
+    """
     folder.mkdir(exist_ok=True)
-    data, model, trainer = prepare(config(*arguments), folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = last if last.exists() else None
+    data, model, trainer = prepare(config(*arguments), folder, checkpoint)
     for part in ("train", "val"):
         split = getattr(data, part)
         # noise, or vectors of a codebook would be alike, and rounding would choose between them
@@ -122,9 +149,9 @@ def trained(folder: Path, *arguments: str) -> dict[str, Any]:
         setattr(data, part, TensorSplit(images, split.labels, torch.arange(len(split))[:, None]))
     restarts = watch_restarts(model)
     watch = Watch()
-    trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+    trainer.callbacks.extend([watch, *callbacks])  # type: ignore[attr-defined]
     vaelab.models.vae.reparameterise = watch.reparameterise
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = (folder / "metrics.csv").read_text() if trainer.is_global_zero else ""
     found = {"figures": figures, "rows": rows, "gradients": watch.gradients, "weights": watch.weights}
@@ -148,16 +175,30 @@ def watch_restarts(model: Any) -> list[int]:
 def process(folder: Path) -> None:
     """What each of the two processes does: all runs, one after the other."""
     results = {}
-    for number, (name, (variant, optimizer)) in enumerate(RUNS.items()):
+    for name, (variant, optimizer) in (RUNS | STOPPED).items():
         two = SHARDED if "sharded" in name else ["accelerator=ddp_cpu"]
-        results[name] = trained(folder / str(number), *variant, *optimizer, *two, f"dataset.batch_size={BATCH}")
+        run, arguments = folder / name, [*variant, *optimizer, *two, f"dataset.batch_size={BATCH}"]
+        if name in STOPPED:
+            arguments.append("trainer.log_every_n_steps=2")
+            try:
+                trained(run, *arguments, callbacks=[Signal(name.rpartition(" ")[2])])
+            except SystemExit as stop:  # as Lightning ends after Ctrl-C (1) and SIGTERM
+                assert stop.code == (1 if "SIGINT" in name else None)
+            if os.environ["RANK"] == "0":
+                shutil.copytree(run, folder / f"{name}, as it was stopped")
+        results[name] = trained(run, *arguments)
     torch.save(results, folder / f"process{os.environ['RANK']}.pt")
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two processes train."""
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def processes(folder: Path) -> list[dict[str, Any]]:
     """What the two processes found, by the name of the run."""
-    folder = tmp_path_factory.mktemp("processes")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -180,6 +221,16 @@ def numbers(text: str) -> list[list[float]]:
     return [[float(cell or "nan") for cell in line.split(",")] for line in text.splitlines()[1:]]
 
 
+def assert_alike(two: dict[str, Any], one: dict[str, Any]) -> None:
+    """Weights, figures of the last epoch and metrics.csv."""
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-5, atol=1e-5)
+    assert two["figures"] == pytest.approx(one["figures"], rel=1e-5, abs=1e-5)
+    assert two["rows"].splitlines()[0] == one["rows"].splitlines()[0]
+    torch.testing.assert_close(
+        torch.tensor(numbers(two["rows"])), torch.tensor(numbers(one["rows"])), rtol=1e-5, atol=1e-5, equal_nan=True
+    )
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkeypatch):
     monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)  # put back what `trained` sets
@@ -189,16 +240,27 @@ def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkey
     assert len(one["gradients"]) == len(first["gradients"]) == STEPS
     if "sharded" not in name:
         torch.testing.assert_close(first["gradients"], one["gradients"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-5, atol=1e-5)
-    assert first["figures"] == pytest.approx(one["figures"], rel=1e-5, abs=1e-5)
-    assert first["rows"].splitlines()[0] == one["rows"].splitlines()[0]
-    torch.testing.assert_close(
-        torch.tensor(numbers(first["rows"])), torch.tensor(numbers(one["rows"])), rtol=1e-5, atol=1e-5, equal_nan=True
-    )
+    assert_alike(first, one)
     for key, value in second["weights"].items():  # none, where they are put together by the first process alone
         assert torch.equal(value, first["weights"][key]), key
     assert first["restarts"] == second["restarts"] == one["restarts"]
     assert "codebook" not in name or sum(first["restarts"][1:]) > 0
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_processes_stop_at_the_same_step_and_two_or_one_go_on(processes, folder, name, tmp_path, monkeypatch):
+    """All of them save the eighth step, in the middle of an epoch, and the run ends as if it had not been stopped."""
+    monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)
+    variant, optimizer = STOPPED[name]
+    arguments = [*variant, *optimizer, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}"]
+    arguments.append("trainer.log_every_n_steps=2")
+    stopped = folder / f"{name}, as it was stopped"
+    assert torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    one = trained(tmp_path, *arguments)
+    two, also_one = processes[0][name], trained(stopped, *arguments)
+    for resumed in (two, also_one):
+        assert len(resumed["gradients"]) == STEPS - 8
+        assert_alike(resumed, one)
 
 
 @pytest.mark.parametrize(("size", "first", "then"), [(130, 1, 2), (130, 2, 1), (66, 1, 2), (97, 3, 2), (87, 1, 4)])

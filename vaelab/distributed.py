@@ -6,6 +6,8 @@ which the loader tells it, so that nothing has to be asked of the others or of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -31,9 +33,23 @@ class Share(NamedTuple):
         return self.processes * self.count / self.total
 
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process's sums are over its own images: the other processes are not there to answer."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
 def active() -> bool:
     """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_sum(x: Tensor) -> Tensor:

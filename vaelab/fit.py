@@ -146,7 +146,9 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
         if hasattr(callback, "check"):
             callback.check(model)
     part, folder = "val" if len(data.val) else "train", run / "checkpoints"
-    if config["trainer"]["enable_checkpointing"]:
+    saves = config["trainer"]["enable_checkpointing"]
+    callbacks.append(LastOnException(folder / "last.ckpt" if saves else None))
+    if saves:
         callbacks += [
             RunCheckpoint(
                 folder,
@@ -157,7 +159,6 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
                 enable_version_counter=False,
             ),
             RunCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
-            LastOnException(folder / "last.ckpt"),
         ]
     if config["trainer"]["enable_progress_bar"]:
         callbacks.append(ProgressLine())

@@ -68,10 +68,10 @@ def child(run: str) -> int:
     return 0
 
 
-def die_with_parent() -> None:
+def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
     """Has this process end, its last checkpoint written, when the one that started it does (on Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, how)  # PR_SET_PDEATHSIG
 
 
 def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:
@@ -88,10 +88,13 @@ def worker(run: str) -> int:
     from vaelab.fit import fit
 
     path = Path(run)
+    die_with_parent(signal.SIGKILL)  # it would wait for the first process for ever
     try:
         fit(runs.read_config(path), path)
     except (UserError, DivergenceError):  # the first process says it
         return 1
+    except SystemExit:  # all were asked to stop; Lightning kills them all if one of them ends otherwise than well
+        return 0
     return 0
 
 

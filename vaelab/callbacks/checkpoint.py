@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vaelab.callbacks.anneal import Anneal
+from vaelab.distributed import all_sum, alone
 from vaelab.errors import DivergenceError
 
 
@@ -53,48 +57,91 @@ class RunCheckpoint(ModelCheckpoint):
 class LastOnException(pl.Callback):
     """Saves last.ckpt when training is interrupted or fails, so that `resume=` goes on from there.
 
-    Ctrl-C waits for the end of the step, where the state is whole; a second one does not. Nothing
-    is saved after a divergence (the checkpoint before it is worth more), outside training, while
-    averaged weights stand in for the model's (validation), or with several processes, whose others
-    may never come to the save.
+    Ctrl-C waits for the end of the step, where the state is whole; a second one does not. Several
+    processes agree to stop, on Ctrl-C and on SIGTERM, where they exchange their figures anyway, so
+    that all save the same step. If one fails, the others may never come to a save: the first one
+    saves what it has by itself, if that is all there is (DDP). Nothing is saved after a divergence (the checkpoint
+    before it is worth more), outside training, or while averaged weights stand in for the model's
+    (validation).
 
-    path: the file.
+    path: the file; None saves nothing.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None):
         self.path = path
-        self.asked = False
+        self.asked = 0  # the signal that asks to stop
+        self.agreed = False  # that all processes stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._listen(trainer)
+        # which asks in every step whether there was a SIGTERM, and waits for the answer
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._listen(trainer)
+
+    def _listen(self, trainer: pl.Trainer) -> None:
+        """Until Lightning puts back the handlers that it found, at the end of training and of the test."""
         if threading.current_thread() is not threading.main_thread():
             return
+        several = trainer.world_size > 1
 
         def handle(number: int, frame: Any) -> None:
-            if self.asked or not trainer.training:
-                raise KeyboardInterrupt
-            self.asked = True
+            waits = trainer.state.fn == "fit" if several else trainer.training and not self.asked
+            if not waits:
+                raise SIGTERMException if number == signal.SIGTERM else KeyboardInterrupt
+            self.asked = number
 
-        self.former = signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGINT, handle)
+        if several:  # Lightning's own talks to the other processes, who may be saying something else
+            signal.signal(signal.SIGTERM, handle)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.world_size > 1:
+            self._stop_if_asked(trainer)  # while the epoch before was validated, and saved since
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if self.asked and not trainer.fit_loop._should_accumulate():
-            raise KeyboardInterrupt
+        if trainer.fit_loop._should_accumulate():
+            return
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.world_size == 1:
+            if self.asked:
+                raise KeyboardInterrupt
+        elif trainer.is_last_batch or (every and trainer.global_step % every == 0):
+            self._stop_if_asked(trainer, self.path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if hasattr(self, "former"):
-            signal.signal(signal.SIGINT, self.former)
+        if trainer.world_size > 1:
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: pl.Trainer, path: Path | None = None) -> None:
+        """Ends all processes at once if any was asked to stop; every process must call it."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        asked = torch.tensor([int(self.asked == number) for number in numbers], device=trainer.strategy.root_device)
+        interrupt, terminate = all_sum(asked).tolist()
+        if interrupt or terminate:
+            self.agreed = True
+            if path is not None:
+                trainer.save_checkpoint(path)
+            raise SIGTERMException if terminate else KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
         averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
         if (
-            trainer.state.fn == "fit"
-            and trainer.world_size == 1
-            and trainer.global_step > 0
-            and not (averaged and trainer.validating)
-            and not isinstance(exception, DivergenceError)
+            self.path is None
+            or self.agreed
+            or trainer.state.fn != "fit"
+            or trainer.global_step == 0
+            or (averaged and trainer.validating)
+            or isinstance(exception, DivergenceError)
         ):
+            return
+        if trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
+        elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:
+            with alone():
+                checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.save_checkpoint(checkpoint, self.path)
 
 
 class EMA(EMAWeightAveraging):
