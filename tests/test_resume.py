@@ -70,6 +70,19 @@ def test_resume_is_exact(train, monkeypatch, variant, hook, step):
     assert resumed.summary["status"] == "finished"
 
 
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_a_step_that_failed_is_taken_anew(train, monkeypatch, step):
+    """At an epoch's start, in its middle and in its last step; and another interruption later changes nothing."""
+    whole = train("trainer.max_epochs=4")
+    run = interrupted(train, monkeypatch, "on_train_batch_start", step, "trainer.max_epochs=4").run
+    train(f"resume={run}", "+callbacks.stop={_target_:vaelab.callbacks.Stop,hook:on_train_batch_end,step:7}")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
+    resumed = train(f"resume={run}", "~callbacks.stop")
+    assert resumed.code == 0, resumed.err
+    assert same_weights(run, whole.run)
+    assert (run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
+
+
 def test_resume_between_the_last_batch_and_validation(train, monkeypatch):
     """The interrupted epoch's training figures are kept, and do not leak into the next epoch's."""
     whole = train("trainer.max_epochs=3")

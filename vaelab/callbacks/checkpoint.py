@@ -136,12 +136,22 @@ class LastOnException(pl.Callback):
             or isinstance(exception, DivergenceError)
         ):
             return
+        _forget_begun_step(trainer)
         if trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
         elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:
             with alone():
                 checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.save_checkpoint(checkpoint, self.path)
+
+
+def _forget_begun_step(trainer: pl.Trainer) -> None:
+    """A step that failed has not begun: it is the one that a resumed run takes next."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.current.ready > progress.current.processed:
+        for counts in (progress.total, progress.current):
+            counts.ready = counts.started = counts.processed
+        progress.is_last_batch = False
 
 
 class EMA(EMAWeightAveraging):
