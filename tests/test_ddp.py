@@ -3,41 +3,72 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from tests.conftest import SMALL
 from tests.test_resume import interrupted
 from vaelab.runs import read_metrics
 
-VAELAB = Path(sys.executable).parent / "vaelab"
+VAELAB = [sys.executable, "-m", "vaelab"]
+
+
+class Accident(pl.Callback):
+    """Something that happens to the first process alone, after `step` steps: it fails, or is told to end."""
+
+    def __init__(self, what: str, step: int):
+        self.what, self.step = what, step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.is_global_zero and trainer.global_step == self.step:
+            if self.what == "failure":
+                raise RuntimeError("an accident")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def accident(what: str, step: int) -> str:
+    return f"+callbacks.accident={{_target_:tests.test_ddp.Accident,what:{what},step:{step}}}"
+
+
+def vaelab(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # of Accident
+    return subprocess.run(
+        [*VAELAB, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     given = [a.partition("=")[0] for a in ("trainer.accelerator", *arguments)]
     small = [a for a in [*SMALL, "accelerator=ddp_cpu"] if a.partition("=")[0] not in given]
-    command = [VAELAB, "train", *small, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return vaelab(folder, "train", *small, *arguments)
 
 
-def test_two_processes_train_and_one_resumes(tmp_path):
-    done = run(tmp_path, "model=capacity", "run.dir=run")
-    assert done.returncode == 0, done.stderr
+def test_what_two_processes_were_stopped_in_goes_on(tmp_path):
+    """The first one fails, then is told to end; each time the run goes on in the middle of the epoch."""
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    # 86 training images are batches of 64 and 22 with two processes
+    failed = run(tmp_path, "model=capacity", "run.dir=run", "trainer.max_epochs=3", accident("failure", 3))
+    assert failed.returncode == 1, failed.stderr
+    assert "RuntimeError: an accident" in failed.stderr
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    told = vaelab(tmp_path, "train", "resume=run", accident("SIGTERM", 4))
+    assert told.returncode == 143, told.stderr
+    assert told.stdout.count("interrupted; continue with: vaelab train resume=run") == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+    rest = vaelab(tmp_path, "train", "resume=run", "~callbacks.accident", "accelerator=cpu")
+    assert rest.returncode == 0, rest.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "finished"
-    assert summary["processes"] == 2
-    assert done.stdout.count("run: run") == 1
-    # 86 training images in global batches of 64: 64 and 22
-    assert summary["steps"] == 4
-    command = [VAELAB, "train", "resume=run", "accelerator=cpu", "trainer.max_epochs=3"]
-    resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert (summary["status"], summary["processes"]) == ("finished", 1)
+    assert (summary["epochs"], summary["steps"]) == (3, 6)
 
 
 def test_two_jobs_of_a_sweep(tmp_path):
@@ -54,8 +85,8 @@ def test_every_image_is_seen_once_whatever_the_number_of_processes(tmp_path):
     arguments = ["model=ae", "optimizer.lr=1e-9", "trainer.max_epochs=1", "trainer.log_every_n_steps=50"]
     two = run(tmp_path, *arguments, "run.dir=two")
     assert two.returncode == 0, two.stderr
-    command = [VAELAB, "train", *SMALL, *arguments, "run.dir=one"]
-    one = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert two.stdout.count("run: two") == 1
+    one = vaelab(tmp_path, "train", *SMALL, *arguments, "run.dir=one")
     assert one.returncode == 0, one.stderr
     a, b = (json.loads((tmp_path / r / "summary.json").read_text())["metrics"] for r in ("one", "two"))
     for name in ("train/reconstruction", "val/reconstruction", "test/reconstruction"):
@@ -68,8 +99,8 @@ def test_two_processes_go_on_where_one_was_interrupted(train, monkeypatch, hook,
     """Each image of the epoch is seen once: a noise-free model's figures are those of the epoch before."""
     frozen = ["model=ae", "optimizer.lr=1e-9", "dataset.size=97"]
     stopped = interrupted(train, monkeypatch, hook, step, *frozen).run
-    command = [VAELAB, "train", f"resume={stopped}", "~callbacks.stop", "accelerator=ddp_cpu"]
-    rest = subprocess.run([*command, "trainer.accelerator=cpu"], capture_output=True, text=True, timeout=300)
+    again = ["train", f"resume={stopped}", "~callbacks.stop", "accelerator=ddp_cpu", "trainer.accelerator=cpu"]
+    rest = vaelab(Path(), *again)
     assert rest.returncode == 0, rest.stderr
     one, two = [row["train/reconstruction"] for row in read_metrics(stopped) if "train/reconstruction" in row]
     assert two == pytest.approx(one, rel=1e-6)

@@ -75,10 +75,13 @@ def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
 
 
 def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:
-    """Writes how a run ended into its summary.json and run.log."""
+    """Writes how a run ended into its summary.json and run.log; the errors of further processes into run.log alone."""
     text = "".join(traceback.format_exception(error)) if error else status
-    with (run / "run.log").open("a") as file:
-        file.write(f"{text}\n")
+    if FIRST or error:
+        with (run / "run.log").open("a") as file:
+            file.write(f"{text}\n")
+    if not FIRST:
+        return
     ended = {"status": status, "error": str(error) if error else None, "identity": config and sweeps.identity(config)}
     runs.write_summary(run, runs.read_summary(run) | ended)
 
@@ -132,7 +135,8 @@ def _train(config: dict[str, Any], run: Path) -> None:
         fit(config, run)
     except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
         record(run, "interrupted", None, config)
-        print(f"interrupted; continue with: vaelab train {shlex.quote(f'resume={run}')}")
+        if FIRST:
+            print(f"interrupted; continue with: vaelab train {shlex.quote(f'resume={run}')}")
         if stop.code == 1:
             raise KeyboardInterrupt from None
         sys.exit(128 + signal.SIGTERM)
