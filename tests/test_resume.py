@@ -148,6 +148,16 @@ def test_a_moved_run_keeps_its_best_checkpoint(train, tmp_path):
     assert torch.load(moved.run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.parametrize("now", [["accelerator=cpu"], ["trainer.strategy=auto", "trainer.devices=1"]], ids=" ".join)
+def test_another_accelerator_on_resume_forgets_what_was_set_of_the_former(train, now):
+    run = train("trainer.max_epochs=1").run
+    config = run / "config.yaml"
+    former = "overrides:\n  - accelerator=fsdp\n  - trainer.devices=2\n  - trainer.strategy.min_weights=5\n"
+    config.write_text(config.read_text().replace("overrides:\n", former))
+    result = train(f"resume={run}", "trainer.max_epochs=2", *now)
+    assert result.code == 0, result.err
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_new_learning_rate_counts_on_resume(train, schedule):
     run = train("trainer.max_epochs=2", f"lr_schedule={schedule}").run

@@ -49,10 +49,16 @@ def _with_resumed(arguments: list[str]) -> list[str]:
         "resume": f"resume={command.in_quotes(str(run))}",
         "run.dir": f"run.dir={command.in_quotes(str(run))}",
     }
+    former = PROCESSES if "accelerator" in given else ("trainer.strategy.",) if "trainer.strategy" in given else ()
+    saved = {key: argument for key, argument in saved.items() if not key.startswith(former)}
     for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
         del saved[key], now[key]  # added then, taken away now
     own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
     return own + list((saved | now).values())
+
+
+PROCESSES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
+"""Keys that `accelerator=` sets."""
 
 
 def _key(argument: str) -> str:
