@@ -87,6 +87,9 @@ STOPPED = {
 """Runs whose second process gets a signal in the seventh step; figures are written, and a stop agreed, every second."""
 
 
+FAILED = [*VARIANTS["lagrangian"], *ADAM]
+
+
 class Signal(pl.Callback):
     """Sends the second process a signal, in the seventh step: the first of an epoch's three."""
 
@@ -96,6 +99,14 @@ class Signal(pl.Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_rank == 1 and trainer.global_step == 6:
             os.kill(os.getpid(), self.number)
+
+
+class Failure(pl.Callback):
+    """The first process fails, in the eighth step."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.is_global_zero and trainer.global_step == 7:
+            raise RuntimeError("an accident")
 
 
 class Watch(pl.Callback):
@@ -187,6 +198,8 @@ def process(folder: Path) -> None:
                 shutil.copytree(run, folder / f"{name}, as it was stopped")
         results[name] = trained(run, *arguments)
     torch.save(results, folder / f"process{os.environ['RANK']}.pt")
+    with pytest.raises(RuntimeError, match="an accident" if os.environ["RANK"] == "0" else ""):
+        trained(folder / "failed", *FAILED, "accelerator=ddp_cpu", f"dataset.batch_size={BATCH}", callbacks=[Failure()])
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +273,18 @@ def test_processes_stop_at_the_same_step_and_two_or_one_go_on(processes, folder,
     for resumed in (two, also_one):
         assert len(resumed["gradients"]) == STEPS - 8
         assert_alike(resumed, one)
+
+
+def test_the_first_process_saves_what_it_has_where_it_fails(processes, folder, tmp_path, monkeypatch):
+    """Its weights are everybody's; of the epoch's figures it has its own part."""
+    monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)
+    failed = folder / "failed"
+    assert torch.load(failed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
+    one, rest = (
+        trained(run, *FAILED, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}") for run in (tmp_path, failed)
+    )
+    assert len(rest["gradients"]) == STEPS - 7
+    torch.testing.assert_close(rest["weights"], one["weights"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "first", "then"), [(130, 1, 2), (130, 2, 1), (66, 1, 2), (97, 3, 2), (87, 1, 4)])
