@@ -13,11 +13,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vaelab import runs, studies, summary
-from vaelab.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint
+from vaelab.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.config import build
 from vaelab.errors import UserError
 from vaelab.fsdp import FullySharded
@@ -172,6 +173,8 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
         trainer = build(config["trainer"], callbacks=callbacks, logger=loggers)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFile()
     quicken(trainer)
     return trainer
 

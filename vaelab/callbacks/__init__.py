@@ -1,7 +1,7 @@
 """What happens around the training steps: schedules, learning rates, warnings, pictures, the progress bar."""
 
 from vaelab.callbacks.anneal import Anneal, LearningRate, Plateau
-from vaelab.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint
+from vaelab.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint, WholeFile
 from vaelab.callbacks.health import Health
 from vaelab.callbacks.pictures import Pictures
 from vaelab.callbacks.progress import ProgressLine
@@ -20,4 +20,5 @@ __all__ = [
     "ProgressLine",
     "Prune",
     "RunCheckpoint",
+    "WholeFile",
 ]
