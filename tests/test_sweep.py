@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,14 @@ def states(sweep: Path) -> dict[str, str]:
     return {path.parent.name: json.loads(path.read_text())["status"] for path in sweep.glob("*/summary.json")}
 
 
-def weights(run: Path) -> bytes:
+def checkpoint(run: Path) -> dict:
     import torch
 
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return b"".join(values.numpy().tobytes() for values in saved.values())
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def weights(run: Path) -> bytes:
+    return b"".join(values.numpy().tobytes() for values in checkpoint(run)["state_dict"].values())
 
 
 def test_an_interrupted_job_goes_on_and_a_failed_one_begins_anew(train, tmp_path):
@@ -159,6 +163,7 @@ def test_the_identity_of_a_job_is_what_it_trains(change, same):
         ("pruned", True, "done"),
         ("interrupted", True, "begun"),
         (None, True, "begun"),  # killed
+        (None, "cut short", "new"),
         (None, False, "new"),
         ("interrupted", False, "new"),
         ("failed", True, "new"),
@@ -170,7 +175,10 @@ def test_how_far_a_job_is(status, checkpoint, state, tmp_path):
         (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
     if checkpoint:
         (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / "last.ckpt").touch()
+        with zipfile.ZipFile(tmp_path / "checkpoints" / "last.ckpt", "w"):
+            pass
+        if checkpoint == "cut short":
+            (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK")
     assert sweeps.state_of(tmp_path) == state
 
 
@@ -216,8 +224,61 @@ def test_the_answer_has_means_over_seeds(train, tmp_path):
     assert "latent_dim" in result.out
 
 
+PLAIN = {"seed": 1, "model": {"beta": 1.0}, "dataset": {"size": 3}}
+
+
+def begin(folder: Path, config: dict, *files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text(json.dumps(config | {"run": {}}) if name == "config.yaml" else "{}")
+    return folder
+
+
+@pytest.mark.parametrize("left", [[], ["run.log"], ["run.log", "output.txt"]])
+def test_a_job_killed_before_it_had_a_config_begins_anew_in_its_folder(left, tmp_path):
+    run = begin(tmp_path / "0-vae", PLAIN, *left)
+    assert sweeps.place(run, PLAIN) == (run, "new")
+
+
+def test_a_folder_of_another_job_is_left_alone(tmp_path):
+    other = begin(tmp_path / "0-vae", PLAIN, "config.yaml")
+    begin(tmp_path / "7-vae", PLAIN | {"seed": 2}, "config.yaml")
+    begin(tmp_path / "mine", {}, "summary.json")
+    assert sweeps.place(other, PLAIN | {"seed": 3}) == (tmp_path / "8-vae", "new")
+    assert sweeps.place(tmp_path / "9-vae", PLAIN | {"seed": 2}) == (tmp_path / "7-vae", "new")
+    assert (other / "config.yaml").is_file()
+
+
+def test_a_job_that_is_still_trained_is_waited_for(tmp_path):
+    """Nothing of it is touched: what its process leaves is what counts."""
+    run = begin(tmp_path / "0-vae", PLAIN, "config.yaml", "run.log")
+    script = """
+import fcntl, sys, time
+with open("run.log", "a") as log:
+    fcntl.flock(log, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    time.sleep(0.5)
+    open("summary.json", "w").write('{"status": "finished"}')
+"""
+    other = subprocess.Popen([sys.executable, "-c", script], cwd=run, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    assert sweeps.place(run, PLAIN) == (run, "done")
+    other.wait()
+
+
+def test_a_damaged_summary_is_named_and_stops_no_other_job(train, tmp_path):
+    train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+    (tmp_path / "sweep" / "0-vae-fake" / "summary.json").write_text("{")
+    again = train("-m", "model=vae,ae,beta", "sweep.dir=sweep", "trainer.max_epochs=1")
+    assert again.code == 1
+    assert "Traceback" not in again.err
+    assert "sweep/0-vae-fake/summary.json is damaged" in again.err
+    assert (tmp_path / "sweep" / "2-beta-fake" / "checkpoints" / "best.ckpt").is_file()
+
+
 def launched(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """A sweep of three jobs on joblib, in a process group of its own."""
+    """A sweep in a process group of its own, as a terminal has it; on joblib, unless told otherwise."""
     small = [a for a in SMALL if "max_epochs" not in a]
     command = [sys.executable, "-m", "vaelab", "train", "-m", "hydra/launcher=joblib", *small, *arguments]
     return subprocess.Popen(
@@ -232,10 +293,10 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path):
-    """The killed one goes on when the same sweep is given again."""
-    arguments = ["model=vae,cvae,beta", "dataset.classes=null", "sweep.dir=sweep", "trainer.max_epochs=300"]
-    sweep = launched(tmp_path, *arguments)
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path, launcher):
+    arguments = ["model=vae,cvae,beta", "dataset.classes=null", "sweep.dir=sweep", "trainer.max_epochs=100"]
+    sweep = launched(tmp_path, *arguments, f"hydra/launcher={launcher}")
     wait_for(tmp_path / "sweep" / "2-beta-fake" / "checkpoints" / "last.ckpt")
     (job,) = subprocess.run(
         ["pgrep", "-f", f"_job {Path('sweep') / '2-beta-fake'}"], capture_output=True, text=True
@@ -250,20 +311,38 @@ def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path):
     }
     assert "2-beta-fake interrupted: killed by SIGKILL\n  sweep/2-beta-fake/output.txt" in out
     assert "1-cvae-fake failed: model=cvae needs labels" in out
-    again = launched(tmp_path, *arguments[:-1], "trainer.max_epochs=300")
-    out = again.communicate(timeout=400)[0].decode()
-    assert "0-vae-fake done already" in out
-    assert "2-beta-fake goes on" in out
-    assert states(tmp_path / "sweep")["2-beta-fake"] == "finished"
 
 
-def test_a_sweep_whose_parent_is_killed_goes_on(tmp_path):
-    arguments = ["model=vae", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=300"]
-    sweep = launched(tmp_path, *arguments)
-    wait_for(tmp_path / "sweep" / "0-vae-fake" / "checkpoints" / "last.ckpt")
+def test_a_sweep_whose_parent_is_killed_ends_in_the_same_table(train, tmp_path):
+    """Its figures, to the last digit, and its weights are those of the same sweep that was left alone."""
+    arguments = ["model=vae", "model.latent_dim=2,3", "trainer.max_epochs=60"]
+    sweep, run = launched(tmp_path, *arguments, "sweep.dir=sweep"), tmp_path / "sweep" / "0-vae-fake"
+    wait_for(run / "checkpoints" / "last.ckpt")
     sweep.kill()
-    sweep.wait()
-    again = launched(tmp_path, *arguments)
+    sweep.communicate()
+    again = launched(tmp_path, *arguments, "sweep.dir=sweep")
     out = again.communicate(timeout=400)[0].decode()
     assert again.returncode == 0, out
-    assert set(states(tmp_path / "sweep").values()) == {"finished"}
+    assert "0-vae-fake goes on" in out
+
+    whole = train("-m", *arguments, "sweep.dir=whole")
+    assert whole.code == 0, whole.err
+    for name in ("sweep.csv", "sweep.json"):
+        text = (tmp_path / "whole" / name).read_text()
+        assert (tmp_path / "sweep" / name).read_text() == text.replace("whole/", "sweep/")
+        assert "whole/" in text
+    assert weights(run) == weights(tmp_path / "whole" / run.name)
+
+
+def test_ctrl_c_writes_the_checkpoints_of_parallel_jobs(tmp_path):
+    """Those of the moment, though joblib kills its workers."""
+    sweep = launched(tmp_path, "model=vae", "seed=0,1,2", "sweep.dir=sweep", "trainer.max_epochs=2000")
+    run = tmp_path / "sweep" / "0-vae-fake"
+    wait_for(run / "checkpoints" / "last.ckpt")
+    os.killpg(sweep.pid, signal.SIGINT)
+    out = sweep.communicate(timeout=100)[0].decode()
+    assert sweep.returncode == 130, out
+    assert "Traceback" not in out
+    assert "0-vae-fake interrupted: the same command goes on with it" in out
+    with (run / "metrics.csv").open(newline="") as file:
+        assert checkpoint(run)["global_step"] == max(int(row["step"]) for row in csv.DictReader(file))

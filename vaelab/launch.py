@@ -9,9 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +44,65 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
 def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
     """Trains in a process of its own, which may be killed without harm to other jobs.
 
-    What it prints goes to output.txt in the run folder. threads: of the child, None for as many as it takes.
+    What it prints goes to output.txt in the run folder. It has a session of its own, so that signals
+    for a terminal's or a batch system's processes end it in one way only: this process, when it is
+    asked to end, has the child write its last checkpoint, and waits for it. threads: of the child,
+    None for as many as it takes.
     """
     die_with_parent()
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    with (run / OUTPUT).open("ab") as output:
-        child = subprocess.run(
-            [sys.executable, "-m", "vaelab", "_job", str(run)],
-            input=json.dumps(config).encode(), stdout=output, stderr=subprocess.STDOUT, env=environment,
+    # a job is one on its machine, whatever has started it: Lightning is not to look for SLURM's other tasks
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "vaelab", "_job", str(run)]
+    with (run / OUTPUT).open("ab") as output, _term() as asked:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
         )  # fmt: skip
+        try:
+            assert child.stdin is not None
+            with suppress(BrokenPipeError), child.stdin as stdin:
+                stdin.write(json.dumps({"parent": os.getpid(), "config": config}).encode())
+            ended = False
+            while child.poll() is None:
+                if asked and not ended:
+                    child.terminate()
+                    ended = True
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(0.5)  # a wait without end cannot be interrupted from another thread, as Ray does
+        except BaseException:  # Ctrl-C, or submitit's end of the time
+            child.terminate()
+            child.wait()
+            raise
     if child.returncode < 0:
         killed = f"killed by {signal.Signals(-child.returncode).name}"
         record(run, "interrupted", RuntimeError(killed), config)
 
 
+@contextmanager
+def _term() -> Iterator[list[int]]:
+    """Notes SIGTERM in a list, and gives it to whom it was for afterwards."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    former = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def child(run: str) -> int:
     """The process of a job: trains what standard input says."""
     die_with_parent()
+    given = json.load(sys.stdin)
+    if os.getppid() != given["parent"]:
+        return 1  # it has ended already
     try:
-        attempt(json.load(sys.stdin), Path(run), in_sweep=True)
+        attempt(given["config"], Path(run), in_sweep=True)
     except Exception:
         traceback.print_exc()
         return 1
@@ -72,6 +113,20 @@ def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
     """Has this process end, its last checkpoint written, when the one that started it does (on Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, how)  # PR_SET_PDEATHSIG
+
+
+def end_jobs() -> None:
+    """Has the launcher's processes below this one end, and their jobs with their last checkpoints written."""
+    import psutil
+
+    jobs = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == os.getsid(0):
+                process.terminate()
+            else:  # a job, which its launcher's process ends
+                jobs.append(process)
+    psutil.wait_procs(jobs, timeout=60)
 
 
 def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:

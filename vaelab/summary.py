@@ -66,8 +66,7 @@ def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
     """One row per job: its state and the figure that selects its best checkpoint, or its error."""
     width = max(map(len, summaries), default=0)
     lines = []
-    for name in sorted(summaries, key=lambda n: int(n.partition("-")[0])):
-        summary = summaries[name]
+    for name, summary in summaries.items():
         best = summary.get("best", {})
         shown = f"{best['by']} {number(best['value'])}" if best.get("by") else (summary.get("error") or "")
         lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}")

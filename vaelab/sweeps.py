@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +22,16 @@ from omegaconf import open_dict, read_write
 from vaelab import offline, runs
 from vaelab.errors import DivergenceError, UserError
 
+LOGS = ("run.log", "output.txt")
+"""What a job has in its folder before it has begun."""
 ASIDE = ("run", "sweep", "resume", "logger", "report")
 """Parts of a config that what is trained does not depend on."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
 """What of a data set may be another on resume: where it lies and how it is read."""
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Hydra's launcher of one job after the other, in this process."""
+RAY = "hydra_plugins.vaelab_ray.launcher.RayLauncher"
+"""The one that sees to Ctrl-C itself: its jobs are Ray's."""
 
 
 class Begun(NamedTuple):
@@ -50,6 +56,9 @@ class Sweep(Callback):
         except UserError as error:
             raise Refused(str(error)) from error
         begun.append(Begun(folder, config.get("report") is True))
+        launcher = config.hydra.launcher
+        if launcher._target_ not in (IN_PROCESS, RAY):
+            signal.signal(signal.SIGINT, _end_jobs)
 
 
 class Refused(BaseException):
@@ -76,8 +85,20 @@ def _claim(folder: Path) -> None:
         ) from error
 
 
+def _end_jobs(number: int, frame: Any) -> None:
+    """Ctrl-C: launchers would kill their jobs at once. A second one does not wait."""
+    from vaelab import launch
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print("\ninterrupted: the jobs write their last checkpoints", file=sys.stderr)
+    launch.end_jobs()
+    raise KeyboardInterrupt
+
+
 def release() -> list[Begun]:
     """Forgets the sweeps of this process and returns them."""
+    if signal.getsignal(signal.SIGINT) is _end_jobs:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for file in _locks:
         file.close()
     ended = begun.copy()
@@ -96,7 +117,7 @@ def close(sweep: Begun) -> int:
         if sweep.folder.is_dir() and {path.name for path in sweep.folder.iterdir()} <= {".lock", "multirun.yaml"}:
             shutil.rmtree(sweep.folder)
         return 0
-    summaries = {folder.name: runs.read_summary(folder) for folder in jobs}
+    summaries = {folder.name: _summary(folder) for folder in jobs}
     print(f"\n{sweep_table(summaries)}")
     unfinished = [folder for folder in jobs if state_of(folder) != "done"]
     for folder in unfinished:
@@ -111,9 +132,13 @@ def close(sweep: Begun) -> int:
 
 def _failure(folder: Path, summary: dict[str, Any]) -> str:
     """The last line of a job's error, and where to read all of it."""
-    error = (summary.get("error") or "it was killed, or another process is at it").strip().splitlines()[-1]
+    status = summary.get("status", "unfinished")
+    why = (
+        "the same command goes on with it" if status == "interrupted" else "it was killed, or another process is at it"
+    )
+    error = (summary.get("error") or why).strip().splitlines()[-1]
     log = folder / ("output.txt" if (folder / "output.txt").is_file() else "run.log")
-    return f"{folder.name} {summary.get('status', 'unfinished')}: {error}\n  {log}"
+    return f"{folder.name} {status}: {error}\n  {log}"
 
 
 def _answer(sweep: Begun) -> None:
@@ -176,7 +201,7 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
         elif apart:
             print(f"{title}\n  {run.name} {'goes on' if state == 'begun' else 'begins'}", flush=True)
             launch.in_child(config, run, threads(launcher))
-            print(f"  {run.name} {runs.read_summary(run).get('status', 'unfinished')}", flush=True)
+            print(f"  {run.name} {_summary(run).get('status', 'unfinished')}", flush=True)
         else:
             launch.attempt(config, run, in_sweep=True)
     except (UserError, DivergenceError) as error:
@@ -199,9 +224,8 @@ def place(run: Path, config: dict[str, Any]) -> Place:
     A job that failed begins anew in its folder; one that was interrupted goes on. run: the folder that
     Hydra has made for the job, which is removed if it is not used.
     """
-    found = earlier(run.parent).get(identity(config))
-    if found is None:
-        return Place(_free(run), "new")
+    found = folder_of(run, config)
+    wait_for(found)
     if found != run:
         with suppress(OSError):
             run.rmdir()
@@ -213,13 +237,51 @@ def place(run: Path, config: dict[str, Any]) -> Place:
     return Place(found, state)
 
 
+def folder_of(run: Path, config: dict[str, Any]) -> Path:
+    """The folder of a job: one that it has, or `run`, or, if that is another job's, a new one beside it."""
+    own = identity(config)
+    if found := run if _identity(run) == own else earlier(run.parent).get(own):
+        return found
+    run.mkdir(parents=True, exist_ok=True)
+    if not any(path.name not in LOGS for path in run.iterdir()):
+        return run
+    rest, number = run.name.partition("-")[2], max(map(_number, run.parent.iterdir()))
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            run.with_name(f"{number}-{rest}").mkdir()
+            return run.with_name(f"{number}-{rest}")
+
+
+def wait_for(run: Path) -> None:
+    """Waits while another process trains there: one that is about to end, or that a batch system has still running."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with suppress(OSError), (run / "run.log").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"  {run.name} is being trained by another process: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
 def state_of(folder: Path) -> Literal["done", "begun", "new"]:
     """How far a job is, by what its folder holds."""
-    status = runs.read_summary(folder).get("status")
+    status = _summary(folder).get("status")
     if status in ("finished", "pruned"):
         return "done"
-    resumable = status not in ("failed", "diverged") and (folder / "checkpoints" / "last.ckpt").is_file()
-    return "begun" if resumable else "new"
+    whole = zipfile.is_zipfile(folder / "checkpoints" / "last.ckpt")  # it is there, and has an end
+    return "begun" if whole and status not in ("failed", "diverged") else "new"
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What a job has noted of itself; a damaged file is as none."""
+    try:
+        return runs.read_summary(folder)
+    except UserError as error:
+        return {"error": str(error)}
 
 
 def folders(sweep: Path) -> list[Path]:
@@ -238,8 +300,9 @@ def earlier(sweep: Path) -> dict[str, Path]:
 
 
 def _number(folder: Path) -> int:
+    """-1 of a folder that is no job's."""
     number = folder.name.partition("-")[0]
-    return int(number) if number.isdigit() else 10**9
+    return int(number) if number.isdigit() else -1
 
 
 def _identity(folder: Path) -> str | None:
@@ -247,20 +310,8 @@ def _identity(folder: Path) -> str | None:
     with suppress(UserError, OSError):
         if (folder / "config.yaml").is_file():
             return identity(runs.read_config(folder))
-        return runs.read_summary(folder).get("identity")
+        return _summary(folder).get("identity")
     return None
-
-
-def _free(run: Path) -> Path:
-    """`run`, if it is empty, or a new folder beside it with the next number."""
-    if run.is_dir() and not any(path.name != "run.log" for path in run.iterdir()):
-        return run
-    rest, number = run.name.partition("-")[2], _number(folders(run.parent)[-1])
-    while True:
-        number += 1
-        with suppress(FileExistsError):
-            run.with_name(f"{number}-{rest}").mkdir(parents=True)
-            return run.with_name(f"{number}-{rest}")
 
 
 def threads(launcher: dict[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def main(arguments: list[str]) -> int:
     except sweeps.Refused as refusal:
         print(f"vaelab: {refusal}", file=sys.stderr)
         code = 2
+    except Exception:
+        if not sweeps.begun:
+            raise
+        traceback.print_exc()  # of a launcher: what its jobs have come to is told all the same
+        code = 1
     return max([code, *(sweeps.close(sweep) for sweep in sweeps.release())])
 
 
