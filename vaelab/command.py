@@ -213,7 +213,10 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
         return f"{key}: this value must be given: {key}=…"
-    return text.strip().splitlines()[0]
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if lines[0].startswith("Error merging override ") and len(lines) > 1:
+        return f"{lines[0].removeprefix('Error merging override ')}: {lines[1]}"
+    return lines[0]
 
 
 def _near(word: str, known: list[str]) -> str:

@@ -30,7 +30,9 @@ MAY_MOVE = ("root", "download", "storage", "num_workers")
 """What of a data set may be another on resume: where it lies and how it is read."""
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Hydra's launcher of one job after the other, in this process."""
-RAY = "hydra_plugins.vaelab_ray.launcher.RayLauncher"
+SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra_plugins.vaelab_launchers")
+"""Another package's launchers, and ours in their place: a job that is lost takes no other along."""
+RAY = "hydra_plugins.vaelab_launchers.ray_launcher.RayLauncher"
 """The one that sees to Ctrl-C itself: its jobs are Ray's."""
 
 
@@ -57,6 +59,8 @@ class Sweep(Callback):
             raise Refused(str(error)) from error
         begun.append(Begun(folder, config.get("report") is True))
         launcher = config.hydra.launcher
+        with open_dict(launcher), read_write(launcher):
+            launcher._target_ = launcher._target_.replace(*SUBMITIT)
         if launcher._target_ not in (IN_PROCESS, RAY):
             signal.signal(signal.SIGINT, _end_jobs)
 

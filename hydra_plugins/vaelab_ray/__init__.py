@@ -1,1 +1,0 @@
-"""`hydra/launcher=ray`: runs the jobs of a sweep on Ray."""
