@@ -119,14 +119,18 @@ def end_jobs() -> None:
     """Has the launcher's processes below this one end, and their jobs with their last checkpoints written."""
     import psutil
 
-    jobs = []
+    jobs, others = [], []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == os.getsid(0):
+            if os.getsid(process.pid) != os.getsid(0):
+                jobs.append(process)  # its launcher's process ends it
+            elif "resource_tracker" not in " ".join(process.cmdline()):
                 process.terminate()
-            else:  # a job, which its launcher's process ends
-                jobs.append(process)
+                others.append(process)
     psutil.wait_procs(jobs, timeout=60)
+    for process in others:  # one of submitit's that has not begun its job passes over SIGTERM
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:
