@@ -12,7 +12,7 @@ import vaelab
 ROOT = Path(vaelab.__file__).parent
 LOOKERS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
 LOOKERS |= {"dashboard", "list_runs", "watch", "data"}
-TRAINERS = {"train", "sweeps", "launch", "checks", "bench", "plan", "doctor", "evaluate", "measure", "compare"}
+TRAINERS = {"train", "sweeps", "jobs", "launch", "checks", "bench", "plan", "doctor", "evaluate", "measure", "compare"}
 HYDRA = {"command", "config", "runs", "trained", *TRAINERS, *LOOKERS}
 PARTS = ("models", "datasets", "callbacks")
 COMMANDS = {"cli", "command", "fit", "timing", "forecast", "__main__", *TRAINERS, *LOOKERS}

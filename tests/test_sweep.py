@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL
-from vaelab import sweeps
+from vaelab import jobs
 from vaelab.runs import read_config
 
 
@@ -136,7 +136,7 @@ def test_a_sweep_that_grows_does_the_new_jobs_alone(train, tmp_path):
     assert more.code == 0, more.err
     assert more.out.count("done already") == 2
     assert {path: path.read_bytes() for path in before} == before
-    seeds = {folder.name: read_config(folder)["seed"] for folder in sweeps.folders(tmp_path / "sweep")}
+    seeds = {folder.name: read_config(folder)["seed"] for folder in jobs.folders(tmp_path / "sweep")}
     assert seeds == {"0-vae-fake": 1, "1-vae-fake": 2, "2-vae-fake": 0}
 
 
@@ -153,7 +153,7 @@ def test_a_sweep_that_grows_does_the_new_jobs_alone(train, tmp_path):
 )
 def test_the_identity_of_a_job_is_what_it_trains(change, same):
     config = {"seed": 1, "model": {"beta": 1.0}, "dataset": {"root": "a", "size": 3}, "run": {"dir": "here"}}
-    assert (sweeps.identity(config) == sweeps.identity(config | change)) is same
+    assert (jobs.identity(config) == jobs.identity(config | change)) is same
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_how_far_a_job_is(status, checkpoint, state, tmp_path):
             pass
         if checkpoint == "cut short":
             (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK")
-    assert sweeps.state_of(tmp_path) == state
+    assert jobs.state_of(tmp_path) == state
 
 
 def test_two_sweeps_in_one_folder_at_once_are_refused(train, tmp_path):
@@ -237,15 +237,15 @@ def begin(folder: Path, config: dict, *files: str) -> Path:
 @pytest.mark.parametrize("left", [[], ["run.log"], ["run.log", "output.txt"]])
 def test_a_job_killed_before_it_had_a_config_begins_anew_in_its_folder(left, tmp_path):
     run = begin(tmp_path / "0-vae", PLAIN, *left)
-    assert sweeps.place(run, PLAIN) == (run, "new")
+    assert jobs.place(run, PLAIN) == (run, "new")
 
 
 def test_a_folder_of_another_job_is_left_alone(tmp_path):
     other = begin(tmp_path / "0-vae", PLAIN, "config.yaml")
     begin(tmp_path / "7-vae", PLAIN | {"seed": 2}, "config.yaml")
     begin(tmp_path / "mine", {}, "summary.json")
-    assert sweeps.place(other, PLAIN | {"seed": 3}) == (tmp_path / "8-vae", "new")
-    assert sweeps.place(tmp_path / "9-vae", PLAIN | {"seed": 2}) == (tmp_path / "7-vae", "new")
+    assert jobs.place(other, PLAIN | {"seed": 3}) == (tmp_path / "8-vae", "new")
+    assert jobs.place(tmp_path / "9-vae", PLAIN | {"seed": 2}) == (tmp_path / "7-vae", "new")
     assert (other / "config.yaml").is_file()
 
 
@@ -263,7 +263,7 @@ with open("run.log", "a") as log:
     other = subprocess.Popen([sys.executable, "-c", script], cwd=run, stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()
-    assert sweeps.place(run, PLAIN) == (run, "done")
+    assert jobs.place(run, PLAIN) == (run, "done")
     other.wait()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vaelab import command
 from vaelab.errors import UserError
-from vaelab.sweeps import MAY_MOVE
+from vaelab.jobs import MAY_MOVE
 
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vaelab import runs, sweeps
+from vaelab import jobs, runs
 from vaelab.checks import FIRST, check_run
 from vaelab.errors import DivergenceError, UserError
 
@@ -141,7 +141,7 @@ def record(run: Path, status: str, error: BaseException | None, config: dict[str
             file.write(f"{text}\n")
     if not FIRST:
         return
-    ended = {"status": status, "error": str(error) if error else None, "identity": config and sweeps.identity(config)}
+    ended = {"status": status, "error": str(error) if error else None, "identity": config and jobs.identity(config)}
     runs.write_summary(run, runs.read_summary(run) | ended)
 
 

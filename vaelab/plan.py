@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from hydra.experimental.callback import Callback
 
-from vaelab import command, runs, sweeps
+from vaelab import command, jobs, runs
 from vaelab.errors import UserError
 from vaelab.types import NonNegativeInt
 
@@ -114,15 +114,15 @@ def _plan(configs: Sequence[dict[str, Any]], folder: Path | None, steps: int) ->
 
     from vaelab.forecast import UNKNOWN, Forecast
 
-    there = sweeps.earlier(folder) if folder else {}
+    there = jobs.earlier(folder) if folder else {}
     settings = _differing(configs)
     found = []
     with TemporaryDirectory() as place:
         forecast = Forecast(Path(place), steps)
         bar = tqdm(configs, desc="planning", unit="job", delay=2, leave=False, disable=None)
         for number, config in enumerate(bar):
-            own = there.get(sweeps.identity(config))
-            state = sweeps.state_of(own) if own else "new"
+            own = there.get(jobs.identity(config))
+            state = jobs.state_of(own) if own else "new"
             refused, known = None, UNKNOWN
             try:
                 known = forecast.of(config, own if state == "begun" else None, state == "done")
@@ -185,8 +185,8 @@ def _outlook(found: Sequence[Job], sweep: Planned) -> str:
     left = [row for row in found if row.state in ("new", "begun")]
     times = [row.known.seconds for row in left if row.known.seconds is not None]
     if sweep.trials is not None:
-        made = sweeps.folders(Path(sweep.config.hydra.sweep.dir))
-        ended = sum(sweeps.state_of(folder) != "begun" for folder in made)  # a trial that failed is not tried again
+        made = jobs.folders(Path(sweep.config.hydra.sweep.dir))
+        ended = sum(jobs.state_of(folder) != "begun" for folder in made)  # a trial that failed is not tried again
         to_do = max(sweep.trials - ended, 0)
         text = f"a search of {sweep.trials} trials, {ended} of them made; the row is of one at the first of all values"
         return text + (f"\nabout {duration(times[0] * to_do)} if all took as long as that" if times and to_do else "")

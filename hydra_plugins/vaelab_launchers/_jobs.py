@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vaelab.sweeps import compose, folder_of, wait_for
+from vaelab.jobs import compose, folder_of, wait_for
 
 ENDED = ("finished", "pruned", "failed", "diverged", "interrupted")
 """States that a job has written itself."""

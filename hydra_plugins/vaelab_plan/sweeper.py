@@ -12,8 +12,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from vaelab.jobs import compose
 from vaelab.plan import Planned, resolved
-from vaelab.sweeps import compose
 
 
 class PlanSweeper(Sweeper):
