@@ -119,15 +119,15 @@ def end_jobs() -> None:
     """Has the launcher's processes below this one end, and their jobs with their last checkpoints written."""
     import psutil
 
-    jobs, others = [], []
+    sessions, others = [], []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error, OSError):
             if os.getsid(process.pid) != os.getsid(0):
-                jobs.append(process)  # its launcher's process ends it
+                sessions.append(process)  # a job: its launcher's process ends it
             elif "resource_tracker" not in " ".join(process.cmdline()):
                 process.terminate()
                 others.append(process)
-    psutil.wait_procs(jobs, timeout=60)
+    psutil.wait_procs(sessions, timeout=60)
     for process in others:  # one of submitit's that has not begun its job passes over SIGTERM
         with suppress(psutil.Error):
             process.kill()
