@@ -72,9 +72,9 @@ class LastOnException(pl.Callback):
     Ctrl-C waits for the end of the step, where the state is whole; a second one does not. Several
     processes agree to stop, on Ctrl-C and on SIGTERM, where they exchange their figures anyway, so
     that all save the same step. If one fails, the others may never come to a save: the first one
-    saves what it has by itself, if that is all there is (DDP). Nothing is saved after a divergence (the checkpoint
-    before it is worth more), outside training, or while averaged weights stand in for the model's
-    (validation).
+    saves what it has by itself, if that is all there is (DDP). Nothing is saved after a divergence
+    (the checkpoint before it is worth more), outside training, or while averaged weights stand in
+    for the model's (validation).
 
     path: the file; None saves nothing.
     """
