@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import SMALL
 from vaelab import jobs
 from vaelab.runs import read_config
+from vaelab.summary import sweep_table
 
 
 def test_every_combination_has_its_own_folder(train, tmp_path):
@@ -267,14 +268,43 @@ with open("run.log", "a") as log:
     other.wait()
 
 
-def test_a_damaged_summary_is_named_and_stops_no_other_job(train, tmp_path):
+def test_a_damaged_summary_is_put_aside_and_its_job_goes_on(train, tmp_path):
     train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
-    (tmp_path / "sweep" / "0-vae-fake" / "summary.json").write_text("{")
+    summary = tmp_path / "sweep" / "0-vae-fake" / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.write_text("{")
     again = train("-m", "model=vae,ae,beta", "sweep.dir=sweep", "trainer.max_epochs=1")
-    assert again.code == 1
-    assert "Traceback" not in again.err
-    assert "sweep/0-vae-fake/summary.json is damaged" in again.err
+    assert again.code == 0, again.err
+    assert "0-vae-fake: summary.json is damaged, and put aside" in again.out
+    assert (summary.parent / "summary.json.damaged").read_text() == "{"
+    assert json.loads(summary.read_text())["metrics"]["test/elbo"] == before["metrics"]["test/elbo"]
     assert (tmp_path / "sweep" / "2-beta-fake" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_refused_sweep_shows_nothing_of_an_earlier_one(train):
+    train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+    again = train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1", "model.betta=1")
+    assert (again.code, again.out) == (2, "")
+
+
+def test_a_page_that_was_not_made_in_time_is_made_by_the_same_command(train, tmp_path):
+    arguments = ("-m", "model=vae", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=1", "report=true")
+    train(*arguments)
+    page = tmp_path / "sweep" / "1-vae-fake" / "report.html"
+    page.unlink()
+    assert train(*arguments).code == 0
+    assert page.is_file()
+    later = train(*(a for a in arguments if "report" not in a))
+    assert "sweep/report.html is of an earlier start: vaelab report run=sweep makes it anew" in later.out
+
+
+def test_what_health_says_of_a_job_is_in_the_sweeps_table():
+    finding = {"code": "posterior_collapse", "evidence": "", "remedy": ""}
+    best = {"by": "val/elbo", "value": -3.0}
+    summaries = {"0-beta": {"status": "finished", "best": best, "findings": [finding, finding]}, "1-ae": {"error": "x"}}
+    ill, lost = sweep_table(summaries).splitlines()
+    assert ill.split() == ["0-beta", "finished", "val/elbo", "-3.000", "posterior_collapse"]
+    assert lost.split() == ["1-ae", "?", "x"]
 
 
 def launched(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +150,14 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         print(f"vaelab: {error}", file=sys.stderr)  # Hydra's, about its own flags
         return 2
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return end_of_pipe()
     except OSError as error:
-        if traceback_wanted or error in failures or error.filename is None:
+        begun = error in failures  # before, Hydra had only the run folder to make
+        fault = begun and (name == "train" or error.errno not in (EACCES, EPERM, EROFS, ENOSPC))
+        if traceback_wanted or fault or error.filename is None:
             raise
-        # before the job began, Hydra had only the run folder to make
-        problem = f"cannot write {error.filename} ({error.strerror})"
-        print(f"vaelab: {problem}: set run.dir to another folder", file=sys.stderr)
+        problem, remedy = f"cannot write {error.filename} ({error.strerror})", "name another place"
+        print(f"vaelab: {problem}: {remedy if begun else 'set run.dir to another folder'}", file=sys.stderr)
         return 2
     except DivergenceError as error:
         if traceback_wanted:
@@ -171,6 +172,12 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         if not traceback_wanted:
             del os.environ["HYDRA_FULL_ERROR"]
     return 0
+
+
+def end_of_pipe() -> int:
+    """Sends what is still printed nowhere. Returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

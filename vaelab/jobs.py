@@ -58,8 +58,9 @@ class Place(NamedTuple):
 def place(run: Path, config: dict[str, Any]) -> Place:
     """The folder that an earlier try of the same job has, or `run`, or, if another job has that, one beside it.
 
-    A job that failed begins anew in its folder; one that was interrupted goes on. run: the folder that
-    Hydra has made for the job, which is removed if it is not used.
+    A job that failed begins anew in its folder; one that was interrupted goes on, as does one whose
+    summary.json is damaged, which is put aside. run: the folder that Hydra has made for the job,
+    which is removed if it is not used.
     """
     found = folder_of(run, config)
     wait_for(found)
@@ -71,6 +72,9 @@ def place(run: Path, config: dict[str, Any]) -> Place:
         for path in found.iterdir():
             if path.name != "run.log":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif state == "begun" and "damaged" in summary_of(found):
+        (found / "summary.json").replace(found / "summary.json.damaged")
+        print(f"  {found.name}: summary.json is damaged, and put aside as summary.json.damaged")
     return Place(found, state)
 
 
@@ -118,7 +122,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     try:
         return runs.read_summary(folder)
     except UserError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "damaged": True}
 
 
 def folders(sweep: Path) -> list[Path]:

@@ -46,10 +46,7 @@ def job(config: Any) -> None:
     if several:
         of_sweep(folder, out, asked.figures)
     elif any(folder.glob("checkpoints/*.ckpt")):
-        from vaelab.trained import Trained
-
-        trained = Trained(folder, asked.checkpoint, asked.device, asked.root)
-        of_run(folder, trained.model, trained.data, out, asked.figures)
+        of_folder(folder, out, asked.checkpoint, asked.device, asked.root, asked.figures)
     else:
         from vaelab.page import run
 
@@ -67,6 +64,21 @@ def _place(out: str | None, folder: Path) -> Path:
     if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"{key}: must be a file in a folder that exists and can be written to")
     return path
+
+
+def of_folder(
+    folder: Path,
+    out: Path,
+    checkpoint: str = "best",
+    device: str = "cpu",
+    root: str | None = None,
+    figures: bool = True,
+) -> None:
+    """`of_run` of a run folder that has a checkpoint."""
+    from vaelab.trained import Trained
+
+    trained = Trained(folder, checkpoint, device, root)
+    of_run(folder, trained.model, trained.data, out, figures)
 
 
 def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) -> dict[str, Figure]:

@@ -63,13 +63,14 @@ def wrapped(text: str, indent: int = 2) -> str:
 
 
 def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
-    """One row per job: its state and the figure that selects its best checkpoint, or its error."""
+    """One row per job: its state, the figure that selects its best checkpoint, or its error, and its health."""
     width = max(map(len, summaries), default=0)
     lines = []
     for name, summary in summaries.items():
         best = summary.get("best", {})
         shown = f"{best['by']} {number(best['value'])}" if best.get("by") else (summary.get("error") or "")
-        lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}")
+        codes = ", ".join(dict.fromkeys(finding["code"] for finding in summary.get("findings", [])))
+        lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}{'  ' * bool(codes)}{codes}")
     return "\n".join(lines)
 
 

@@ -99,15 +99,21 @@ def release() -> list[Begun]:
     return ended
 
 
-def close(sweep: Begun) -> int:
-    """Prints what became of every job, and writes the sweep's answer and report. Returns 1 if a job is not done."""
+def close(sweep: Begun, code: int) -> int:
+    """Prints what became of every job, and writes the sweep's answer and report. Returns 1 if a job is not done.
+
+    code: the sweep's exit code so far. Of a refused one (2) the reason is said, and what an earlier
+    start has left is no answer.
+    """
     from vaelab.checks import FIRST
     from vaelab.summary import sweep_table
 
     found = jobs.folders(sweep.folder)
-    if not found:  # it was refused
-        if sweep.folder.is_dir() and {path.name for path in sweep.folder.iterdir()} <= {".lock", "multirun.yaml"}:
-            shutil.rmtree(sweep.folder)
+    if code == 130 and not found:
+        print("no job had begun: the same command begins them", file=sys.stderr)
+    if code == 2 or not found:
+        if {path.name for path in sweep.folder.glob("*")} <= {".lock", "multirun.yaml"}:
+            shutil.rmtree(sweep.folder, ignore_errors=True)
         return 0
     summaries = {folder.name: jobs.summary_of(folder) for folder in found}
     print(f"\n{sweep_table(summaries)}")
@@ -141,9 +147,12 @@ def _answer(sweep: Begun) -> None:
     try:
         if tables := compare.answer(folder):
             print(f"\n{tables}\n\nwritten: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+        page = folder / "report.html"
         if sweep.report:
-            report.of_sweep(folder, folder / "report.html")
-            print(f"report: {folder / 'report.html'}")
+            report.of_sweep(folder, page)
+            print(f"report: {page}")
+        elif page.is_file():
+            print(f"{page} is of an earlier start: vaelab report run={folder} makes it anew")
     except Exception as error:
         again = f"vaelab compare {folder} and vaelab report run={folder} try again"
         print(f"warning: its tables or report could not be made ({error}); {again}", file=sys.stderr)
@@ -164,6 +173,7 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
         config["run"]["dir"], config["resume"] = str(run), str(run) if state == "begun" else None
         if state == "done":
             print(f"  {run.name} done already")
+            _page_of(run, config)
         elif apart:
             print(f"{title}\n  {run.name} {'goes on' if state == 'begun' else 'begins'}", flush=True)
             launch.in_child(config, run, threads(launcher))
@@ -172,9 +182,20 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
             launch.attempt(config, run, in_sweep=True)
     except (UserError, DivergenceError) as error:
         print(f"vaelab: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader has seen enough
+        raise
     except Exception:
         traceback.print_exc()
     return run
+
+
+def _page_of(run: Path, config: dict[str, Any]) -> None:
+    """Makes the page of a run that was ended before it had one."""
+    from vaelab import report
+
+    if config["report"] and not (run / "report.html").is_file() and jobs.summary_of(run)["status"] == "finished":
+        report.of_folder(run, run / "report.html")
+        print(f"  report: {run / 'report.html'}")
 
 
 def threads(launcher: dict[str, Any]) -> int | None:

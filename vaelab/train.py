@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> int:
             raise
         traceback.print_exc()  # of a launcher: what its jobs have come to is told all the same
         code = 1
-    return max([code, *(sweeps.close(sweep) for sweep in sweeps.release())])
+    try:
+        return max([code, *(sweeps.close(sweep, code == 2) for sweep in sweeps.release())])
+    except BrokenPipeError:  # the reader has seen enough
+        return command.end_of_pipe()
 
 
 def _with_resumed(arguments: list[str]) -> list[str]:
