@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 
 import vaelab.callbacks
+from vaelab import schedules
+from vaelab.callbacks import Anneal
 
 
 def test_scheduled_values_reach_the_objective(train):
@@ -19,6 +22,18 @@ def test_scheduled_values_reach_the_objective(train):
     for row in result.rows("step/beta"):
         loss, reconstruction, kl, beta = (float(row[f"step/{k}"]) for k in ("loss", "reconstruction", "kl", "beta"))
         assert loss == pytest.approx(reconstruction + beta * kl, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_last_step_has_the_final_values(accumulated):
+    """Of a ramp that the run does not see the end of: three batches make three steps, or two."""
+    anneal = Anneal({"beta": partial(schedules.linear, start=0.0, end=8.0, over=4.5, unit="epochs")})
+    anneal.batches, anneal.accumulated, anneal.steps = 3, accumulated, 4 * math.ceil(3 / accumulated)
+    last = schedules.Progress(anneal.steps - 1, 3 + 2 / 3, 1 - 1 / anneal.steps)
+    value = schedules.linear(last, start=0.0, end=8.0, over=4.5, unit="epochs")
+    assert anneal.at_end({"beta": value})
+    assert not anneal.at_end({"beta": 0.98 * value})
+    assert not anneal.at_end({})  # of a run that was resumed with another schedule
 
 
 def test_any_scalar_can_be_scheduled_from_the_command_line(train):

@@ -130,15 +130,23 @@ def test_the_best_checkpoint_is_of_an_epoch_with_the_final_weights(train, spoil)
     assert result.series("test/beta") == [8.0]
 
 
+def test_the_best_checkpoint_is_of_any_cycle_that_had_the_final_weights(train, spoil):
+    """Beta is at its end in every second epoch; the rise of the next cycle takes nothing from the last one's best."""
+    cycles = ("schedule=cyclical", "schedule.beta.cycles=2", "trainer.max_epochs=4")
+    result = train(*RISING, *cycles, spoil(0, 0.002))
+    assert [value == 8 for value in result.series("val/beta")] == [False, True, False, True]
+    assert result.summary["best"]["epoch"] == 2
+
+
 @pytest.mark.parametrize(
     ("ramp", "first", "then"),
     [
-        (("schedule.beta.unit=fraction", "schedule.beta.over=0.5"), 3, 7),
+        (("schedule.beta.unit=fraction", "schedule.beta.over=0.5"), 3, 3),
         (("schedule.beta.unit=epochs", "schedule.beta.over=4.5"), 4, 5),
     ],
 )
-def test_a_longer_run_looks_for_its_best_anew(train, spoil, ramp, first, then):
-    """Resumed to be longer than four epochs, it ends with another beta than the first part's best one had."""
+def test_a_longer_run_has_its_best_at_its_own_end(train, spoil, ramp, first, then):
+    """Resumed to be longer than four epochs: the first part's best one counts if it had the beta of the new end."""
     run = train(*RISING, *ramp, "trainer.max_epochs=4", spoil(0, 0.002))
     assert run.summary["best"]["epoch"] == first
     train(f"resume={run.run}", "trainer.max_epochs=12")

@@ -26,6 +26,10 @@ class Progress(NamedTuple):
     fraction: float
 
 
+ENDLESS = Progress(10**12, 1e12, 0.0)
+"""Where a run without an end leads: no number of steps is a part of it."""
+
+
 def elapsed(progress: Progress, unit: Unit) -> float:
     """Progress in `unit`."""
     return float({"steps": progress.step, "epochs": progress.epoch, "fraction": progress.fraction}[unit])

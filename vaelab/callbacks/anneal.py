@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from vaelab.errors import UserError
-from vaelab.schedules import Progress
+from vaelab.schedules import ENDLESS, Progress
 from vaelab.types import Fraction, NonNegativeFloat, NonNegativeInt
 
 log = logging.getLogger("vaelab")
@@ -65,15 +65,15 @@ class Anneal(Scheduled):
         self.values: dict[str, float] = {}
 
     def at_end(self, values: dict[str, float]) -> bool:
-        """Whether the schedules' values are those that the run ends with, within 1 % of their way."""
+        """Whether these values are those that the run's schedules end with, within 1 % of their way."""
         if math.isinf(self.steps):
-            end = FOREVER
+            end = ENDLESS
         else:
-            epochs = self.steps * self.accumulated / self.batches
+            epochs = self.steps / math.ceil(self.batches / self.accumulated)
             end = Progress(int(self.steps) - 1, epochs - 1 / self.batches, 1 - 1 / self.steps)
         for name, schedule in self.schedules.items():
             final = schedule(end)
-            if abs(values[name] - final) > CLOSE * abs(final - schedule(BEGINNING)) + 1e-9:
+            if name not in values or abs(values[name] - final) > CLOSE * abs(final - schedule(BEGINNING)) + 1e-9:
                 return False
         return True
 

@@ -43,10 +43,11 @@ class RunCheckpoint(ModelCheckpoint):
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Any = None) -> bool:
         schedules = next((c for c in trainer.callbacks if isinstance(c, Anneal)), None)  # type: ignore[attr-defined]
         better = super().check_monitor_top_k(trainer, current)
-        if schedules is None:
+        if schedules is None or current is None:
             return better
         before, now = self.scheduled, dict(schedules.values)
-        better = better or before is None or not schedules.at_end(before) or not schedules.at_end(now)
+        candidate = before is not None and schedules.at_end(before)
+        better = not candidate or (better and schedules.at_end(now))
         self.scheduled = now if better else before
         return better
 
