@@ -6,11 +6,14 @@ import json
 import shutil
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 
+import vaelab.callbacks
 import vaelab.forecast
 from tests.conftest import SMALL
 from vaelab.cli import main
+from vaelab.errors import UserError
 from vaelab.forecast import Cost, Length, _length, _limited, _seconds
 
 BRIEF = [*SMALL, "plan.steps=2"]
@@ -104,6 +107,27 @@ def test_nothing_is_measured_if_not_asked(plan, monkeypatch):
     assert "one run" in out
 
 
+class Stop(pl.Callback):
+    """Ends a measurement after some steps: as Ctrl-C does, or as training that has reached its aim."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def on_train_batch_end(self, trainer, *_):
+        if self.how == "interrupt":
+            raise KeyboardInterrupt
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(("how", "ends"), [("interrupt", 130), ("stop", 0)])
+def test_a_measurement_that_ends_early(plan, monkeypatch, how, ends):
+    monkeypatch.setattr(vaelab.callbacks, "Stop", Stop, raising=False)
+    code, rows, _, err = plan(f"+callbacks.stop={{_target_:vaelab.callbacks.Stop,how:{how}}}", "model=vae")
+    assert code == ends, err
+    assert [row["seconds"] for row in rows] == [None] * (ends == 0)
+    assert ("interrupted" in err) == (ends == 130)
+
+
 def test_jobs_that_would_be_refused_are_named_and_the_others_planned(plan):
     code, rows, out, err = plan("-m", "model=vae,cvae", "dataset.classes=null")
     assert code == 2
@@ -131,12 +155,19 @@ def test_a_search_is_told_by_its_first_trial(plan):
         (["plan.output=no/such/folder.json"], "plan.output="),
         (["resume=last"], "resume="),
         (["trainer.fast_dev_run=true"], "trainer.fast_dev_run"),
+        (["-m", "run.dir=run", "seed=0,1"], "name the sweep's with sweep.dir="),
+        (["-m", "sweep.dir=file", "seed=0,1"], "sweep.dir=file: it is no folder"),
+        (["run.dir=."], "run.dir=. is not empty"),
+        (["-m", "model=cvae", "dataset.classes=null", "seed=0,1,2"], "all jobs: model=cvae needs labels"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: there is nothing"),
         (["-m", "hydra/launcher=nope"], "hydra/launcher=nope"),
     ],
 )
-def test_bad_input(plan, arguments, says):
+def test_bad_input(plan, tmp_path, arguments, says):
+    (tmp_path / "file").touch()
     code, rows, _, err = plan(*arguments)
-    assert (code, rows) == (2, [])
+    assert code == 2
+    assert all(row["state"] == "refused" for row in rows)
     assert says in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
@@ -150,7 +181,7 @@ class Data:
 
 
 def length(processes=1, test=True, **trainer):
-    ends = {"max_epochs": 5, "max_steps": -1, "accumulate_grad_batches": 1, "overfit_batches": 0.0}
+    ends = {"max_epochs": 5, "max_steps": -1, "max_time": None, "accumulate_grad_batches": 1, "overfit_batches": 0.0}
     limits = {"limit_train_batches": None, "limit_val_batches": None, "limit_test_batches": None}
     intervals = {"val_check_interval": None, "check_val_every_n_epoch": 1}
     return _length({"trainer": ends | limits | intervals | trainer, "test": test}, Data, processes)
@@ -164,11 +195,19 @@ def test_lengths():
     assert length(max_steps=70)[-2:] == (50, 5)
     assert length(max_epochs=-1)[-2:] == (None, None)
     assert length(max_epochs=None)[-2:] == (10_000, 1000)
+    assert length(max_epochs=None, max_time="00:01:00:00")[-2:] == (None, None)
     assert length(limit_train_batches=0.25).batches == 2
     assert length(limit_train_batches=4).batches == 4
     assert length(check_val_every_n_epoch=5).validations == 0.2
     assert length(val_check_interval=0.5).validations == 2
     assert length(val_check_interval=2).validations == 5
+    assert length(val_check_interval=4).validations == 2
+    assert length(val_check_interval=4, check_val_every_n_epoch=None).validations == 2.5
+    assert length(val_check_interval=0.01).validations == 10  # after every batch, and no more often
+    assert length(val_check_interval="00:00:10:00").validations == 0
+    assert length(limit_val_batches=0, val_check_interval=11).validations == 0
+    with pytest.raises(UserError, match=r"val_check_interval=11: an epoch has 10 batches"):
+        length(val_check_interval=11)
     assert length(test=False).tested == 0
     assert _limited(10, 0) == 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vaelab import command
 from vaelab.errors import UserError
-from vaelab.jobs import MAY_MOVE
+from vaelab.jobs import LOGS, MAY_MOVE
 
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""
@@ -30,10 +30,8 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     from vaelab import runs
     from vaelab.config import check
 
-    if FIRST and config["resume"] is None and any(path.name not in ("run.log", "output.txt") for path in run.iterdir()):
-        if not any(run.glob("checkpoints/*.ckpt")):
-            raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
-        raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
+    if FIRST and config["resume"] is None:
+        check_unused(run)
     known = {path.stem for path in command.CONF.iterdir() if path.is_dir()} | {"seed", "resume", "run", *SWITCHES}
     if unknown := sorted(config.keys() - known - {"sweep", "trainer", "callbacks"}):
         raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
@@ -54,6 +52,8 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     check({key: config[key] for key in sorted(config, key=lambda k: k in ("model", "callbacks"))})
     if 0 in (trainer["max_epochs"], trainer["max_steps"]):
         raise UserError("trainer.max_epochs=0 or max_steps=0: there is nothing to train")
+    if trainer["limit_train_batches"] == 0:
+        raise UserError("trainer.limit_train_batches=0: there is nothing to train")
     if trainer["accumulate_grad_batches"] < 1:
         raise UserError(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}: must be 1 or more")
     if str(trainer["precision"]).endswith("-true") and trainer["precision"] != "32-true":
@@ -64,6 +64,14 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     if config["resume"] is not None:
         runs.checkpoint_path(run, "last")
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))
+
+
+def check_unused(run: Path) -> None:
+    """Raises UserError if a folder has something in it."""
+    if any(path.name not in LOGS for path in run.iterdir()):
+        if not any(run.glob("checkpoints/*.ckpt")):
+            raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
+        raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
 
 
 def _check_resumed(config: dict[str, Any], saved: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ from vaelab import runs
 from vaelab.checks import check_run
 from vaelab.config import build
 from vaelab.datasets.splits import batch_bounds
-from vaelab.errors import UserError
+from vaelab.errors import DivergenceError, UserError
 from vaelab.fit import build_model, lightning_errors, prepare
-from vaelab.schedules import Progress
+from vaelab.schedules import ENDLESS, Progress
 from vaelab.timing import FOREVER, synchronise
 
 WARM = 5
@@ -160,19 +160,31 @@ def _length(config: dict[str, Any], data: Any, processes: int) -> Length:
     per_epoch = math.ceil(batches / trainer["accumulate_grad_batches"])
     epochs, steps = trainer["max_epochs"], trainer["max_steps"]
     if epochs is None:
-        epochs = 1000 if steps == -1 else -1  # Lightning's own default
+        epochs = 1000 if steps == -1 and trainer["max_time"] is None else -1  # Lightning's own default
     ends = [end for end in (epochs * per_epoch if epochs > 0 else 0, steps) if end > 0]
-    interval = trainer["val_check_interval"] or 1.0
-    validations = batches / interval if isinstance(interval, int) else 1 / interval
+    validated = _limited(all_of["val"], overfit or trainer["limit_val_batches"])
     return Length(
         batches,
         per_epoch,
-        _limited(all_of["val"], overfit or trainer["limit_val_batches"]),
-        validations / (trainer["check_val_every_n_epoch"] or 1),
+        validated,
+        _validations(trainer, batches) if validated else 0,
         _limited(all_of["test"], trainer["limit_test_batches"]) * config["test"],
         min(ends, default=None),
         math.ceil(min(ends) / per_epoch) if ends else None,
     )
+
+
+def _validations(trainer: dict[str, Any], batches: int) -> float:
+    """How often an epoch validates, but for what the clock asks for. Raises UserError if it never would."""
+    interval, every = trainer["val_check_interval"] or 1.0, trainer["check_val_every_n_epoch"]
+    if not isinstance(interval, int | float):
+        return 0
+    if every is None:
+        return batches / interval
+    after = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    if after > batches:
+        raise UserError(f"trainer.val_check_interval={interval}: an epoch has {batches} batches: lower it")
+    return batches // after / every
 
 
 def _limited(count: int, limit: float | None) -> int:
@@ -183,8 +195,9 @@ def _limited(count: int, limit: float | None) -> int:
 def _at_the_end(config: dict[str, Any], model: Any, length: Length) -> dict[str, float]:
     """What the model's scalars are when training ends."""
     values = {name: float(getattr(model, name)) for name in model.scalars}
+    end = Progress(length.steps, length.steps / length.per_epoch, 1.0) if length.steps else ENDLESS
     for name, schedule in build(config["callbacks"]["anneal"]).schedules.items():
-        values[name] = schedule(Progress(length.steps or 0, float(length.epochs or 0), 1.0))
+        values[name] = schedule(end)
     return values
 
 
@@ -200,7 +213,10 @@ def _seconds(cost: Cost, length: Length, done: float) -> float:
 
 
 def _measure(config: dict[str, Any], run: Path, steps: int) -> Kind:
-    """Trains until so many steps are timed, with a validation and a checkpoint; none if there are several processes."""
+    """Trains until so many steps are timed, with a validation and a checkpoint.
+
+    There is no cost if several processes train, or if training ends by itself before a step is timed.
+    """
     began = time.perf_counter()
     limit = config["trainer"]["limit_val_batches"]
     few = {
@@ -214,9 +230,14 @@ def _measure(config: dict[str, Any], run: Path, steps: int) -> Kind:
     clock = Clock(steps)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     logging.getLogger("vaelab").setLevel(logging.ERROR)  # how far a schedule came is not what was asked
-    with lightning_errors():
-        trainer.fit(model, datamodule=data)
-    return Kind(1, clock.cost(began))
+    try:
+        with lightning_errors():
+            trainer.fit(model, datamodule=data)
+    except DivergenceError:  # of this job, and others of its kind learn more slowly
+        pass
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from None
+    return Kind(1, clock.cost(began) if clock.counted else None)
 
 
 class Clock(pl.Callback):
@@ -250,7 +271,7 @@ class Clock(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.validating = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         took = time.perf_counter() - self.validating
         self.mark += took  # it is no part of the epoch's end
         self.validations.append(took / max(1, sum(trainer.num_val_batches)))
@@ -267,4 +288,4 @@ class Clock(pl.Callback):
         validation = statistics.median(self.validations) if self.validations else 0.0
         batch = self.spent / self.counted
         start = self.started - began + max(0.0, self.warming - self.warm * batch)  # compilation, if there is any
-        return Cost(start, batch, validation, statistics.median(self.ends))
+        return Cost(start, batch, validation, statistics.median(self.ends or [0.0]))

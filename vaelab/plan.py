@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 
 from vaelab import command, jobs, runs
 from vaelab.errors import UserError
+from vaelab.train import check_folders
 from vaelab.types import NonNegativeInt
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Job(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Runs `vaelab plan` with these arguments. Returns the exit code."""
     try:
+        check_folders(arguments)
         arguments = [command.of_search(command.quoted(argument)) for argument in arguments]
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
@@ -86,6 +88,7 @@ def job(task: Any) -> None:
     if sweep.jobs[0]["resume"] is not None:
         raise UserError("resume= is for vaelab train: for what is left of a sweep, give its sweep.dir")
     folder = sweep.config and runs.shown(sweep.config.hydra.sweep.dir)
+    _check(folder or Path(sweep.jobs[0]["run"]["dir"]), "run.dir" if folder is None else "sweep.dir")
     found = _plan(sweep.jobs, folder, asked.steps)
     if folder is None and found[0].refused:
         raise UserError(found[0].refused)
@@ -93,8 +96,24 @@ def job(task: Any) -> None:
     if output:
         rows = [dict(zip(row._fields[:-1], row, strict=False)) | row.known._asdict() for row in found]
         output.write_text(json.dumps(rows, indent=2) + "\n")
-    if refused := [row for row in found if row.refused]:
-        raise UserError("\n".join(f"job {row.number}: {row.refused}" for row in refused))
+    if reasons := {row.refused: None for row in found if row.refused}:
+        raise UserError("\n".join(f"{_numbers(found, reason)}: {reason}" for reason in reasons))
+
+
+def _numbers(found: Sequence[Job], reason: str) -> str:
+    """Which jobs are refused for a reason."""
+    numbers = [str(row.number) for row in found if row.refused == reason]
+    return "all jobs" if 1 < len(numbers) == len(found) else f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+
+
+def _check(folder: Path, key: str) -> None:
+    """Raises UserError if what is planned cannot be put into this folder."""
+    from vaelab.checks import check_unused
+
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{key}={folder}: it is no folder: name another")
+    if key == "run.dir" and folder.is_dir():
+        check_unused(folder)
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -102,7 +121,8 @@ def resolved(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf, open_dict
 
     with open_dict(config):
-        config.pop("hydra", None)
+        if hydra := config.pop("hydra", None):  # of a sweep
+            config.run.dir = str(runs.shown(hydra.runtime.output_dir))
         config.run.overrides, config.run.config_dir = [], None
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return plain

@@ -40,16 +40,14 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     """The arguments as Hydra gets them: `resume=RUN` becomes the run's own, then those given now."""
     given = {_key(a): a for a in arguments}
     _, _, resume = given.get("resume", "").partition("=")
-    sweeping = {"-m", "--multirun", "sweep"} & given.keys()
-    if sweeping and "run.dir" in given:
-        raise UserError("run.dir= is one run's folder: with -m, name the sweep's with sweep.dir=")
+    check_folders(arguments)
     if resume in ("", "null"):
         return arguments
     from vaelab import runs
 
     if "run.dir" in given:
         raise UserError("resume= continues a run in its own folder: leave out run.dir")
-    if sweeping:
+    if SWEEPING & given.keys():
         raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
     run = runs.find(resume.strip("'\""))
     started = runs.read_config(run)["run"]
@@ -64,6 +62,17 @@ def _with_resumed(arguments: list[str]) -> list[str]:
         del saved[key], now[key]  # added then, taken away now
     own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
     return own + list((saved | now).values())
+
+
+SWEEPING = {"-m", "--multirun", "sweep"}
+"""What makes a sweep of a command."""
+
+
+def check_folders(arguments: list[str]) -> None:
+    """Raises UserError if a sweep is given one run's folder."""
+    given = set(map(_key, arguments))
+    if SWEEPING & given and "run.dir" in given:
+        raise UserError("run.dir= is one run's folder: with -m, name the sweep's with sweep.dir=")
 
 
 PROCESSES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")

@@ -11,6 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 from vaelab.jobs import compose
 from vaelab.plan import Planned, resolved
@@ -35,9 +36,12 @@ class PlanSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         trials, jobs = self._search(arguments) if "n_trials" in self.of else (None, self._grid(arguments))
-        configs = [compose(self.hydra_context.config_loader, self.config, i, job) for i, job in enumerate(jobs)]
+        bar = tqdm(jobs, desc="composing", unit="job", delay=2, leave=False, disable=None)
+        # one is resolved before the next is composed, which Hydra's own values would then be of
+        loader = self.hydra_context.config_loader
+        configs = [resolved(compose(loader, self.config, number, job)) for number, job in enumerate(bar)]
         task: Any = self.task
-        return task(Planned(self.config, [resolved(config) for config in configs], trials))
+        return task(Planned(self.config, configs, trials))
 
     def _grid(self, arguments: list[str]) -> Sequence[Sequence[str]]:
         """The arguments of every job of Hydra's own sweeper."""
