@@ -106,13 +106,17 @@ class CtrlC(pl.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_before_zero_grad"])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [("on_train_batch_start", 4), ("on_before_backward", 4), ("on_before_zero_grad", 4), ("on_train_batch_start", 5)],
+)
 @pytest.mark.parametrize("options", [["model=vqvae"], ["trainer.accumulate_grad_batches=2"]], ids=" ".join)
-def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, monkeypatch, hook, options):
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, monkeypatch, hook, step, options):
+    """And in an epoch's last step, the sixth, for its validation."""
     arguments = [*options, "trainer.max_epochs=4"]
     whole = train(*arguments)
     monkeypatch.setattr(vaelab.callbacks, "CtrlC", CtrlC, raising=False)
-    stopped = train(*arguments, f"+callbacks.stop={{_target_:vaelab.callbacks.CtrlC,hook:{hook},step:4}}")
+    stopped = train(*arguments, f"+callbacks.stop={{_target_:vaelab.callbacks.CtrlC,hook:{hook},step:{step}}}")
     assert stopped.code == 130, stopped.err
     assert f"resume={stopped.run}" in stopped.out
     resumed = train(f"resume={stopped.run}", "~callbacks.stop")

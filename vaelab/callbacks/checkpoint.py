@@ -70,7 +70,8 @@ class RunCheckpoint(ModelCheckpoint):
 class LastOnException(pl.Callback):
     """Saves last.ckpt when training is interrupted or fails, so that `resume=` goes on from there.
 
-    Ctrl-C waits for the end of the step, where the state is whole; a second one does not. Several
+    Ctrl-C waits for the end of the step, where the state is whole, and after an epoch's last step for
+    its validation, which a resumed run would not make up for; a second one does not. Several
     processes agree to stop, on Ctrl-C and on SIGTERM, where they exchange their figures anyway, so
     that all save the same step. If one fails, the others may never come to a save: the first one
     saves what it has by itself, if that is all there is (DDP). Nothing is saved after a divergence
@@ -110,22 +111,28 @@ class LastOnException(pl.Callback):
             signal.signal(signal.SIGTERM, handle)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.world_size > 1:
-            self._stop_if_asked(trainer)  # while the epoch before was validated, and saved since
+        self._stop_between_epochs(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.world_size == 1:
-            if self.asked:
+            if self.asked and not trainer.is_last_batch:
                 raise KeyboardInterrupt
         elif trainer.is_last_batch or (every and trainer.global_step % every == 0):
             self._stop_if_asked(trainer, self.path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._stop_between_epochs(trainer)
+
+    def _stop_between_epochs(self, trainer: pl.Trainer) -> None:
+        """Ends training if that was asked for since the epoch's last step: it is validated and saved by now."""
         if trainer.world_size > 1:
             self._stop_if_asked(trainer)
+        elif self.asked:
+            self.agreed = True
+            raise KeyboardInterrupt
 
     def _stop_if_asked(self, trainer: pl.Trainer, path: Path | None = None) -> None:
         """Ends all processes at once if any was asked to stop; every process must call it."""
