@@ -352,6 +352,15 @@ def test_a_figure_that_no_run_has_ends_the_search(search):
     assert "val/psnr" in found.err
     assert "val/elbo, val/kl" in found.err
     assert len(list(found.folder.glob("*/times"))) == 1
+    assert search("x=interval(0,1)", "optimize=val/odd", "direction=max", "n_trials=1").code == 0
+
+
+@pytest.mark.parametrize("name", ["val/elob", "val/reconstuction"])
+def test_a_figure_that_is_misspelt_is_refused_before_the_first_trial(search, name):
+    found = search("x=interval(0,1)", f"optimize={name}", "direction=max", "n_trials=5")
+    assert found.code == 2
+    assert "did you mean val/" in found.err
+    assert not list(found.folder.glob("*/times"))
 
 
 def test_another_search_in_the_same_folder_is_refused(search):

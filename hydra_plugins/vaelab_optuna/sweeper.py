@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,10 @@ class Settings(NamedTuple):
             raise UserError(f"direction: {len(given)} for {len(names)} figures: give max or min for each of optimize=")
         ends = given or [BETTER.get(name.rpartition("/")[2]) for name in names]
         for name, end in zip(names, ends, strict=True):
+            part, _, figure = name.rpartition("/")
+            near = difflib.get_close_matches(figure, BETTER, 1, 0.7)
+            if near and figure not in BETTER:
+                raise UserError(f"optimize={name}: no such figure; did you mean {part}/{near[0]}?")
             if end is None:
                 raise UserError(f"optimize={name}: is more of it better or less? add direction=max or direction=min")
         return dict(zip(names, ends, strict=True))
@@ -251,13 +256,17 @@ class OptunaSweeper(Sweeper):
         return job
 
     def _check_figures(self, outcomes: Sequence[_outcome.Outcome]) -> None:
-        """Ends a search whose trials finish, but without what it looks for."""
+        """Ends a search whose trials finish, but without what it looks for; the corrected one begins anew."""
+        import optuna
         from optuna.trial import TrialState
+
+        from vaelab import studies
 
         known = [outcome.figures for outcome in outcomes if outcome.figures]
         absent = [name for name in self.objectives if known and not any(name in figures for figures in known)]
         if absent and not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             names = ", ".join(sorted(known[0]))
+            optuna.delete_study(study_name=self.settings.study_name, storage=studies.storage(self.storage))
             raise UserError(f"optimize={absent[0]}: no run has such a figure; they have {names}")
 
 
