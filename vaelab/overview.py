@@ -15,7 +15,10 @@ MARKS = ("config.yaml", "summary.json", "run.log")
 """Files of which a run folder has at least one."""
 JOB = re.compile(r"\d+-(?!\d)")
 """How the folder of a sweep's job begins; that of a single run begins with a time."""
+LOGS = ("run.log", "output.txt")
+"""What a job has before it begins."""
 ENDED = ("finished", "failed", "diverged", "interrupted", "pruned")
+STATES = (*ENDED, "trained", "running", "stopped", "damaged")
 
 
 class Run(NamedTuple):
@@ -55,7 +58,8 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
     seen: set[str] = set()
     for path in paths:
         for folder, below, files in os.walk(path):
-            if any(mark in files for mark in MARKS) or "checkpoints" in below:
+            job = "output.txt" in files and JOB.match(os.path.basename(folder))
+            if job or any(mark in files for mark in MARKS) or "checkpoints" in below:
                 below.clear()  # nothing in a run is a run
                 if (real := os.path.realpath(folder)) not in seen:
                     seen.add(real)
@@ -71,9 +75,11 @@ def read(folder: Path, options: dict[str, str]) -> Run:
         config = {} if "model" in summary else settings(folder)
         name = summary.get("name") or config.get("run", {}).get("name") or name
         status = _status(folder, summary)
-        if not (summary or config) and status != "running":
-            raise UserError("it has neither config.yaml nor summary.json")
         error = str(summary.get("error") or "")
+        if not (summary or config) and status != "running":
+            if not _only_empty_logs(folder):
+                raise UserError("it has neither config.yaml nor summary.json")
+            error = "ended before it began"
         epochs = summary.get("epochs") if status != "running" else None
         return Run(
             folder,
@@ -91,7 +97,7 @@ def read(folder: Path, options: dict[str, str]) -> Run:
     except (UserError, AttributeError, TypeError, OSError) as error:
         why = "summary.json or config.yaml is no run's"
         if isinstance(error, UserError):
-            why = str(error).partition("\n")[0].replace(f"{folder}{os.sep}", "")
+            why = str(error).replace(f"{folder}{os.sep}", "")
         return Run(folder, name, "", "", "damaged", None, {}, None, {}, _began(folder), why)
 
 
@@ -133,7 +139,14 @@ def _status(folder: Path, summary: dict[str, Any]) -> str:
     over = status in ENDED and modified(log) <= modified(folder / "summary.json")
     if not over and locked(log):
         return "running"
+    if not status and _only_empty_logs(folder) and (sweep := sweep_of(folder)) and locked(sweep / ".lock"):
+        return "running"  # it is about to begin
     return status or "stopped"
+
+
+def _only_empty_logs(folder: Path) -> bool:
+    """Whether a job was not yet begun there, or ended before it was."""
+    return all(path.name in LOGS and path.stat().st_size == 0 for path in folder.iterdir())
 
 
 def _named(part: str, summary: dict[str, Any], config: dict[str, Any], options: dict[str, str]) -> str:
@@ -156,7 +169,7 @@ def _epochs(folder: Path) -> int | None:
 
 
 def _began(folder: Path) -> float:
-    return next((time for mark in MARKS if (time := modified(folder / mark))), 0.0)
+    return next((time for mark in (*MARKS, *LOGS) if (time := modified(folder / mark))), 0.0)
 
 
 def modified(path: Path) -> float:
