@@ -16,6 +16,15 @@ import pytest
 
 from vaelab import offline, overview
 from vaelab.cli import main
+from vaelab.listed import Listed
+
+CONFIG = """run: {{name: vae-mnist, overrides: [dataset=mnist, model.latent_dim={d}, model.beta={beta}, seed={seed}]}}
+seed: {seed}
+dataset: {{_target_: vaelab.datasets.MNIST, batch_size: 128}}
+model: {{_target_: vaelab.models.VAE, latent_dim: {d}, beta: {beta}}}
+trainer: {{max_epochs: 3}}
+optimizer: {{weight_decay: {d}}}
+"""
 
 
 @pytest.fixture
@@ -34,9 +43,7 @@ def make(tmp_path, monkeypatch):
         }
         (run / "run.log").write_text("")
         (run / "summary.json").write_text(json.dumps(summary))
-        (run / "config.yaml").write_text(
-            config or "run: {name: vae-mnist}\nmodel: {_target_: vaelab.models.VAE, latent_dim: 10}\n"
-        )
+        (run / "config.yaml").write_text(config or CONFIG.format(d=10, beta=1.0, seed=42))
         now = next(times)
         for path in run.iterdir():
             os.utime(path, (now, now))
@@ -139,6 +146,83 @@ def test_runs_of_a_sweep_are_counted(make, capsys):
     rows = table(capsys, "where=sweep=12-00-00-000000-sweep")
     assert [Path(row[-1]).name for row in rows[:2]] == ["1-vae-mnist", "0-vae-mnist"]
     assert rows[2] == []
+    assert ["outputs/10-00-00-000000-sweep", "1", "run:", "1", "finished"] in table(capsys)
+
+
+def sweep_of(make, *settings: tuple[int, float, int]) -> None:
+    for i, (d, beta, seed) in enumerate(settings):
+        config = CONFIG.format(d=d, beta=beta, seed=seed)
+        make(f"12-00-00-000000-sweep/{i}-vae-mnist", config=config, **{"test/kl": d / 4})
+
+
+def columns(capsys, *arguments: str) -> list[dict[str, str]]:
+    """The rows of a table that has no empty cell."""
+    assert main(["runs", *arguments]) == 0
+    header, *rows = capsys.readouterr().out.replace("val/elbo ", "").partition("\n\n")[0].splitlines()
+    return [dict(zip(header.split(), row.split(), strict=True)) for row in rows if row[0] != "…"]
+
+
+def test_what_was_swept_and_differs_is_shown_under_its_short_name(make, capsys):
+    sweep_of(make, (14, 1.5, 7), (2, 0.25, 7), (2, 1.5, 7))
+    rows = columns(capsys)
+    assert [(row["latent_dim"], row["beta"]) for row in rows] == [("2", "1.5"), ("2", "0.25"), ("14", "1.5")]
+    assert not {"seed", "batch_size", "weight_decay"} & set(rows[0])  # the same, never set, or not by the user
+    make("13-00-00-000000-vae", config=CONFIG.format(d=5, beta=3.0, seed=1))
+    assert "latent_dim" not in columns(capsys, "limit=1")[0]  # of the runs that are shown
+
+
+def test_show_adds_columns_by_name(make, capsys):
+    sweep_of(make, (14, 1.5, 7), (2, 1.5, 8))
+    (row, _) = columns(capsys, "show=trainer.max_epochs,test/kl,seed,model.beta")
+    assert list(row)[6:] == ["latent_dim", "seed", "max_epochs", "test/kl", "beta", "path"]
+    assert (row["max_epochs"], row["test/kl"], row["seed"], row["beta"]) == ("3", "0.500", "8", "1.5")
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"), [("model.latent_dim", "1302"), ("-model.latent_dim", "2031"), ("seed", "3210"), ("name", "3210")]
+)
+def test_any_key_of_the_config_sorts(make, capsys, sort, order):
+    sweep_of(make, (14, 1.0, 7), (2, 1.0, 7), (100, 1.0, 7), (5, 1.0, 7))
+    assert [name[0] for name in (Path(row["path"]).name for row in columns(capsys, f"sort={sort}"))] == list(order)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_the_file_has_the_settings(make, kind):
+    sweep_of(make, (14, 1.5, 7), (2, 1.5, 8))
+    make("13-00-00-000000-vae", config="model: {_target_: vaelab.models.VAE}\n")  # as of another program
+    assert main(["runs", f"output=all.{kind}"]) == 0
+    if kind == "json":
+        records = json.loads(Path("all.json").read_text())
+        assert [record["settings"].get("model.latent_dim") for record in records] == [None, 2, 14]
+        assert records[1]["settings"]["dataset.batch_size"] == 128
+    else:
+        with Path("all.csv").open(newline="") as file:
+            records = list(csv.DictReader(file))
+        assert [record["model.latent_dim"] for record in records] == ["", "2", "14"]
+        assert [record["seed"] for record in records] == ["", "8", "7"]
+        assert not {"dataset.batch_size", "model.beta"} & set(records[0])
+
+
+@pytest.mark.parametrize("logs", [("run.log",), ("output.txt",), ("run.log", "output.txt")])
+def test_a_job_that_ended_before_it_began_is_stopped(make, capsys, logs):
+    folder = make("12-00-00-000000-sweep/0-vae-mnist").with_name("1-vae-mnist")
+    folder.mkdir()
+    for name in logs:
+        (folder / name).touch()
+    assert table(capsys)[0][:7] == ["vae", "mnist", "stopped", "ended", "before", "it", "began"]
+    with (folder.parent / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a sweep that has just started it
+        assert table(capsys)[0][2] == "running"
+
+
+def test_a_long_error_is_cut_at_a_word_and_whole_in_the_file(make, capsys):
+    error = "dataset.root: /data has no file of CelebA, which is needed\nset dataset.root"
+    summary = make("a", status="failed") / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"best": {}, "error": error}))
+    rows = table(capsys, "output=all.json")
+    assert " ".join(rows[0][4:-2]) == "dataset.root: /data has no file of CelebA…"
+    assert any("output=" in cell for row in rows for cell in row)  # where the remedy is
+    assert json.loads(Path("all.json").read_text())[0]["error"] == error
 
 
 BROKEN = {
@@ -158,7 +242,7 @@ def test_a_damaged_folder_is_listed_as_such_among_the_others(make, capsys, what)
     folder.mkdir()
     for name, content in BROKEN[what].items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    rows = {Path(row[-1]).name: row for row in table(capsys)}
+    rows = {Path(row[-1]).name: row for row in table(capsys) if row}
     assert "damaged" in rows["broken"]
     assert rows["broken"][1] in ("summary.json", "config.yaml", "it")  # what is wrong, and not where again
     assert "finished" in rows["sound"]
@@ -179,9 +263,10 @@ def test_a_run_is_running_as_long_as_its_lock_is_held_and_stopped_after(make, ca
 
 
 def test_a_real_run_has_the_names_of_the_command_line(train, capsys):
-    run = train("model=beta", "run.dir=outputs/mine", "trainer.max_epochs=1").run
-    assert run
-    (row,) = table(capsys, "sort=test/elbo")
+    assert train("model=beta", "model.beta=3", "run.dir=outputs/mine", "trainer.max_epochs=1").code == 0
+    assert Listed({}).config(overview.read(Path("outputs/mine"), {})).overrides["model.beta"] == "3"
+    (row,) = table(capsys, "sort=model.beta", "show=likelihood,test/elbo")
+    assert [row[-4], row[-2]] == ["bernoulli", "3"]
     assert row[:4] == ["beta", "fake", "finished", "1"]
     assert row[-1] == "outputs/mine"
 
@@ -241,6 +326,10 @@ BAD = {
     "where=": ("where=",),
     "where=nosuch=1": ("nosuch",),
     "sort=nosuch": ("sort=nosuch", "test/elbo"),
+    "sort=latent_dim": ("sort=latent_dim", "model.latent_dim"),
+    "show=nosuch": ("show=nosuch",),
+    "show=seed,": ("show=seed,",),
+    "where=status=done": ("where=status=done", "finished", "stopped"),
     "output=a.txt": ("output=a.txt", ".csv"),
     "output=no/a.csv": ("output=no/a.csv",),
     "limit=0": ("limit=0",),
