@@ -1,20 +1,25 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from vaelab.callbacks import Health
 from vaelab.evaluation.diagnosis import diagnose_evaluation
-from vaelab.health import Finding, diagnose_codebook, diagnose_latents, diagnose_output
+from vaelab.health import Finding, diagnose_capacity, diagnose_codebook, diagnose_latents, diagnose_output
+from vaelab.likelihoods import Bernoulli
 
 HEALTHY = {"reconstruction": 80.0, "kl": 25.0}
 BASELINE, PERFECT = 205.0, 60.0
 
 
-def codes(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0, perfect=PERFECT):
+def codes(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0, perfect=PERFECT, constraint=None):
     """The codes of what is found in a healthy model with these changes."""
-    return [finding.code for finding in diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, perfect, beta)]
+    figures = HEALTHY | changes
+    return [finding.code for finding in diagnose_latents(figures, kl_per_dim, baseline, perfect, beta, constraint)]
 
 
-def found(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0, perfect=PERFECT):
-    (finding,) = diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, perfect, beta)
+def found(changes, kl_per_dim=None, baseline=BASELINE, beta=1.0, perfect=PERFECT, constraint=None):
+    (finding,) = diagnose_latents(HEALTHY | changes, kl_per_dim, baseline, perfect, beta, constraint)
     return finding
 
 
@@ -37,12 +42,23 @@ def test_a_posterior_that_says_nothing_has_collapsed(kl):
     assert "beta" in finding.remedy
 
 
+@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("capacity", [None, 5.0])
-def test_training_and_evaluation_say_the_same_of_a_collapse(capacity):
+def test_training_and_evaluation_say_the_same_of_a_collapse(capacity, conditional):
     figures = {"kl": 0.1, "reconstruction": 205.0} | ({} if capacity is None else {"capacity": capacity})
-    told = diagnose_latents(figures, None, BASELINE, PERFECT, 1.0)[0]
-    assert told.evidence == "KL is 0.1 nats: the codes say next to nothing of the images"
-    assert diagnose_evaluation({"likelihood/kl": 0.1}, {"scheduled": {"capacity": capacity}}) == [told]
+    told = diagnose_latents(figures, None, BASELINE, PERFECT, 1.0, None, conditional)[0]
+    assert told.evidence.startswith("KL is 0.1 nats: the codes say next to nothing of the images")
+    subject = {"scheduled": {"capacity": capacity}, "conditional": conditional}
+    assert diagnose_evaluation({"likelihood/kl": 0.1}, subject) == [told]
+
+
+def test_a_small_kl_may_be_right_beside_a_label():
+    told, plain = (diagnose_latents(HEALTHY | {"kl": 0.4}, None, BASELINE, PERFECT, 1.0, None, c)[0] for c in (1, 0))
+    assert told.code == plain.code == "posterior_collapse"
+    assert "labels" in told.evidence
+    assert told.remedy.startswith("none if the labels say most")
+    assert told.remedy.endswith(plain.remedy)
+    assert "label" not in str(plain)
 
 
 def test_a_posterior_that_says_little_has_not_collapsed():
@@ -54,12 +70,54 @@ def test_no_kl_is_no_collapse_while_the_capacity_is_none(capacity, collapsed):
     assert ("posterior_collapse" in codes({"kl": 0.1, "reconstruction": 204.9, "capacity": capacity})) == collapsed
 
 
-def test_kl_that_buys_no_reconstruction_is_found():
-    finding = found({"reconstruction": 200.0})
+@pytest.mark.parametrize(
+    ("constraint", "named", "not_named"),
+    [
+        (None, "optimizer.lr", "model."),
+        ("l1", "model.constraint=lagrangian", "optimizer"),
+        ("lagrangian", "model.capacity", "constraint"),
+    ],
+)
+def test_kl_that_buys_no_reconstruction_is_found(constraint, named, not_named):
+    """The remedy is one that is not taken yet."""
+    finding = found({"reconstruction": 200.0}, constraint=constraint)
     assert finding.code == "kl_without_information"
-    assert all(number in finding.evidence for number in ("25", "200", "205"))
-    assert "model.constraint=lagrangian" in finding.remedy
-    assert "model.gamma" in finding.remedy
+    assert all(number in finding.evidence for number in ("25 nats", "5 nats", "3%", "205", "60"))
+    assert named in finding.remedy
+    assert not_named not in finding.remedy
+
+
+DIGITS = {"constraint": "lagrangian", "baseline": 27.01, "perfect": 13.96}
+"""8x8 digits: there are 13 nats to gain in all."""
+
+
+def test_nats_beyond_need_are_no_lack_of_information():
+    finding = found({"kl": 25.1, "capacity": 25.0, "reconstruction": 17.64}, **DIGITS)
+    assert finding.code == "capacity_beyond_need"
+    assert all(number in finding.evidence for number in ("25.1 nats", "9.37 nats", "72%", "27.01", "13.96"))
+    assert "model.capacity" in finding.remedy
+    assert "9.4 nats" in finding.remedy
+    assert not any(word in str(finding) for word in ("constraint", "gamma", "optimizer"))
+
+
+@pytest.mark.parametrize("reconstruction", [15.0, 17.64, 20.0, 22.6])
+def test_a_capacity_that_is_paid_back_is_not_beyond_need(reconstruction):
+    """The remedy works: with the KL at the named bound, the same reconstruction is healthy, far beyond it is not."""
+    paid = 27.01 - reconstruction
+    assert codes({"kl": paid, "capacity": paid, "reconstruction": reconstruction}, **DIGITS) == []
+    spent = {"kl": 2.01 * paid, "capacity": 2.01 * paid, "reconstruction": reconstruction}
+    assert codes(spent, **DIGITS) == ["capacity_beyond_need"]
+
+
+@pytest.mark.parametrize(("part", "code"), [(0.33, "kl_without_information"), (0.34, "capacity_beyond_need")])
+def test_need_is_judged_from_a_third_of_the_way_on(part, code):
+    reconstruction = 27.01 - part * (27.01 - 13.96)
+    assert codes({"capacity": 25.0, "reconstruction": reconstruction}, **DIGITS) == [code]
+
+
+@pytest.mark.parametrize("constraint", ["l1", None])
+def test_only_a_lagrangian_tells_what_is_needed(constraint):
+    assert codes({"reconstruction": 17.64}, **DIGITS | {"constraint": constraint}) == ["kl_without_information"]
 
 
 @pytest.mark.parametrize(("gain", "ill"), [(-10.0, True), (0.0, True), (12.4, True), (12.6, False), (125.0, False)])
@@ -96,8 +154,12 @@ def test_the_dimensions_of_a_collapsed_posterior_are_not_listed_again():
     assert codes({"kl": 0.1, "reconstruction": 205.0}, per_dim(0, 10)) == ["posterior_collapse"]
 
 
+def missed(kl, capacity, end):
+    return [finding.code for finding in diagnose_capacity(kl, capacity, end)] == ["capacity_missed"]
+
+
 @pytest.mark.parametrize(
-    ("kl", "capacity", "missed"),
+    ("kl", "capacity", "ill"),
     [
         (25.0, 25.0, False),
         (26.0, 25.0, False),
@@ -107,16 +169,72 @@ def test_the_dimensions_of_a_collapsed_posterior_are_not_listed_again():
         (2.6, 2.0, True),
     ],
 )
-def test_kl_off_its_capacity_is_found(kl, capacity, missed):
-    assert ("capacity_missed" in codes({"kl": kl, "capacity": capacity})) == missed
+def test_kl_off_a_capacity_that_stands_still_is_found(kl, capacity, ill):
+    assert missed(kl, capacity, capacity) == ill
 
 
-def test_a_missed_capacity_says_both_numbers():
-    finding = found({"kl": 30.0, "capacity": 25.0})
-    assert "30" in finding.evidence
-    assert "25" in finding.evidence
-    assert "model.gamma" in finding.remedy
+@pytest.mark.parametrize(
+    ("kl", "capacity", "ill"),
+    [(14.8, 16.6, False), (12.6, 16.6, False), (12.4, 16.6, True), (1.1, 2.0, False), (0.9, 2.0, True)],
+)
+def test_kl_may_run_after_a_capacity_that_moves_but_not_be_lost(kl, capacity, ill):
+    assert missed(kl, capacity, 1.1 * capacity) == ill
+    assert missed(kl, capacity, 0.9 * capacity) == ill
+    assert missed(kl, capacity, capacity)
+
+
+@pytest.mark.parametrize(("kl", "remedy"), [(30.0, "model.gamma"), (20.0, "smaller model.capacity")])
+def test_a_missed_capacity_says_both_numbers(kl, remedy):
+    (finding,) = diagnose_capacity(kl, 25.0, 25.0)
+    assert finding.evidence == f"KL is {kl:.4g} nats where C is 25"
+    assert remedy in finding.remedy
     assert "schedule.capacity.over" in finding.remedy
+
+
+def look(constraint, conditional, train, val, capacity):
+    """The codes that the callback finds in a model whose reconstructions are good, of images of 8 pixels."""
+    images = (torch.rand(64, 1, 2, 4) > 0.5).float()
+    model = SimpleNamespace(
+        **{"device": "cpu", "training": True, "eval": lambda: None, "train": lambda mode: None},
+        **{"reconstruct": lambda images, labels: images, "likelihood": Bernoulli(), "conditional": conditional},
+        **{
+            "constraint": constraint,
+            "capacity": torch.tensor(capacity),
+            "epoch_vectors": {"val": {"kl_per_dim": None}},
+        },
+    )
+    data = SimpleNamespace(
+        sample_batch=lambda count, device: SimpleNamespace(images=images, labels=None),
+        mean_image=torch.full((1, 2, 4), 0.5),
+    )
+    figures = {f"train/{k}": v for k, v in train.items()} | {f"val/{k}": v for k, v in val.items()}
+    metrics = {name: torch.tensor(value) for name, value in figures.items()}
+    health = Health()
+    health.on_train_epoch_end(
+        SimpleNamespace(  # type: ignore[arg-type]
+            **{"estimated_stepping_batches": 1000, "global_step": 1000, "current_epoch": 0},
+            **{"callback_metrics": metrics, "datamodule": data},
+        ),
+        model,
+    )
+    return {finding.code: str(finding) for finding in health.findings}
+
+
+def test_the_capacity_is_judged_on_the_images_that_the_constraint_is_on():
+    """Half of the way, 2.77 of 5.55 nats, for 25: beyond need. C: its mean over the epoch against its last value."""
+    seen, unseen = {"kl": 25.0, "capacity": 25.0}, {"reconstruction": 2.77, "kl": 30.0, "capacity": 25.0}
+    train = seen | {"reconstruction": 2.77}
+    assert list(look("lagrangian", False, train, unseen, 25.0)) == ["capacity_beyond_need"]
+    assert list(look("l1", False, train, unseen, 25.0)) == ["kl_without_information"]
+    lagging = train | {"kl": 22.0}
+    assert "capacity_missed" in look("lagrangian", False, lagging, unseen, 25.0)
+    assert "capacity_missed" not in look("lagrangian", False, lagging, unseen, 26.0)
+
+
+def test_the_callback_knows_of_labels():
+    figures = {"reconstruction": 2.77, "kl": 0.1, "capacity": 2.0}
+    assert "labels" in look(None, True, figures, figures, 2.0)["posterior_collapse"]
+    assert "labels" not in look(None, False, figures, figures, 2.0)["posterior_collapse"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,10 @@ COLLAPSED_KL = 0.5
 """Nats below which a posterior says nothing of the image."""
 MUCH_KL, LITTLE_EXPLAINED = 5.0, 1 / 3
 """Nats that must explain more than this part of the way from the mean picture to the images."""
+FAR_OFF, FAR_BEHIND = (0.5, 0.05), (1.0, 0.25)
+"""Nats, and part of C, that the KL may be off a C that stands still, and one that moves."""
+STANDS = 0.001
+"""Part of C by which its mean over an epoch may differ from its last value if it stood still."""
 DEAD_DIMENSION = 0.01
 """Nats below which a latent dimension is not used."""
 CODEBOOK_COLLAPSE, CODEBOOK_HEALTHY = 0.10, (0.30, 0.70)
@@ -29,32 +33,24 @@ class Finding(NamedTuple):
 
 
 def diagnose_latents(
-    figures: dict[str, float], kl_per_dim: Tensor | None, baseline: float, perfect: float, beta: float
+    figures: dict[str, float],
+    kl_per_dim: Tensor | None,
+    baseline: float,
+    perfect: float,
+    beta: float,
+    constraint: str | None = None,
+    conditional: bool = False,
 ) -> list[Finding]:
     """Health of a Gaussian posterior.
 
     figures: exact means in nats per image: `reconstruction`, `kl` and, for a constrained model,
     `capacity`. kl_per_dim: [d], nats. baseline: reconstruction term of the mean image; perfect: of
-    the images themselves. beta: weight of the KL.
-
-    KL is spent without information if it buys less than half of what any optimum would (at weight
-    beta an optimal code gains at least beta nats per nat), or if many nats close little of the way
-    from the mean picture to the images.
+    the images themselves. beta: weight of the KL. constraint: how a constrained model meets its
+    capacity. conditional: whether labels enter the decoder beside z.
     """
-    findings = []
-    kl, gain = figures["kl"], baseline - figures["reconstruction"]
-    explained = gain / max(baseline - perfect, 1e-9)
-    capacity = figures.get("capacity")
-    findings += diagnose_collapse(kl, capacity)
-    if (kl > 1 and gain < 0.5 * min(1.0, beta) * kl) or (kl > MUCH_KL and explained < LITTLE_EXPLAINED):
-        findings.append(
-            Finding(
-                "kl_without_information",
-                f"KL is {kl:.3g} nats, but the reconstruction, {figures['reconstruction']:.4g}, is hardly better than "
-                f"the mean picture's, if at all, {baseline:.4g} (perfect: {perfect:.4g})",
-                "for model=capacity, model.constraint=lagrangian or a smaller model.gamma; else a lower optimizer.lr",
-            )
-        )
+    kl, capacity = figures["kl"], figures.get("capacity")
+    findings = diagnose_collapse(kl, capacity, conditional)
+    findings += _diagnose_information(kl, figures["reconstruction"], baseline, perfect, beta, constraint)
     if kl_per_dim is not None and kl >= COLLAPSED_KL and capacity is None:  # a low C closes dimensions on purpose
         dead = int((kl_per_dim < DEAD_DIMENSION).sum())
         if 2 * dead >= len(kl_per_dim) and dead:
@@ -65,28 +61,72 @@ def diagnose_latents(
                     "a smaller model.latent_dim does the same; for more of them in use, lower beta or warm it up",
                 )
             )
-    if capacity is not None and abs(kl - capacity) > max(0.5, 0.05 * capacity):
-        findings.append(
-            Finding(
-                "capacity_missed",
-                f"KL is {kl:.4g} nats where C is {capacity:.4g}",
-                "a slower ramp (schedule.capacity.over), or a larger model.penalty or model.gamma",
-            )
-        )
     return findings
 
 
-def diagnose_collapse(kl: float, capacity: float | None) -> list[Finding]:
-    """Does the posterior say anything of the image? kl: nats per image; capacity: C in nats, None if there is none."""
+def diagnose_collapse(kl: float, capacity: float | None, conditional: bool = False) -> list[Finding]:
+    """Does the posterior say anything of the image? kl: nats per image; capacity: C in nats, None if there is none.
+
+    conditional: whether the label, which may say enough, enters the decoder beside z.
+    """
     if kl >= COLLAPSED_KL or (capacity is not None and capacity <= 1):
         return []
-    return [
-        Finding(
-            "posterior_collapse",
-            f"KL is {kl:.3g} nats: the codes say next to nothing of the images",
-            "lower beta or warm it up (schedule=warmup or cyclical), or take a less noisy likelihood",
-        )
-    ]
+    evidence = f"KL is {kl:.3g} nats: the codes say next to nothing of the images"
+    remedy = "lower beta or warm it up (schedule=warmup or cyclical), or take a less noisy likelihood"
+    if conditional:
+        evidence += " beside their labels"
+        remedy = f"none if the labels say most that there is to say; else {remedy}"
+    return [Finding("posterior_collapse", evidence, remedy)]
+
+
+def _diagnose_information(
+    kl: float, reconstruction: float, baseline: float, perfect: float, beta: float, constraint: str | None
+) -> list[Finding]:
+    """Does the KL buy reconstruction?
+
+    It is spent without information if it buys less than half of what any optimum would (at weight
+    beta an optimal code gains at least beta nats per nat), or if many nats close little of the way
+    from the mean picture to the images.
+
+    A Lagrangian that closes much of the way has done its work: more nats were asked for than the
+    images need. The l1 penalty spends nats badly at any C, so that it says nothing of the need.
+    """
+    gain = baseline - reconstruction
+    explained = gain / max(baseline - perfect, 1e-9)
+    cheap = kl > 1 and gain < 0.5 * min(1.0, beta) * kl
+    if not cheap and (kl <= MUCH_KL or explained >= LITTLE_EXPLAINED):
+        return []
+    evidence = (
+        f"KL is {kl:.3g} nats for {gain:.3g} nats of reconstruction, {explained:.0%} of the way from the mean "
+        f"picture's {baseline:.4g} to a perfect {perfect:.4g}"
+    )
+    if constraint == "lagrangian" and explained >= LITTLE_EXPLAINED:
+        remedy = f"a smaller model.capacity: this reconstruction pays for {gain:.2g} nats of KL at most"
+        return [Finding("capacity_beyond_need", evidence, remedy)]
+    remedies = {
+        "l1": "model.constraint=lagrangian, or a smaller model.gamma",
+        "lagrangian": "a smaller model.capacity or a slower ramp (schedule.capacity.over); else a lower optimizer.lr",
+    }
+    other = "a lower optimizer.lr; if train/reconstruction is much lower, more images or a smaller network"
+    return [Finding("kl_without_information", evidence, remedies.get(constraint or "", other))]
+
+
+def diagnose_capacity(kl: float, capacity: float, end: float) -> list[Finding]:
+    """Does the KL follow the capacity?
+
+    kl, capacity: means over a training epoch, nats. end: C at the epoch's end. While C moves, the
+    KL runs after it and may be further away.
+    """
+    moving = abs(end - capacity) > STANDS * abs(end)
+    least, part = FAR_BEHIND if moving else FAR_OFF
+    gap = kl - capacity
+    if abs(gap) <= max(least, part * capacity):
+        return []
+    if gap < 0:
+        remedy = "a slower ramp (schedule.capacity.over), or a smaller model.capacity or larger model.latent_dim"
+    else:
+        remedy = "a slower ramp (schedule.capacity.over), or a larger model.penalty or model.gamma"
+    return [Finding("capacity_missed", f"KL is {kl:.4g} nats where C is {capacity:.4g}", remedy)]
 
 
 def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int) -> list[Finding]:

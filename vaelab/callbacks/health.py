@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from vaelab.health import Finding, diagnose_codebook, diagnose_latents, diagnose_output
+from vaelab.health import Finding, diagnose_capacity, diagnose_codebook, diagnose_latents, diagnose_output
 
 log = logging.getLogger("vaelab")
 
@@ -56,7 +56,12 @@ class Health(pl.Callback):
             few = batch.images[:FEW]
             perfect = -model.likelihood.log_prob(model.likelihood.raw_from_mean(few), few).mean().item()
             per_dim = model.epoch_vectors[part]["kl_per_dim"]
-            findings += diagnose_latents(figures, per_dim, baseline, perfect, figures.get("beta", 1.0))
+            how = getattr(model, "constraint", None)
+            beta = figures.get("beta", 1.0)
+            findings += diagnose_latents(figures, per_dim, baseline, perfect, beta, how, model.conditional)
+        if "capacity" in figures:  # the constraint is on the training images
+            kl, capacity = (trainer.callback_metrics[f"train/{k}"].item() for k in ("kl", "capacity"))
+            findings += diagnose_capacity(kl, capacity, model.capacity.item())
         if "codebook_usage" in figures:
             # the training epoch's: a small validation set cannot choose every code
             usage, perplexity = (

@@ -110,7 +110,7 @@ def _diagnose_likelihood(f: dict[str, float]) -> list[Finding]:
 
 def _diagnose_latents(f: dict[str, float], subject: dict[str, Any]) -> list[Finding]:
     kl, capacity = f.get("likelihood/kl", math.inf), subject.get("scheduled", {}).get("capacity")
-    findings = diagnose_collapse(kl, capacity)
+    findings = diagnose_collapse(kl, capacity, subject.get("conditional", False))
     # a low C closes dimensions on purpose, and a collapse closes all of them
     if not findings and capacity is None and _has(f, "latents/active", "latents/dimensions"):
         active, dimensions = int(f["latents/active"]), int(f["latents/dimensions"])
