@@ -113,6 +113,15 @@ def test_the_multiplier_stays_below_gamma_and_does_not_move_in_evaluation():
     assert made.multiplier.item() == 1.5
 
 
+def test_the_multiplier_comes_back_from_a_constraint_that_could_not_be_met():
+    made = model("capacity", "model.multiplier_rate=0.1")
+    made.capacity.fill_(20.0)
+    for kl in [0.0] * 1000 + [30.0] * 20:
+        made.objective({"reconstruction": torch.ones(4), "kl": torch.full((4,), kl)})
+        made.on_before_optimizer_step(None)
+    assert made.multiplier.item() == pytest.approx(1e-6 * math.exp(0.1 * 10 * 20), rel=1e-3)
+
+
 def test_the_label_enters_encoder_and_decoder():
     made = model("cvae").eval()
     x, labels = data()

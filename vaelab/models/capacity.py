@@ -13,6 +13,9 @@ from vaelab.models.vae import VAE
 from vaelab.networks import Network
 from vaelab.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 
+LEAST = 1e-6
+"""Of the multiplier: a factor would not bring it back from zero, where a C that cannot be reached leads it."""
+
 
 class CapacityVAE(VAE):
     """Minimises E_q[-log p(x|z)] subject to mean KL = C, with C scheduled (eq. 8).
@@ -76,7 +79,7 @@ class CapacityVAE(VAE):
             self.multiplier.copy_(self.gamma * self.gap.sign())
         else:
             moved = self.multiplier * (self.multiplier_rate * self.gap).exp()
-            self.multiplier.copy_(torch.minimum(moved, self.gamma))
+            self.multiplier.copy_(torch.minimum(moved.clamp(min=LEAST), self.gamma))
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         return super().derived(means, vectors) | {"capacity_gap": means["kl"] - means["capacity"]}
