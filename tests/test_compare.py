@@ -786,6 +786,17 @@ def test_what_the_user_gets_wrong(compare, tmp_path, arguments, named):
     assert all(name in err for name in named), err
 
 
+def test_a_damaged_run_keeps_no_other_from_being_compared(compare, tmp_path):
+    write(tmp_path / "a")
+    (write(tmp_path / "b") / "config.yaml").write_text("a: [1")
+    (write(tmp_path / "c") / "summary.json").write_text("{")
+    code, out, err = compare("a", "b", "c")
+    assert (code, err) == (0, "")
+    assert "left out" in out
+    assert "b/config.yaml is damaged" in out
+    assert "c/summary.json is damaged" in out
+
+
 def test_it_imports_no_torch_and_completes_its_keys(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", with_seed(1))

@@ -123,7 +123,12 @@ def _gathered(patterns: Sequence[Any], split: str) -> tuple[Any, list[str], dict
 
     options = target_names()
     folders, files = _find(patterns)
-    read = {str(path): read_run(path, split, options) for path in folders}
+    read = {}
+    for path in folders:
+        try:
+            read[str(path)] = read_run(path, split, options)
+        except UserError as damage:
+            read[str(path)] = str(damage)
     left_out = {str(path): "a file, no run folder" for path in files}
     left_out |= {name: run for name, run in read.items() if isinstance(run, str)}
     rows, repeats = comparison.group(run for run in read.values() if not isinstance(run, str))
@@ -261,7 +266,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged or missing: leave the run out") from error
+        raise UserError(f"{path} is damaged or missing: restore it, or remove the folder") from error
     if not isinstance(config, dict) or not {"run", "model", "dataset", "seed", "trainer"} <= config.keys():
         raise UserError(f"{path.parent} is no run of vaelab: its config.yaml is another program's")
     return config
