@@ -58,8 +58,8 @@ class Means:
         held, self.held = self.held, []
         rows = torch.stack([m for means, _, _ in held for m in means]).view(len(held), -1)
         rows = rows.to(_wide(rows))
-        counts = torch.tensor([count for _, _, count in held], dtype=rows.dtype)
-        total = counts.to(rows.device) @ rows
+        counts = torch.tensor([count for _, _, count in held], dtype=rows.dtype, pin_memory=rows.is_cuda)
+        total = counts.to(rows.device, non_blocking=True) @ rows
         self.sums = total if self.sums is None else self.sums.to(total).add_(total)  # moves after a restore
         bad = ~rows.isfinite()
         first = bad.index_select(0, bad.any(1).int().argmax(0, keepdim=True))[0]
