@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 import torch
 from common import HERE, Row, arguments, compare, parse, save
 from lab import noise_set, train
-from loops import LAB, Data, Loop, bare, lightning, tutorial
+from loops import LAB, Data, Loop, bare, graphed, lightning, tutorial
 
 BATCH = 128
 
@@ -64,6 +64,8 @@ def rivals(variant: str, data: Data, options: Any, stack: ExitStack) -> dict[str
     """The loops beside the lab's."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     loops = {"bare loop": bare(variant, data)}
+    if data.images.is_cuda:
+        loops["bare loop as a CUDA graph"] = graphed(variant, data)
     if variant == "vae" or options.all:
         loops["tutorial's loop"] = tutorial(variant, data)
     if variant == "vae":
