@@ -13,7 +13,7 @@ import torch
 from recipes import OUTPUTS
 
 import vaelab
-from vaelab.config import build
+from vaelab.core.config import build
 from vaelab.figures.pixels import grid, pairs, save_png
 from vaelab.runs import read_config
 

@@ -67,7 +67,7 @@ def mse_over_variance(recipe: str) -> Callable[[dict[str, Path]], float]:
         import torch
 
         import vaelab
-        from vaelab.config import build
+        from vaelab.core.config import build
         from vaelab.runs import read_config
 
         model, data = vaelab.load(runs[recipe]), build(read_config(runs[recipe])["dataset"])

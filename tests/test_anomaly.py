@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vaelab.evaluation.anomaly import auroc
+from vaelab.evaluation.metrics.anomaly import auroc
 
 
 def normals(count, seed, mean=0.0):

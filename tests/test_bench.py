@@ -8,7 +8,7 @@ import time
 import pytest
 import pytorch_lightning as pl
 
-import vaelab.timing
+import vaelab.sweeps.timing
 from tests.conftest import SMALL
 from vaelab.cli import main
 
@@ -66,8 +66,8 @@ class Slow(pl.Callback):
 
 
 def test_what_slows_the_lab_shows_in_the_labs_figures_alone(bench, monkeypatch):
-    monkeypatch.setattr(vaelab.timing, "Slow", Slow, raising=False)
-    _, figures, out, _ = bench("+callbacks.slow={_target_: vaelab.timing.Slow}")
+    monkeypatch.setattr(vaelab.sweeps.timing, "Slow", Slow, raising=False)
+    _, figures, out, _ = bench("+callbacks.slow={_target_: vaelab.sweeps.timing.Slow}")
     assert figures["lab_ms"]["least"] >= 50
     assert figures["bare_ms"]["median"] < 50
     assert figures["ratio"]["median"] > 1

@@ -7,11 +7,16 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from vaelab.evaluation.likelihood import amortisation_gap, bits_per_dimension, importance_weighted, mean_and_error
-from vaelab.likelihoods import Bernoulli, Gaussian
+from vaelab.evaluation.metrics.likelihood import (
+    amortisation_gap,
+    bits_per_dimension,
+    importance_weighted,
+    mean_and_error,
+)
 from vaelab.models.cvae import CVAE
 from vaelab.models.vae import VAE
-from vaelab.networks import MLP
+from vaelab.nn.likelihoods import Bernoulli, Gaussian
+from vaelab.nn.networks import MLP
 
 SHAPE, PIXELS, LATENTS, SIGMA = (1, 4, 4), 16, 3, 0.5
 ENOUGH = 2**20

@@ -10,9 +10,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import vaelab.callbacks
-from vaelab import schedules
-from vaelab.callbacks import Anneal
+import vaelab.training.callbacks
+from vaelab.nn import schedules
+from vaelab.training.callbacks import Anneal
 
 
 def test_scheduled_values_reach_the_objective(train):
@@ -37,7 +37,7 @@ def test_the_last_step_has_the_final_values(accumulated):
 
 
 def test_any_scalar_can_be_scheduled_from_the_command_line(train):
-    node = "{_target_:vaelab.schedules.linear,_partial_:true,start:1,end:0,over:6,unit:steps}"
+    node = "{_target_:vaelab.nn.schedules.linear,_partial_:true,start:1,end:0,over:6,unit:steps}"
     result = train("model=vqvae", f"+schedule.commitment_cost={node}")
     assert result.code == 0, result.err
     assert result.series("step/commitment_cost") == pytest.approx([1 - i / 6 for i in range(6)], abs=1e-6)
@@ -79,8 +79,8 @@ class Poison(pl.Callback):
 
 def test_the_checkpoint_before_a_divergence_is_kept(train, monkeypatch):
     """NaN weights never overwrite last.ckpt."""
-    monkeypatch.setattr(vaelab.callbacks, "Poison", Poison, raising=False)
-    result = train("+callbacks.poison={_target_:vaelab.callbacks.Poison,step:4}")
+    monkeypatch.setattr(vaelab.training.callbacks, "Poison", Poison, raising=False)
+    result = train("+callbacks.poison={_target_:vaelab.training.callbacks.Poison,step:4}")
     assert result.code == 1
     saved = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 3

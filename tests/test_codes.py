@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vaelab.evaluation.codes import code_histogram, codebook_use, rate_bits
+from vaelab.evaluation.metrics.codes import code_histogram, codebook_use, rate_bits
 
 
 def test_uniform_codes_have_perplexity_k_and_cost_what_the_uniform_prior_says():

@@ -18,20 +18,21 @@ import yaml
 from scipy import stats
 
 from vaelab.cli import main
-from vaelab.errors import UserError
-from vaelab.evaluation import compared, comparison, notes, rules, tables
-from vaelab.evaluation.rate_distortion import rate_distortion
+from vaelab.core.errors import UserError
+from vaelab.evaluation.comparison import compared, notes, rules, tables
+from vaelab.evaluation.comparison import configurations as comparison
+from vaelab.evaluation.comparison.rate_distortion import rate_distortion
 
 ELBO, MSE, LOSS = "likelihood/elbo", "reconstruction/mse_mean", "training/loss"
 LOG_P = "likelihood/log_p_hat"
 K = "figures:likelihood/importance_samples"
-OPTIONS = {"vaelab.models.VAE": "vae", "vaelab.models.BetaVAE": "beta", "vaelab.likelihoods.Bernoulli": "bernoulli"}
+OPTIONS = {"vaelab.models.VAE": "vae", "vaelab.models.BetaVAE": "beta", "vaelab.nn.likelihoods.Bernoulli": "bernoulli"}
 
 CONFIG = {
     "seed": 0,
     "run": {"name": "vae-digits", "dir": "x"},
     "trainer": {"max_epochs": 5, "default_root_dir": "x", "limit_test_batches": None},
-    "likelihood": {"_target_": "vaelab.likelihoods.Bernoulli"},
+    "likelihood": {"_target_": "vaelab.nn.likelihoods.Bernoulli"},
     "schedule": {},
     "dataset": {
         "_target_": "vaelab.datasets.Digits",
@@ -43,7 +44,7 @@ CONFIG = {
     },
     "model": {
         "_target_": "vaelab.models.VAE",
-        "likelihood": {"_target_": "vaelab.likelihoods.Bernoulli"},
+        "likelihood": {"_target_": "vaelab.nn.likelihoods.Bernoulli"},
         "latent_dim": 20,
     },
 }
@@ -132,7 +133,7 @@ def test_runs_that_differ_in_their_seed_are_one_row():
         {"dataset:seed": 7},
         {"model:latent_dim": 3},
         {"trainer:max_epochs": 9},
-        {"model:likelihood:_target_": "vaelab.likelihoods.Laplace"},
+        {"model:likelihood:_target_": "vaelab.nn.likelihoods.Laplace"},
         {"dataset:root": "other"},
     ],
 )
@@ -204,13 +205,13 @@ APART = {
     "data: binarisation": ({"dataset:binarize": "static"}, {}, {}),
     "data: range": ({"dataset:pixel_range": [-1.0, 1.0]}, {}, {}),
     "data: images": ({}, {"data:test": 100}, {"images": 100}),
-    "likelihood": ({"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"}, {}, {}),
+    "likelihood": ({"model:likelihood:_target_": "vaelab.nn.likelihoods.Gaussian"}, {}, {}),
     "likelihood: density": ({}, {"objective:log_likelihood_is": "not a density: x"}, {}),
     "condition": ({}, {}, {"subject:conditional": True}),
     "reduction": ({}, {"objective:reduction": "mean"}, {}),
     "objective": ({"model:_target_": "vaelab.models.BetaVAE"}, {}, {}),
     "objective: weight": ({"model:beta": 2.0}, {}, {}),
-    "objective: schedule": ({"schedule:beta": {"_target_": "vaelab.schedules.linear", "over": 3}}, {}, {}),
+    "objective: schedule": ({"schedule:beta": {"_target_": "vaelab.nn.schedules.linear", "over": 3}}, {}, {}),
     "importance_samples": ({}, {}, {"figures:likelihood/importance_samples": 50}),
 }
 
@@ -373,7 +374,7 @@ def test_every_figure_has_its_direction(figure, better):
 
 
 def test_within_each_comparable_set_the_best_is_marked():
-    gaussian = {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"}
+    gaussian = {"model:likelihood:_target_": "vaelab.nn.likelihoods.Gaussian"}
     runs = [
         run(f"{i}{j}", like | {"model:latent_dim": j}, {"metrics:test/elbo": -20.0 - j})
         for (i, like), j in itertools.product(enumerate(({}, gaussian)), (1, 2))
@@ -405,7 +406,7 @@ def test_overlapping_intervals_are_not_separated():
 
 
 def test_sorting_keeps_apart_what_cannot_be_compared():
-    gaussian = {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"}
+    gaussian = {"model:likelihood:_target_": "vaelab.nn.likelihoods.Gaussian"}
     runs = [
         run(f"{i}{j}", like | {"model:latent_dim": j}, {"metrics:test/elbo": -10.0 * j - 5 * i})
         for (i, like), j in itertools.product(enumerate(({}, gaussian)), (1, 2, 3))
@@ -433,7 +434,7 @@ def test_dominated_points_are_marked():
 def test_a_curve_needs_something_that_moves_along_it():
     assert not rate_distortion(rows_of(run("a"), run("b", {"model:latent_dim": 3})))
     assert rate_distortion(rows_of(beta(1), beta(2)))
-    other = run("g", {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian", "model:beta": 2})
+    other = run("g", {"model:likelihood:_target_": "vaelab.nn.likelihoods.Gaussian", "model:beta": 2})
     assert not rate_distortion(rows_of(beta(1), other))
 
 
@@ -446,7 +447,7 @@ def test_rate_of_codes_is_in_nats():
 
 def annealed(seed: int, trained_at: float, evaluated: bool = False) -> compared.Run:
     """A run of beta=8 whose checkpoint was trained at a smaller one."""
-    schedule = {"schedule:beta": {"_target_": "vaelab.schedules.linear", "start": 1.0, "end": 8.0}}
+    schedule = {"schedule:beta": {"_target_": "vaelab.nn.schedules.linear", "start": 1.0, "end": 8.0}}
     config = with_seed(seed) | schedule | {"model:_target_": "vaelab.models.BetaVAE", "model:beta": 8.0}
     measured = {"subject:scheduled": {"beta": trained_at}} if evaluated else None
     logged = {"metrics:test/beta": 99.0 if evaluated else trained_at, "metrics:test/kl": 9.0}
@@ -483,7 +484,7 @@ def test_no_line_is_wider_than_the_terminal(width):
 
 
 def test_sets_that_cannot_be_compared_have_letters():
-    gaussian = {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"}
+    gaussian = {"model:likelihood:_target_": "vaelab.nn.likelihoods.Gaussian"}
     runs = [
         run(f"{i}{j}", like | {"model:latent_dim": j}, {"metrics:test/elbo": -20.0 - j}, {} if i else None)
         for (i, like), j in itertools.product(enumerate(({}, gaussian)), (1, 2))
@@ -600,7 +601,7 @@ def test_any_name_of_a_folder(compare, tmp_path, name):
 
 def test_reasons_are_given(compare, tmp_path):
     write(tmp_path / "a", {}, {"objective:log_likelihood_is": "not a density: x"})
-    write(tmp_path / "b", {"model:likelihood:_target_": "vaelab.likelihoods.Gaussian"})
+    write(tmp_path / "b", {"model:likelihood:_target_": "vaelab.nn.likelihoods.Gaussian"})
     write(tmp_path / "c", {"model:_target_": "vaelab.models.BetaVAE"})
     _, out, _ = compare(".")
     text = " ".join(out.split())
@@ -687,7 +688,7 @@ def test_the_file_is_written_before_anything_is_printed(compare, sweep, tmp_path
     def gone(*_):
         raise UserError("nobody reads this")
 
-    monkeypatch.setattr("vaelab.compare._report", gone)
+    monkeypatch.setattr("vaelab.evaluation.comparison.outcome.text", gone)
     assert compare("sweep", "output=x.csv")[:2] == (2, "")
     assert (tmp_path / "x.csv").is_file()
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from vaelab.evaluation.conditional import (
+from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
+from vaelab.evaluation.metrics.conditional import (
     class_accuracy,
     label_in_codes,
     swap_effects,
 )
-from vaelab.evaluation.diagnosis import diagnose_evaluation
 
 RANGE = (-1.0, 2.0)
 CLASSES = 4
@@ -179,7 +179,7 @@ def test_the_audit_is_a_function_of_its_arguments_and_leaves_the_rest_alone(data
 
 
 def test_new_labels_are_the_others_and_nobody_is_its_own_partner(data):
-    from vaelab.evaluation.conditional import _swaps
+    from vaelab.evaluation.metrics.conditional import _swaps
 
     labels = data[1]
     new, partners = _swaps(labels, CLASSES, seed=0)

@@ -13,8 +13,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import vaelab
-from vaelab.command import CONF
-from vaelab.config import check
+from vaelab.core.conf import CONF
+from vaelab.core.config import check
 
 
 def options(group: str) -> list[str]:

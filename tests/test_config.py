@@ -4,22 +4,22 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vaelab import networks
-from vaelab.command import CONF
-from vaelab.config import build, check
-from vaelab.errors import UserError
-from vaelab.schedules import Progress
+from vaelab.core.conf import CONF
+from vaelab.core.config import build, check
+from vaelab.core.errors import UserError
+from vaelab.nn import networks
+from vaelab.nn.schedules import Progress
 
-MLP = {"_target_": "vaelab.networks.MLP", "hidden_dims": [4, 3], "activation": "relu", "batch_norm": False}
+MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [4, 3], "activation": "relu", "batch_norm": False}
 BETA = {
     "_target_": "vaelab.models.BetaVAE",
     "network": MLP,
-    "likelihood": {"_target_": "vaelab.likelihoods.Gaussian", "sigma": 1.0},
+    "likelihood": {"_target_": "vaelab.nn.likelihoods.Gaussian", "sigma": 1.0},
     "latent_dim": 20,
     "beta": 4.0,
 }
 LINEAR = {
-    "_target_": "vaelab.schedules.linear",
+    "_target_": "vaelab.nn.schedules.linear",
     "_partial_": True,
     "start": 0.0,
     "end": 1.0,
@@ -121,7 +121,7 @@ def test_an_empty_list_is_a_list():
 
 
 def test_an_optional_value_may_be_none_or_in_range():
-    book = {"_target_": "vaelab.quantizers.GradientCodebook", "_partial_": True, "restart_after": None}
+    book = {"_target_": "vaelab.nn.quantizers.GradientCodebook", "_partial_": True, "restart_after": None}
     check(book, "codebook")
     check(book | {"restart_after": 7}, "codebook")
     assert "codebook.restart_after" in refusal(book | {"restart_after": 0}, "codebook")
@@ -129,7 +129,7 @@ def test_an_optional_value_may_be_none_or_in_range():
 
 @pytest.mark.parametrize(("value", "fits"), [(0, True), (0.5, True), (1, True), (1.01, False), (-0.01, False)])
 def test_a_fraction_is_between_zero_and_one(value, fits):
-    shape = {"_target_": "vaelab.schedules.cyclical", "_partial_": True, "rise": value}
+    shape = {"_target_": "vaelab.nn.schedules.cyclical", "_partial_": True, "rise": value}
     if fits:
         check(shape, "schedule.beta")
     else:
@@ -162,7 +162,7 @@ def test_wrong_values_are_found_at_any_depth():
     assert refusal(BETA | {"network": MLP | {"hidden_dims": [0]}}, "model").startswith("model.network.hidden_dims[0]=0")
 
 
-@pytest.mark.parametrize("target", ["vaelab.networks.Mlp", "nowhere.Thing"])
+@pytest.mark.parametrize("target", ["vaelab.nn.networks.Mlp", "nowhere.Thing"])
 def test_a_target_that_is_not_there_is_refused(target):
     message = refusal({"_target_": target}, "network")
     assert message.startswith(f"network._target_={target}")
@@ -177,7 +177,7 @@ def test_a_built_object_gets_plain_python():
     network = build(OmegaConf.create(MLP))
     assert isinstance(network, networks.MLP)
     assert type(network.hidden_dims) is list
-    callback = build(OmegaConf.create({"_target_": "vaelab.callbacks.Anneal", "schedules": {"beta": LINEAR}}))
+    callback = build(OmegaConf.create({"_target_": "vaelab.training.callbacks.Anneal", "schedules": {"beta": LINEAR}}))
     assert type(callback.schedules) is dict
     schedule = build(OmegaConf.create(LINEAR))
     assert schedule(Progress(0, 2.5, 0.0)) == 0.5
@@ -193,7 +193,7 @@ def test_a_constructors_own_error_comes_out_as_it_was_raised():
     with pytest.raises(UserError, match=r"network\.hidden_dims"):
         build(
             {
-                "_target_": "vaelab.networks.Conv",
+                "_target_": "vaelab.nn.networks.Conv",
                 "hidden_dims": [],
                 "activation": "relu",
                 "batch_norm": False,

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-import vaelab.callbacks
+import vaelab.training.callbacks
 from tests.conftest import SMALL
 from tests.test_resume import Stop
 from vaelab.cli import main
@@ -76,7 +76,7 @@ def test_a_folder_is_prepared_and_trained_on(data, train):
 
 def test_streamed_training_is_training_from_memory_and_resumes(data, train, monkeypatch):
     """Interrupted in the middle of an epoch, streamed; resumed from memory."""
-    monkeypatch.setattr(vaelab.callbacks, "Stop", Stop, raising=False)
+    monkeypatch.setattr(vaelab.training.callbacks, "Stop", Stop, raising=False)
     assert data("prepare", *FAKE, "out=x.vaelab")[0] == 0
     own = ("dataset=prepared", "dataset.root=x.vaelab", "dataset.batch_size=16", *SMALL[4:])
     own = (*own, "dataset.window=0.002", "dataset.block=0.001")  # 2,097 and 1,048 bytes: 32 and 16 images of 86
@@ -89,7 +89,7 @@ def test_streamed_training_is_training_from_memory_and_resumes(data, train, monk
     held, streamed = losses("a", "dataset.storage=resident"), losses("b", "dataset.storage=stream")
     assert held == streamed
     assert len(held) == 12
-    stop = "+callbacks.stop={_target_:vaelab.callbacks.Stop,hook:on_train_batch_end,step:8}"
+    stop = "+callbacks.stop={_target_:vaelab.training.callbacks.Stop,hook:on_train_batch_end,step:8}"
     assert losses("c", "dataset.storage=stream", stop, code=130) == held[:7]
     again = train("resume=c", "~callbacks.stop", "dataset.storage=resident")
     assert again.code == 0, again.err
@@ -108,7 +108,7 @@ class Cut(pl.Callback):
 
 
 def test_a_file_that_breaks_in_the_middle_of_training_loses_nothing_of_the_run(data, train, monkeypatch):
-    monkeypatch.setattr(vaelab.callbacks, "Cut", Cut, raising=False)
+    monkeypatch.setattr(vaelab.training.callbacks, "Cut", Cut, raising=False)
     assert data("prepare", *FAKE, "out=x.vaelab")[0] == 0
     whole = Path("x.vaelab").read_bytes()
     own = ("dataset=prepared", "dataset.root=x.vaelab", "dataset.storage=stream", "dataset.num_workers=0")
@@ -116,7 +116,7 @@ def test_a_file_that_breaks_in_the_middle_of_training_loses_nothing_of_the_run(d
         *own,
         "dataset.batch_size=16",
         *SMALL[4:],
-        "+callbacks.cut={_target_:vaelab.callbacks.Cut,file:x.vaelab,step:8}",
+        "+callbacks.cut={_target_:vaelab.training.callbacks.Cut,file:x.vaelab,step:8}",
     )
     result = train(*own, small=False)
     assert result.code == 2

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from vaelab.evaluation import curves
-from vaelab.evaluation.diagnosis import diagnose_evaluation, diagnose_schedules, diagnose_training, verdicts
+from vaelab.evaluation.findings import curves
+from vaelab.evaluation.findings.diagnosis import diagnose_evaluation, diagnose_schedules, diagnose_training, verdicts
 
 HEALTHY = {
     "likelihood/elbo": -102.0,

@@ -3,15 +3,15 @@ from functools import cache
 import numpy as np
 import pytest
 
-from vaelab.evaluation import disentanglement as module
-from vaelab.evaluation.disentanglement import (
+from vaelab.evaluation.metrics import disentanglement as module
+from vaelab.evaluation.metrics.disentanglement import (
     beta_vae_score,
     disentanglement,
     factor_vae_score,
     mig,
     modularity,
 )
-from vaelab.evaluation.predictability import dci, dci_of_importance, explicitness, sap
+from vaelab.evaluation.metrics.predictability import dci, dci_of_importance, explicitness, sap
 
 N = 1200
 NAMES = ["beta_vae", "factor_vae", "mig", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness"]

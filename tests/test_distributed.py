@@ -24,9 +24,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import vaelab.models.vae
-from vaelab.command import CONF
+from vaelab.core.conf import CONF
 from vaelab.datasets.splits import IndexBatches, TensorSplit, batch_bounds, epoch_order, rank_slice
-from vaelab.fit import prepare
+from vaelab.training.fit import prepare
 
 BATCH, STEPS = 16, 20
 """Images per process. 87 training images are 32, 32 and 23 a step: in the last, one process has 11 and the other 12."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vaelab import installation
 from vaelab.cli import main
-from vaelab.command import CONF
-from vaelab.errors import UserError
-from vaelab.installation import DATA_FILES, PAIR
+from vaelab.core.conf import CONF
+from vaelab.core.errors import UserError
+from vaelab.training import installation
+from vaelab.training.installation import DATA_FILES, PAIR
 
 FACTS = {
     "version": "2.15.0+cu132",
@@ -304,7 +304,7 @@ def test_wandb_state_without_the_key(machine, doctor, monkeypatch, tmp_path):
 
 
 def test_without_hydra(machine, monkeypatch, capsys):
-    from vaelab import doctor as module
+    from vaelab.commands import doctor as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "hydra" else True)
     assert main(["doctor"]) == 1
@@ -313,7 +313,7 @@ def test_without_hydra(machine, monkeypatch, capsys):
 
 def test_starting_imports_no_torch(tmp_path):
     code = (
-        "import sys; from vaelab import installation; installation.run_python = lambda code: {'error': 'left out'}\n"
+        "import sys; from vaelab.training import installation; installation.run_python = lambda code: {'error': 'left out'}\n"
         "from vaelab.cli import main; main(['doctor']); print([m for m in ('torch', 'wandb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)

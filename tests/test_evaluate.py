@@ -12,8 +12,8 @@ import torch
 
 import vaelab
 from vaelab.cli import main
-from vaelab.config import build
-from vaelab.evaluate import SECTIONS
+from vaelab.commands.eval import SECTIONS
+from vaelab.core.config import build
 from vaelab.evaluation.subject import Subject
 from vaelab.runs import read_config
 
@@ -109,7 +109,8 @@ def test_the_same_evaluation_twice_gives_the_same_figures_in_any_order(train, ev
 
 
 def test_binarised_images_are_the_same_at_every_pass(train, evaluate):
-    from vaelab import measure, runs
+    from vaelab import runs
+    from vaelab.evaluation import measure
 
     run = trained(train, "dataset.binarize=dynamic")
     options = {"checkpoint": "best", "split": "test", "device": "cpu", "root": None, "seed": 0, "memory": 8}
@@ -246,7 +247,8 @@ def test_subsets_are_drawn_from_a_sorted_split(train, evaluate, tmp_path):
     options = ["dataset=folder", "dataset.root=pictures", "dataset.size=8", "dataset.channels=1"]
     done = train(*options, "network=mlp_512_256", "trainer.max_epochs=1", small=False)
     assert done.code == 0, done.err
-    from vaelab import measure, runs
+    from vaelab import runs
+    from vaelab.evaluation import measure
 
     numbers = {"seed": 0, "memory": 8, "importance_samples": 2, "generated": 10, "gap_images": 10}
     options = {"checkpoint": "best", "split": "test", "device": "cpu", "root": None} | numbers

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from vaelab import teaching
 from vaelab.cli import main
-from vaelab.evaluation.likelihood import mean_and_error
+from vaelab.evaluation import teaching
+from vaelab.evaluation.metrics.likelihood import mean_and_error
 
 TOPICS = ["kl", "reparameterisation", "bound", "capacity"]
 FEW = ["samples=20000", "importance_samples=100"]

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from tests.test_conf import composed, options
-from vaelab import networks
-from vaelab.config import build
-from vaelab.evaluation.judge import to_unit
-from vaelab.page import explorer, portable
+from vaelab.core.config import build
+from vaelab.core.pixels import to_unit
+from vaelab.nn import networks
+from vaelab.report import explorer, portable
 
 PAGE = Path(explorer.__file__).parent
 HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -211,7 +211,7 @@ def test_starts_are_spread_over_all_images_and_classes():
 
 def test_images_are_encoded_a_batch_at_a_time(monkeypatch):
     model, sizes = made("vae", "mlp"), []
-    monkeypatch.setattr("vaelab.views.batch_size", lambda shape: 5)
+    monkeypatch.setattr("vaelab.inference.views.batch_size", lambda shape: 5)
     hook = model.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     payload(model, count=16)
     hook.remove()

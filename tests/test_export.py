@@ -12,22 +12,22 @@ import pytest
 import torch
 
 import vaelab
-from vaelab import onnx
 from vaelab.cli import main
-from vaelab.config import build
+from vaelab.core.config import build
+from vaelab.inference import onnx
 
 ROOT = Path(__file__).parent.parent
-MLP = {"_target_": "vaelab.networks.MLP", "hidden_dims": [16], "activation": "relu", "batch_norm": True}
+MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [16], "activation": "relu", "batch_norm": True}
 CONV = {
-    "_target_": "vaelab.networks.Conv",
+    "_target_": "vaelab.nn.networks.Conv",
     "hidden_dims": [4, 8],
     "activation": "gelu",
     "batch_norm": True,
     "residual_blocks": 0,
 }
 RESNET = CONV | {"residual_blocks": 2, "activation": "silu"}
-BURGESS = {"_target_": "vaelab.networks.Burgess"}
-CODEBOOK = {"_target_": "vaelab.quantizers.GradientCodebook", "_partial_": True, "restart_after": None}
+BURGESS = {"_target_": "vaelab.nn.networks.Burgess"}
+CODEBOOK = {"_target_": "vaelab.nn.quantizers.GradientCodebook", "_partial_": True, "restart_after": None}
 CASES = {
     "vae": ("VAE", MLP, "Bernoulli", {"latent_dim": 3}, (1, 8, 8)),
     "capacity": (
@@ -58,7 +58,7 @@ def model_of(case: str):
     node = {
         "_target_": f"vaelab.models.{name}",
         "network": network,
-        "likelihood": {"_target_": f"vaelab.likelihoods.{likelihood}"} | scale.get(likelihood, {}),
+        "likelihood": {"_target_": f"vaelab.nn.likelihoods.{likelihood}"} | scale.get(likelihood, {}),
     }
     torch.manual_seed(0)
     model = build(node | own, shape=shape, num_classes=4)
@@ -121,11 +121,11 @@ def test_which_checkpoint_is_exported(train, command):
     [
         "os.system",
         "vaelab.runs.os.system",
-        "vaelab.command.run",
+        "vaelab.commands.command.run",
         "vaelab.models.base.torch.load",
-        "vaelab.networks.torch.load",
-        "vaelab.networks.nn.Linear",
-        "vaelab.networks.pairwise",
+        "vaelab.nn.networks.torch.load",
+        "vaelab.nn.networks.nn.Linear",
+        "vaelab.nn.networks.pairwise",
         "vaelab.models.nothing.VAE",
         "torch.nn.Linear",
         "mine.Network",
@@ -135,16 +135,16 @@ def test_only_classes_of_vaelab_are_built(train, command, monkeypatch, target):
     run = train("model=vae", "trainer.max_epochs=1").run
     assert command("export", f"run={run}", "out=x")[0] == 0
     model = json.loads(Path("x/model.json").read_text())["model"]
-    monkeypatch.setattr("vaelab.config.build", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setattr("vaelab.core.config.build", lambda *_, **__: pytest.fail("it was built"))
     for where in (model, model["network"]):
         before = where["_target_"]
         where["_target_"] = target
         damage(Path("x"), model=model)
-        with pytest.raises(vaelab.errors.UserError, match=f"{re.escape(target)}, which is no class of vaelab"):
+        with pytest.raises(vaelab.core.errors.UserError, match=f"{re.escape(target)}, which is no class of vaelab"):
             vaelab.load("x")
         where["_target_"] = before
     damage(Path("x"), model=model | {"latent_dim": "${oc.env:HOME}"})
-    with pytest.raises(vaelab.errors.UserError, match="HOME"):
+    with pytest.raises(vaelab.core.errors.UserError, match="HOME"):
         vaelab.load("x")
 
 
@@ -154,7 +154,7 @@ def test_a_damaged_export_is_told_apart(train, command):
     about, weights = json.loads(Path("x/model.json").read_text()), Path("x/model.safetensors").read_bytes()
 
     def refused(word: str) -> None:
-        with pytest.raises(vaelab.errors.UserError, match=word):
+        with pytest.raises(vaelab.core.errors.UserError, match=word):
             vaelab.load("x")
 
     for key in ("format", "model", "shape", "extra"):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vaelab import gallery
-from vaelab.command import CONF
+from vaelab.core.conf import CONF
 from vaelab.datasets import TensorSplit
-from vaelab.trained import Trained
+from vaelab.report import gallery
+from vaelab.runs.trained import Trained
 
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
@@ -234,7 +234,7 @@ def test_many_classes_are_named_on_their_colour_bar(train, monkeypatch, classes,
 
 def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypatch):
     """As with trainer.max_time: the epoch's figures are closed after the callbacks' turn."""
-    from vaelab.callbacks import Health
+    from vaelab.training.callbacks import Health
 
     def stop(self, trainer, *rest):
         trainer.should_stop = trainer.global_step >= 4  # of three steps an epoch

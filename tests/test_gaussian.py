@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from vaelab.gaussian import kl_to_standard_normal, reparameterise
+from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
 
 
 def moments(mean, sigma):

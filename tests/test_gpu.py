@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import vaelab
-import vaelab.loop
+import vaelab.training.loop
 from tests.conftest import SMALL
-from vaelab.config import build
-from vaelab.metrics import Means
-from vaelab.quantizers import nearest_code
+from vaelab.core.config import build
+from vaelab.core.means import Means
+from vaelab.nn.quantizers import nearest_code
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,7 @@ ON_GPU = ["trainer.accelerator=gpu", *[a for a in SMALL if not a.startswith("tra
 def test_no_step_waits_for_the_device(train, monkeypatch, model):
     """Past the first step, in which memory is allocated and a codebook placed, and where no window is closed."""
     steps = 0
-    advance = vaelab.loop.LeanLoop.advance
+    advance = vaelab.training.loop.LeanLoop.advance
 
     def watched(self, data_fetcher):
         nonlocal steps
@@ -39,7 +39,7 @@ def test_no_step_waits_for_the_device(train, monkeypatch, model):
             torch.cuda.set_sync_debug_mode("default")
         steps += checked
 
-    monkeypatch.setattr(vaelab.loop.LeanLoop, "advance", watched)
+    monkeypatch.setattr(vaelab.training.loop.LeanLoop, "advance", watched)
     batches = 2 * Means.HELD + 10  # figures are folded in between
     result = train(
         *[a for a in ON_GPU if not a.startswith(("dataset.size", "trainer.log"))],

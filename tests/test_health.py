@@ -3,10 +3,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vaelab.callbacks import Health
-from vaelab.evaluation.diagnosis import diagnose_evaluation
-from vaelab.health import Finding, diagnose_capacity, diagnose_codebook, diagnose_latents, diagnose_output
-from vaelab.likelihoods import Bernoulli
+from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
+from vaelab.evaluation.findings.health import (
+    Finding,
+    diagnose_capacity,
+    diagnose_codebook,
+    diagnose_latents,
+    diagnose_output,
+)
+from vaelab.nn.likelihoods import Bernoulli
+from vaelab.training.callbacks import Health
 
 HEALTHY = {"reconstruction": 80.0, "kl": 25.0}
 BASELINE, PERFECT = 205.0, 60.0

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from vaelab.evaluation import judge as judging
-from vaelab.evaluation.judge import Judge, cache_folder, cached_judge, evaluating, seeded, to_unit, train_judge
+from vaelab.core.pixels import to_unit
+from vaelab.core.randomness import seeded
+from vaelab.evaluation.metrics import judge as judging
+from vaelab.evaluation.metrics.judge import Judge, cache_folder, cached_judge, train_judge
+from vaelab.inference.batches import evaluating
 
 CPU = torch.device("cpu")
 

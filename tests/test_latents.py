@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Independent, MixtureSameFamily, Normal
 
-from vaelab.evaluation.latents import active_dimensions, aggregate_kl
-from vaelab.evaluation.likelihood import mean_and_error
-from vaelab.gaussian import kl_to_standard_normal
+from vaelab.evaluation.metrics.latents import active_dimensions, aggregate_kl
+from vaelab.evaluation.metrics.likelihood import mean_and_error
+from vaelab.nn.gaussian import kl_to_standard_normal
 
 MEMORY = 2**20
 

@@ -16,7 +16,7 @@ import pytest
 SLURM = Path(__file__).parent / "slurm"
 SCRIPT = """
 import hydra
-from vaelab import command
+from vaelab.commands import command
 
 def job(config):
     import json, os, signal

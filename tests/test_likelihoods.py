@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from vaelab.errors import UserError
-from vaelab.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, GaussianLearned, Laplace
+from vaelab.core.errors import UserError
+from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, GaussianLearned, Laplace
 
 ALL = {
     "bernoulli": Bernoulli,

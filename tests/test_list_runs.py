@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from vaelab import offline, overview
 from vaelab.cli import main
-from vaelab.listed import Listed
+from vaelab.evaluation.comparison.listed import Listed
+from vaelab.runs import offline, overview
 
 CONFIG = """run: {{name: vae-mnist, overrides: [dataset=mnist, model.latent_dim={d}, model.beta={beta}, seed={seed}]}}
 seed: {seed}

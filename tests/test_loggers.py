@@ -13,7 +13,7 @@ import wandb
 from PIL import Image
 
 from tests.wandb_server import wandb_server
-from vaelab.loggers import MetricsFile, PictureLogger
+from vaelab.training.loggers import MetricsFile, PictureLogger
 
 
 def rows(path):
@@ -167,7 +167,7 @@ def no_key(tmp_path_factory):
 
 
 def make_wandb(run, mode="offline", group="a sweep", checkpoint=False):
-    from vaelab.loggers import WandB
+    from vaelab.training.loggers import WandB
 
     return WandB(
         project="lab",
@@ -354,7 +354,7 @@ def test_an_offline_run_says_once_how_to_send_it_and_one_of_a_sweep_does_not(no_
 
 
 def test_a_run_of_a_wandb_sweep_has_the_id_that_its_agent_gives_it(tmp_path, monkeypatch):
-    from vaelab.loggers import _run_id
+    from vaelab.training.loggers import _run_id
 
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     assert _run_id(tmp_path / "alone") != "given"
@@ -369,7 +369,7 @@ def test_a_run_of_a_wandb_sweep_has_the_id_that_its_agent_gives_it(tmp_path, mon
 
 def test_a_run_resumed_offline_becomes_one_whole_run_when_it_is_sent(no_key, tmp_path, monkeypatch):
     """By the command that is printed; without WANDB_RESUME the second folder is written over the first."""
-    from vaelab import offline
+    from vaelab.runs import offline
 
     monkeypatch.chdir(tmp_path)
     run = Path("a run")
@@ -401,7 +401,7 @@ def test_a_run_resumed_offline_becomes_one_whole_run_when_it_is_sent(no_key, tmp
 def events(tmp_path_factory):
     """What TensorBoard reads of a run."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from vaelab.loggers import TensorBoard
+    from vaelab.training.loggers import TensorBoard
 
     run = tmp_path_factory.mktemp("run")
     logger = TensorBoard(run=run)

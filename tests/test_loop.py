@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vaelab
-import vaelab.fit
-import vaelab.loop
-from vaelab.metrics import Means
+import vaelab.training.fit
+import vaelab.training.loop
+from vaelab.core.means import Means
 
 VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
 
@@ -28,7 +28,7 @@ def loops(monkeypatch):
     found = Loops()
 
     def quicken(trainer):
-        if found.lean and vaelab.loop.quicken(trainer):
+        if found.lean and vaelab.training.loop.quicken(trainer):
             trainer.callbacks.append(Look())
         else:
             found.append(False)
@@ -38,7 +38,7 @@ def loops(monkeypatch):
             if trainer.current_epoch == 0:
                 found.append(trainer.fit_loop.epoch_loop.lean)
 
-    monkeypatch.setattr(vaelab.fit, "quicken", quicken)
+    monkeypatch.setattr(vaelab.training.fit, "quicken", quicken)
     return found
 
 
@@ -98,12 +98,12 @@ class Foreign(pl.Callback):
         (True, ["trainer.enable_progress_bar=false", "logger=tensorboard"]),
         (False, ["trainer.accumulate_grad_batches=2"]),
         (False, ["trainer.profiler=simple"]),
-        (False, ["+callbacks.mine={_target_: vaelab.loop.Foreign}"]),
+        (False, ["+callbacks.mine={_target_: vaelab.training.loop.Foreign}"]),
         (False, [f"+callbacks.mine={{_target_: {ACCUMULATE}, scheduling: {{0: 2}}}}"]),
     ],
 )
 def test_what_needs_more_gets_lightnings_loop(train, loops, monkeypatch, lean, arguments):
-    monkeypatch.setattr(vaelab.loop, "Foreign", Foreign, raising=False)
+    monkeypatch.setattr(vaelab.training.loop, "Foreign", Foreign, raising=False)
     assert train(*arguments).code == 0
     assert loops == [lean]
 
@@ -125,7 +125,7 @@ def test_a_variant_with_hooks_of_its_own_gets_lightnings_loop(train, loops, monk
 
 
 def test_other_versions_of_lightning_get_their_own_loop(train, loops, monkeypatch):
-    monkeypatch.setattr(vaelab.loop, "WRITTEN_FOR", "0.")
+    monkeypatch.setattr(vaelab.training.loop, "WRITTEN_FOR", "0.")
     assert train().code == 0
     assert loops == [False]
 

@@ -3,7 +3,7 @@ import io
 import pytest
 import torch
 
-from vaelab.metrics import Means
+from vaelab.core.means import Means
 
 SIZES = [7, 7, 2]  # a short last batch
 

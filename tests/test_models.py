@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.test_conf import composed
-from vaelab.config import build
+from vaelab.core.config import build
 
 
 def model(name: str, *overrides: str, shape=(1, 8, 8), classes=10):

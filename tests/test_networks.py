@@ -5,12 +5,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vaelab.command import CONF
-from vaelab.config import build, check
-from vaelab.errors import UserError
-from vaelab.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
+from vaelab.core.conf import CONF
+from vaelab.core.config import build, check
+from vaelab.core.errors import UserError
 from vaelab.models import VAE
-from vaelab.networks import Residual
+from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
+from vaelab.nn.networks import Residual
 
 VECTOR = ["mlp", "mlp_512_256", "conv", "resnet", "burgess"]
 MAP = ["conv", "resnet"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from vaelab import command
+from vaelab.commands import command
 
 ROOT = Path(command.__file__).parent.parent
 CONFIG = """
@@ -259,7 +259,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_optuna
-from vaelab import command
+from vaelab.commands import command
 
 command.CONF = Path("conf").absolute()
 killed = Path(sys.argv[1])

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab import images
 from vaelab.cli import main
-from vaelab.errors import UserError
+from vaelab.core.errors import UserError
+from vaelab.datasets import images
 
 KINDS = {"vae": ("mean", "logvar"), "cvae": ("mean", "logvar"), "ae": ("codes",), "vqvae": ("indices",)}
 
@@ -143,7 +143,7 @@ def test_long_inputs_are_encoded_in_batches(train, command, monkeypatch, tmp_pat
     for i in range(7):
         save(tmp_path / f"in/{i}.png", seed=i)
     assert command("encode", f"run={run}", "input=in", "out=whole.npz")[0] == 0
-    monkeypatch.setattr("vaelab.evaluation.judge.batch_size", lambda shape: 3)
+    monkeypatch.setattr("vaelab.evaluation.metrics.judge.batch_size", lambda shape: 3)
     assert command("encode", f"run={run}", "input=in", "out=parts.npz")[0] == 0
     with np.load("whole.npz") as whole, np.load("parts.npz") as parts:
         np.testing.assert_allclose(whole["mean"], parts["mean"], atol=1e-6)

@@ -9,19 +9,19 @@ import pytest
 import pytorch_lightning as pl
 import yaml
 
-import vaelab.callbacks
-import vaelab.forecast
+import vaelab.sweeps.forecast
+import vaelab.training.callbacks
 from tests.conftest import SMALL
 from vaelab.cli import main
-from vaelab.errors import UserError
-from vaelab.forecast import Cost, Length, _length, _limited, _seconds
+from vaelab.core.errors import UserError
+from vaelab.sweeps.forecast import Cost, Length, _length, _limited, _seconds
 
 BRIEF = [*SMALL, "plan.steps=2"]
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr(vaelab.forecast, "SHORT", 0.0)
+    monkeypatch.setattr(vaelab.sweeps.forecast, "SHORT", 0.0)
 
 
 @pytest.fixture
@@ -86,13 +86,13 @@ def test_states_are_those_that_training_finds(train, plan, tmp_path):
 
 def test_one_kind_of_job_is_measured_once(plan, monkeypatch):
     measured = []
-    real = vaelab.forecast._measure
+    real = vaelab.sweeps.forecast._measure
 
     def counted(config, run, steps):
         measured.append(config["model"]["latent_dim"])
         return real(config, run, steps)
 
-    monkeypatch.setattr(vaelab.forecast, "_measure", counted)
+    monkeypatch.setattr(vaelab.sweeps.forecast, "_measure", counted)
     code, rows, *_ = plan("-m", "model=beta", "model.beta=1,2.5", "seed=0,1", "model.latent_dim=2,3")
     assert code == 0
     assert sorted(measured) == [2, 3]
@@ -100,7 +100,7 @@ def test_one_kind_of_job_is_measured_once(plan, monkeypatch):
 
 
 def test_nothing_is_measured_if_not_asked(plan, monkeypatch):
-    monkeypatch.setattr(vaelab.forecast.pl.Trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(vaelab.sweeps.forecast.pl.Trainer, "fit", lambda *_, **__: pytest.fail("trained"))
     code, rows, out, _ = plan("plan.steps=0")
     assert code == 0
     assert rows[0]["seconds"] is None
@@ -121,8 +121,8 @@ class Stop(pl.Callback):
 
 @pytest.mark.parametrize(("how", "ends"), [("interrupt", 130), ("stop", 0)])
 def test_a_measurement_that_ends_early(plan, monkeypatch, how, ends):
-    monkeypatch.setattr(vaelab.callbacks, "Stop", Stop, raising=False)
-    code, rows, _, err = plan(f"+callbacks.stop={{_target_:vaelab.callbacks.Stop,how:{how}}}", "model=vae")
+    monkeypatch.setattr(vaelab.training.callbacks, "Stop", Stop, raising=False)
+    code, rows, _, err = plan(f"+callbacks.stop={{_target_:vaelab.training.callbacks.Stop,how:{how}}}", "model=vae")
     assert code == ends, err
     assert [row["seconds"] for row in rows] == [None] * (ends == 0)
     assert ("interrupted" in err) == (ends == 130)

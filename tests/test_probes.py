@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vaelab.evaluation.probes import (
+from vaelab.evaluation.metrics.probes import (
     entropy,
     equal_mass_bins,
     joint_counts,

@@ -3,8 +3,8 @@ import io
 import pytest
 import torch
 
-from vaelab import quantizers
-from vaelab.quantizers import EMACodebook, GradientCodebook, code_counts, nearest_code, perplexity
+from vaelab.nn import quantizers
+from vaelab.nn.quantizers import EMACodebook, GradientCodebook, code_counts, nearest_code, perplexity
 
 
 def gradient(num=8, dim=3, restart_after=None):

@@ -41,7 +41,7 @@ def test_a_linear_vae_reaches_probabilistic_pca(train):
 
 def train_images() -> np.ndarray:
     from tests.test_conf import composed
-    from vaelab.config import build
+    from vaelab.core.config import build
 
     data = build(composed("dataset=digits", "dataset.val_size=0")["dataset"])
     data.setup()

@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 
-from vaelab import page, runs
+from vaelab import runs
 from vaelab.cli import main
-from vaelab.errors import UserError
-from vaelab.evaluation.comparison import interval
+from vaelab.core.errors import UserError
+from vaelab.core.words import number
+from vaelab.evaluation.comparison.configurations import interval
 from vaelab.figures.pixels import save_png
-from vaelab.page import pictures, run, sweep
-from vaelab.summary import number
+from vaelab.report import page, pictures, run, sweep
 
 EVIL = "<script>alert(1)</script>"
 
@@ -456,7 +456,7 @@ def test_figures_are_redrawn_unless_told_not_to(trained, monkeypatch, figures):
     stub = ModuleType("gallery")
     stub.redraw = redraw
     monkeypatch.setattr(vaelab, "gallery", stub, raising=False)
-    monkeypatch.setitem(sys.modules, "vaelab.gallery", stub)
+    monkeypatch.setitem(sys.modules, "vaelab.report.gallery", stub)
     assert main(["report", f"run={trained}", "device=cpu", f"figures={figures}"]) == 0
     assert ('width="31" height="7"' in (trained / "report.html").read_text()) == figures
 

@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import vaelab.callbacks
+import vaelab.training.callbacks
 
 VARIANTS = {
     "vae": ["model=vae", "schedule=cyclical", "dataset.binarize=dynamic"],
@@ -40,8 +40,8 @@ class Stop(pl.Callback):
 
 
 def interrupted(train, monkeypatch, hook, step, *arguments):
-    monkeypatch.setattr(vaelab.callbacks, "Stop", Stop, raising=False)
-    result = train(*arguments, f"+callbacks.stop={{_target_:vaelab.callbacks.Stop,hook:{hook},step:{step}}}")
+    monkeypatch.setattr(vaelab.training.callbacks, "Stop", Stop, raising=False)
+    result = train(*arguments, f"+callbacks.stop={{_target_:vaelab.training.callbacks.Stop,hook:{hook},step:{step}}}")
     assert result.code == 130
     assert result.summary["status"] == "interrupted"
     assert torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
@@ -75,7 +75,7 @@ def test_a_step_that_failed_is_taken_anew(train, monkeypatch, step):
     """At an epoch's start, in its middle and in its last step; and another interruption later changes nothing."""
     whole = train("trainer.max_epochs=4")
     run = interrupted(train, monkeypatch, "on_train_batch_start", step, "trainer.max_epochs=4").run
-    train(f"resume={run}", "+callbacks.stop={_target_:vaelab.callbacks.Stop,hook:on_train_batch_end,step:7}")
+    train(f"resume={run}", "+callbacks.stop={_target_:vaelab.training.callbacks.Stop,hook:on_train_batch_end,step:7}")
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
     resumed = train(f"resume={run}", "~callbacks.stop")
     assert resumed.code == 0, resumed.err
@@ -115,8 +115,8 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, monkeypatch, ho
     """And in an epoch's last step, the sixth, for its validation."""
     arguments = [*options, "trainer.max_epochs=4"]
     whole = train(*arguments)
-    monkeypatch.setattr(vaelab.callbacks, "CtrlC", CtrlC, raising=False)
-    stopped = train(*arguments, f"+callbacks.stop={{_target_:vaelab.callbacks.CtrlC,hook:{hook},step:{step}}}")
+    monkeypatch.setattr(vaelab.training.callbacks, "CtrlC", CtrlC, raising=False)
+    stopped = train(*arguments, f"+callbacks.stop={{_target_:vaelab.training.callbacks.CtrlC,hook:{hook},step:{step}}}")
     assert stopped.code == 130, stopped.err
     assert f"resume={stopped.run}" in stopped.out
     resumed = train(f"resume={stopped.run}", "~callbacks.stop")
@@ -132,8 +132,8 @@ def test_an_interrupted_test_costs_nothing_but_the_test(train, monkeypatch):
 
     arguments = ["trainer.max_epochs=5", "optimizer.lr=0.05"]
     whole = train(*arguments)
-    monkeypatch.setattr(vaelab.callbacks, "StopTest", StopTest, raising=False)
-    stopped = train(*arguments, "+callbacks.stop={_target_:vaelab.callbacks.StopTest}")
+    monkeypatch.setattr(vaelab.training.callbacks, "StopTest", StopTest, raising=False)
+    stopped = train(*arguments, "+callbacks.stop={_target_:vaelab.training.callbacks.StopTest}")
     assert stopped.code == 130
     assert same_weights(stopped.run, whole.run)
     assert train(f"resume={stopped.run}", "~callbacks.stop").code == 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vaelab.evaluation import samples
-from vaelab.evaluation.samples import (
+from vaelab.evaluation.metrics import samples
+from vaelab.evaluation.metrics.samples import (
     as_data,
     frechet_distance,
     generate,

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from vaelab import schedules
-from vaelab.schedules import Progress, constant, cosine, cyclical, linear, sigmoid, warmup_cosine
+from vaelab.nn import schedules
+from vaelab.nn.schedules import Progress, constant, cosine, cyclical, linear, sigmoid, warmup_cosine
 
 UNITS = ["steps", "epochs", "fraction"]
 RISES = {

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL
-from vaelab import jobs
-from vaelab.runs import read_config
-from vaelab.summary import sweep_table
+from vaelab.runs import jobs, read_config
+from vaelab.training.summary import sweep_table
 
 
 def test_every_combination_has_its_own_folder(train, tmp_path):
@@ -206,7 +205,7 @@ def test_a_sweep_over_a_key_that_is_not_leaves_nothing(train, tmp_path):
 def test_a_launcher_that_is_not_installed_names_its_extra(train, monkeypatch):
     from hydra.errors import MissingConfigException
 
-    from vaelab.command import _message
+    from vaelab.commands.command import _message
 
     listed = (
         "Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig search path"

@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 import vaelab
-import vaelab.callbacks
-from vaelab.config import build
+import vaelab.training.callbacks
+from vaelab.core.config import build
 
 
 def weights(run) -> torch.Tensor:
@@ -109,8 +109,8 @@ class Spoil(pl.Callback):
 
 @pytest.fixture
 def spoil(monkeypatch):
-    monkeypatch.setattr(vaelab.callbacks, "Spoil", Spoil, raising=False)
-    return lambda since, by: f"+callbacks.spoil={{_target_:vaelab.callbacks.Spoil,since:{since},by:{by}}}"
+    monkeypatch.setattr(vaelab.training.callbacks, "Spoil", Spoil, raising=False)
+    return lambda since, by: f"+callbacks.spoil={{_target_:vaelab.training.callbacks.Spoil,since:{since},by:{by}}}"
 
 
 RISING = ("model=beta", "model.beta=8", "schedule=linear", "optimizer.lr=1e-6")
@@ -214,7 +214,7 @@ def test_plateau_waits_for_validations(train):
 def test_a_checkpoint_that_wants_to_execute_is_refused(train):
     import pickle
 
-    from vaelab.errors import UserError
+    from vaelab.core.errors import UserError
 
     class Evil:
         def __reduce__(self):
@@ -234,7 +234,7 @@ def test_a_checkpoint_that_wants_to_execute_is_refused(train):
 
 
 def test_load_takes_last_and_names_what_is_missing(train, tmp_path):
-    from vaelab.errors import UserError
+    from vaelab.core.errors import UserError
 
     result = train("run.dir=outputs/a")
     newest = train("run.dir=outputs/b", "model.latent_dim=3")
@@ -279,7 +279,7 @@ def test_every_step_draws_other_noise_on_other_images(train, monkeypatch):
             seeds.append(torch.default_generator.initial_seed())
             first.append(batch.images[0].sum().item())
 
-    monkeypatch.setattr(vaelab.callbacks, "Watch", Watch, raising=False)
-    assert train("+callbacks.watch={_target_:vaelab.callbacks.Watch}", "trainer.max_epochs=4").code == 0
+    monkeypatch.setattr(vaelab.training.callbacks, "Watch", Watch, raising=False)
+    assert train("+callbacks.watch={_target_:vaelab.training.callbacks.Watch}", "trainer.max_epochs=4").code == 0
     assert len(set(seeds)) == len(seeds) == 12
     assert len(set(first)) > 9

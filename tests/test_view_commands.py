@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab import gallery, views
 from vaelab.cli import main
 from vaelab.figures import walks
 from vaelab.figures.pixels import save_png
-from vaelab.trained import Trained
+from vaelab.inference import views
+from vaelab.report import gallery
+from vaelab.runs.trained import Trained
 
 COMMANDS = ("sample", "reconstruct", "traverse", "interpolate")
 

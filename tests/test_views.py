@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from vaelab import views
-from vaelab.config import build
-from vaelab.errors import UserError
+from vaelab.core.config import build
+from vaelab.core.errors import UserError
+from vaelab.inference import views
 
-MLP = {"_target_": "vaelab.networks.MLP", "hidden_dims": [16], "activation": "relu", "batch_norm": False}
+MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [16], "activation": "relu", "batch_norm": False}
 UNIT = (0.0, 1.0)
 
 
@@ -35,7 +35,7 @@ def labels(model, count: int):
 @pytest.fixture
 def linear():
     """A VAE whose decoder is linear and whose posterior is known: mean and deviation of each pixel follow."""
-    likelihood = {"_target_": "vaelab.likelihoods.Gaussian", "sigma": 1.0}
+    likelihood = {"_target_": "vaelab.nn.likelihoods.Gaussian", "sigma": 1.0}
     node = {"_target_": "vaelab.models.VAE", "network": MLP, "likelihood": likelihood, "latent_dim": 2}
     model = build(node, shape=(1, 2, 2), num_classes=None).eval()
     model.encode = lambda x, y=None: (x.flatten(1)[:, :2], torch.tensor([[0.0, math.log(0.04)]]).expand(len(x), 2))

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from vaelab.cli import main
-from vaelab.terminal import BLOCKS, spark
-from vaelab.watch import Watched
+from vaelab.commands.watch import Watched
+from vaelab.core.terminal import BLOCKS, spark
 
 CONFIG = "run: {name: vae-mnist}\nmodel: {_target_: vaelab.models.VAE}\ntrainer: {max_epochs: 10, max_steps: -1}\n"
 FINISHED = {"status": "finished", "epochs": 10, "seconds": 75, "best": {"epoch": 9, "by": "val/elbo", "value": -99.5}}

@@ -10,25 +10,25 @@ import sys
 from vaelab import __version__
 
 COMMANDS = {
-    "train": ("vaelab.train", "train a model, or sweep over many with -m"),
-    "plan": ("vaelab.plan", "the jobs of a sweep before they run: what they are, how long they take"),
-    "eval": ("vaelab.evaluate", "measure a trained model: likelihood, latents, samples, and more"),
-    "compare": ("vaelab.compare", "figures of runs side by side, ranked where that means something"),
-    "doctor": ("vaelab.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
-    "sample": ("vaelab.sample", "draw images from a model's prior"),
-    "reconstruct": ("vaelab.reconstruct", "images, what the model makes of them, and the difference"),
-    "traverse": ("vaelab.traverse", "what each latent dimension changes in a picture"),
-    "interpolate": ("vaelab.interpolate", "from one image to another through the latent space"),
-    "encode": ("vaelab.encode", "codes of your own images, as codes.npz"),
-    "decode": ("vaelab.decode", "images of codes"),
-    "export": ("vaelab.export", "weights as safetensors, encoder and decoder as ONNX"),
-    "runs": ("vaelab.list_runs", "the runs and sweeps on this disk: filter them, sort them, send them to W&B"),
-    "watch": ("vaelab.watch", "a run or a sweep that is training, live in the terminal"),
-    "dashboard": ("vaelab.dashboard", "a W&B workspace, a comparison and a report for the lab's figures"),
-    "report": ("vaelab.report", "all figures of a run or a sweep, and report.html"),
-    "explain": ("vaelab.explain", "the ideas behind a VAE in figures and numbers"),
-    "data": ("vaelab.data", "prepare a data set that does not fit memory"),
-    "bench": ("vaelab.bench", "what a step of a run costs on this machine, beside a bare loop"),
+    "train": ("vaelab.commands.train", "train a model, or sweep over many with -m"),
+    "plan": ("vaelab.commands.plan", "the jobs of a sweep before they run: what they are, how long they take"),
+    "eval": ("vaelab.commands.eval", "measure a trained model: likelihood, latents, samples, and more"),
+    "compare": ("vaelab.commands.compare", "figures of runs side by side, ranked where that means something"),
+    "doctor": ("vaelab.commands.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
+    "sample": ("vaelab.commands.trained.sample", "draw images from a model's prior"),
+    "reconstruct": ("vaelab.commands.trained.reconstruct", "images, what the model makes of them, and the difference"),
+    "traverse": ("vaelab.commands.trained.traverse", "what each latent dimension changes in a picture"),
+    "interpolate": ("vaelab.commands.trained.interpolate", "from one image to another through the latent space"),
+    "encode": ("vaelab.commands.trained.encode", "codes of your own images, as codes.npz"),
+    "decode": ("vaelab.commands.trained.decode", "images of codes"),
+    "export": ("vaelab.commands.trained.export", "weights as safetensors, encoder and decoder as ONNX"),
+    "runs": ("vaelab.commands.runs", "the runs and sweeps on this disk: filter them, sort them, send them to W&B"),
+    "watch": ("vaelab.commands.watch", "a run or a sweep that is training, live in the terminal"),
+    "dashboard": ("vaelab.commands.dashboard", "a W&B workspace, a comparison and a report for the lab's figures"),
+    "report": ("vaelab.commands.report", "all figures of a run or a sweep, and report.html"),
+    "explain": ("vaelab.commands.explain", "the ideas behind a VAE in figures and numbers"),
+    "data": ("vaelab.commands.data", "prepare a data set that does not fit memory"),
+    "bench": ("vaelab.commands.bench", "what a step of a run costs on this machine, beside a bare loop"),
 }
 
 OF_TRAINING = ("train", "plan", "bench")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     if word in ("-sc", "--shell-completion"):  # asked by the shell, which does not pass the command word
         return _complete(arguments)
     if word in ("_worker", "_job"):  # a further process of a distributed run, or a job of a sweep
-        launch = importlib.import_module("vaelab.launch")
+        launch = importlib.import_module("vaelab.training.launch")
         return launch.worker(*rest) if word == "_worker" else launch.child(*rest)
     if word not in COMMANDS:
         near = difflib.get_close_matches(word, COMMANDS, 1)
@@ -109,7 +109,7 @@ def _keys(word: str) -> list[str]:
     """The keys of a command whose config has no groups to choose from."""
     import yaml
 
-    from vaelab.command import CONF
+    from vaelab.core.conf import CONF
 
     keys = yaml.safe_load((CONF / f"{word}.yaml").read_text())
     return [key for key in keys if key not in ("defaults", "hydra", "runs")] + (["ood"] if word == "eval" else [])

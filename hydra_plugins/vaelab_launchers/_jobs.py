@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vaelab.jobs import compose, folder_of, wait_for
+from vaelab.runs.jobs import compose, folder_of, wait_for
 
 ENDED = ("finished", "pruned", "failed", "diverged", "interrupted")
 """States that a job has written itself."""
@@ -47,7 +47,8 @@ class Jobs(NamedTuple):
 
         status: `failed` or `interrupted`. reason: in a line. text: all that is known, for its run.log.
         """
-        from vaelab import launch, runs
+        from vaelab import runs
+        from vaelab.training import launch
 
         config = compose(self.context.config_loader, self.config, number, overrides)
         own = {key: value for key, value in config.items() if key != "hydra"}

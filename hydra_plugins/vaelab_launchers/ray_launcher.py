@@ -16,8 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.vaelab_launchers._jobs import Jobs
-from vaelab.errors import UserError
-from vaelab.types import NonNegativeFloat, PositiveInt
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeFloat, PositiveInt
 
 
 class Settings(NamedTuple):
@@ -38,7 +38,7 @@ class RayLauncher(Launcher):
         self.given = dict(zip(Settings._fields, (cpus, gpus, address, init), strict=True))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from vaelab.config import options
+        from vaelab.core.config import options
 
         if importlib.util.find_spec("ray") is None:
             raise UserError("hydra/launcher=ray needs Ray: pip install 'vaelab[ray]'")

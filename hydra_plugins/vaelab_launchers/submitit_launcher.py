@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.vaelab_launchers._jobs import Jobs
-from vaelab.errors import UserError
+from vaelab.core.errors import UserError
 
 SHARED = {
     "name",

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn, JobStatus
 
 from vaelab import runs
-from vaelab.errors import UserError
-from vaelab.summary import number
+from vaelab.core.errors import UserError
+from vaelab.core.files import write_text
+from vaelab.training.summary import number
 
 RESULTS = "optimization_results.json"
 
@@ -109,9 +110,7 @@ def conclude(study: Any, sweep: Path) -> None:
     ]
     best = best if len(objectives) > 1 else best[:1]
     content = {"optimize": objectives, "study": study.study_name, "trials": counts, "best": best}
-    partial = sweep / f"{RESULTS}.tmp"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, sweep / RESULTS)
+    write_text(sweep / RESULTS, json.dumps(content, indent=2) + "\n")
 
     said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     ends = " and ".join(f"{name} ({end})" for name, end in objectives.items())

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from vaelab.errors import UserError
+from vaelab.core.errors import UserError
 
 TAGS = {"log", "int"}
 

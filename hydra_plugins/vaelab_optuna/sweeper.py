@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.vaelab_optuna import _outcome
 from hydra_plugins.vaelab_optuna._spaces import Space, space
-from vaelab.errors import UserError
-from vaelab.types import PositiveInt
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt
 
 BETTER = {"elbo": "max", "loss": "min", "reconstruction": "min", "kl": "min"}
 """Which end of a figure is the better one, where that goes without saying."""
@@ -83,7 +83,7 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins
 
-        from vaelab.config import options
+        from vaelab.core.config import options
 
         if importlib.util.find_spec("optuna") is None:
             raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'vaelab[optuna]'")
@@ -107,7 +107,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Runs the search. Returns what the launcher gave back, batch by batch."""
-        from vaelab import studies
+        from vaelab.training import studies
 
         studies.quieten()
         self._read(arguments)
@@ -137,7 +137,7 @@ class OptunaSweeper(Sweeper):
 
     def _read(self, arguments: list[str]) -> None:
         """Divides the arguments into spaces and fixed ones, and refuses what cannot be composed."""
-        from vaelab.command import PATHS
+        from vaelab.commands.command import PATHS
 
         loader = self.hydra_context.config_loader
         given = {argument.partition("=")[0].lstrip("+") for argument in arguments}
@@ -180,7 +180,7 @@ class OptunaSweeper(Sweeper):
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
-        from vaelab import studies
+        from vaelab.training import studies
 
         self.folder.mkdir(parents=True, exist_ok=True)
         ends: dict[str, Any] = {"max": "maximize", "min": "minimize"}
@@ -214,7 +214,7 @@ class OptunaSweeper(Sweeper):
         """
         from optuna.trial import TrialState
 
-        from vaelab import studies
+        from vaelab.training import studies
 
         size = self.settings.n_jobs
         left = self.study.get_trials(states=(TrialState.RUNNING,))
@@ -245,7 +245,8 @@ class OptunaSweeper(Sweeper):
 
     def _job(self, trial: Any) -> list[str]:
         """The arguments of a trial's job."""
-        from vaelab import command, studies
+        from vaelab.commands import command
+        from vaelab.training import studies
 
         values = trial.params
         job = self.fixed + [s.override(values[s.key]) for s in (*self.groups, *self.scalars) if s.key in values]
@@ -260,7 +261,7 @@ class OptunaSweeper(Sweeper):
         import optuna
         from optuna.trial import TrialState
 
-        from vaelab import studies
+        from vaelab.training import studies
 
         known = [outcome.figures for outcome in outcomes if outcome.figures]
         absent = [name for name in self.objectives if known and not any(name in figures for figures in known)]

@@ -13,8 +13,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
-from vaelab.jobs import compose
-from vaelab.plan import Planned, resolved
+from vaelab.runs.jobs import compose
+from vaelab.sweeps.plan import Planned, resolved
 
 
 class PlanSweeper(Sweeper):

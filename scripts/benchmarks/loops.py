@@ -21,7 +21,7 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
-from vaelab.networks import MLP, Conv, Network
+from vaelab.nn.networks import MLP, Conv, Network
 
 Loop = Callable[[int], float]
 Terms = dict[str, Tensor]

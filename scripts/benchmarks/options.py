@@ -16,9 +16,9 @@ import torch
 from common import Row, arguments, clock, compare, interleave, parse, save
 from torch import Tensor
 
-from vaelab.likelihoods import Bernoulli
 from vaelab.models import VAE
-from vaelab.networks import MLP, Burgess, Conv, Network
+from vaelab.nn.likelihoods import Bernoulli
+from vaelab.nn.networks import MLP, Burgess, Conv, Network
 
 CASES: dict[str, tuple[Callable[[], Network], tuple[int, int, int], int]] = {
     "MLP 784-400-400-20, batch 128": (lambda: MLP([400, 400], "relu", False), (1, 28, 28), 128),

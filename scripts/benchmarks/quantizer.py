@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from common import Row, arguments, clock, compare, fresh_process, interleave, parse, peak_memory, save
 from torch import Tensor
 
-from vaelab.quantizers import EMACodebook, GradientCodebook
+from vaelab.nn.quantizers import EMACodebook, GradientCodebook
 
 DIM = 64
 SIZES = [((128, 32, 32), 512), ((8, 32, 32), 8192)]

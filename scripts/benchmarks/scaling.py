@@ -19,10 +19,10 @@ from common import Row, arguments, compare, fresh_process, interleave, parse, pe
 from lab import noise_set, train
 from torch.utils.flop_counter import FlopCounterMode
 
-from vaelab.likelihoods import Bernoulli, GaussianLearned
 from vaelab.models import VAE, VQVAE, Model
-from vaelab.networks import MLP, Conv
-from vaelab.quantizers import EMACodebook
+from vaelab.nn.likelihoods import Bernoulli, GaussianLearned
+from vaelab.nn.networks import MLP, Conv
+from vaelab.nn.quantizers import EMACodebook
 
 SHAPE, BATCH = (1, 28, 28), 128
 
@@ -106,11 +106,6 @@ def scaling(rounds: int, quick: bool) -> list[Row]:
 def imports_only() -> int:
     """Peak bytes of a process that imports what training imports."""
     import pytorch_lightning  # noqa: F401
-
-    import vaelab.callbacks
-    import vaelab.datasets
-    import vaelab.fit
-    import vaelab.models  # noqa: F401
 
     return peak_memory()
 

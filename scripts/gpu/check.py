@@ -114,7 +114,7 @@ def variants(options: argparse.Namespace) -> Any:
 
 def search(options: argparse.Namespace) -> Any:
     """Microseconds of the nearest-code search by the number of distances held at a time."""
-    from vaelab import quantizers
+    from vaelab.nn import quantizers
 
     device = "cpu" if options.cpu else "cuda"
     name = "SEARCH_ELEMENTS" if options.cpu else "SEARCH_ELEMENTS_GPU"

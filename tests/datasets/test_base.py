@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import Fake, TensorSplit
 from vaelab.datasets.base import ImageData, gather
 from vaelab.datasets.sources import hold_out
-from vaelab.errors import UserError
 
 
 def fake(common, **changes):

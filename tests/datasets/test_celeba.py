@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import CelebA
-from vaelab.errors import UserError
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import DSprites
 from vaelab.datasets.dsprites import FILE, PackedSplit, pack
-from vaelab.errors import UserError
 
 COUNT = 60
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import Folder
 from vaelab.datasets.files import FileSplit
 from vaelab.datasets.splits import IndexBatches, streaming_loader
-from vaelab.errors import UserError
 
 
 def write(path, colour=(0, 0, 0), size=(12, 10), **options):

@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import Batch, Prepared, TensorSplit
 from vaelab.datasets.prepared import PREFIX, PreparedSplit, block_order, layout, read_header, write
 from vaelab.datasets.splits import IndexBatches, epoch_order
-from vaelab.errors import UserError
 
 SHAPE = (3, 5, 4)
 
@@ -375,7 +375,7 @@ def test_the_format_is_the_one_that_is_described(path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-import vaelab.callbacks, vaelab.datasets, vaelab.fit, vaelab.models
+import vaelab.training.callbacks, vaelab.datasets, vaelab.training.fit, vaelab.models
 from vaelab.cli import main
 
 def train(*arguments):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import Shapes3D
 from vaelab.datasets.shapes3d import FACTORS, FILE, RANGES, TOTAL, H5Split
 from vaelab.datasets.sources import indices_to_factors
-from vaelab.errors import UserError
 
 WRITTEN = 400
 """Images that are not black; the others take no space in the file."""

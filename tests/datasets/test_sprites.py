@@ -3,6 +3,7 @@ import time
 import pytest
 import torch
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import Sprites
 from vaelab.datasets.sources import indices_to_factors
 from vaelab.datasets.sprites import (
@@ -14,7 +15,6 @@ from vaelab.datasets.sprites import (
     windows_by_copy,
     windows_by_gather,
 )
-from vaelab.errors import UserError
 
 
 def sprites(common, **changes):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from vaelab.core.errors import UserError
 from vaelab.datasets import CIFAR10, KMNIST, MNIST, SVHN, FashionMNIST
-from vaelab.errors import UserError
 
 COUNT, TEST_COUNT = 20, 10
 

@@ -12,6 +12,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from vaelab.core.distributed import Share
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from vaelab.datasets.splits import (
     Batch,
     IndexBatches,
@@ -21,9 +24,6 @@ from vaelab.datasets.splits import (
     epoch_order,
     streaming_loader,
 )
-from vaelab.distributed import Share
-from vaelab.errors import UserError
-from vaelab.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 MOMENTS_SAMPLE = 10_000
 """Images that the mean image and the spread around it are computed from."""

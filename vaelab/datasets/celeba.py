@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt
 from vaelab.datasets.files import FileSplit, ImageFiles
 from vaelab.datasets.sources import broken, find_files, import_torchvision
-from vaelab.errors import UserError
-from vaelab.types import PositiveInt
 
 CROP = 148
 """Side in pixels of the square around the face, as in Larsen et al. (2016) and most papers since."""

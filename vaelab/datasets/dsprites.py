@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaelab.core.types import PositiveInt
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.sources import broken, fetch_url, find_files, take_test
 from vaelab.datasets.splits import Batch
-from vaelab.types import PositiveInt
 
 FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 URL = f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{FILE}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from vaelab.core.types import PositiveInt, Shape
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import TensorSplit
-from vaelab.types import PositiveInt, Shape
 
 
 @dataclass(kw_only=True, eq=False)

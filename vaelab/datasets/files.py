@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
+from vaelab.core.errors import UserError
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import Batch, Split
-from vaelab.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 THREADS = min(8, os.cpu_count() or 1)

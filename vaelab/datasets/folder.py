@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveFloat, PositiveInt
 from vaelab.datasets.files import SUFFIXES, FileSplit, ImageFiles, image_size, list_images
 from vaelab.datasets.sources import hold_out
-from vaelab.errors import UserError
-from vaelab.types import PositiveFloat, PositiveInt
 
 
 class Listing(NamedTuple):

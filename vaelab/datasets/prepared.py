@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveFloat
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import Batch, Split, epoch_order
-from vaelab.errors import UserError
-from vaelab.types import PositiveFloat
 
 MAGIC = b"VAELAB\r\n"
 VERSION = 1

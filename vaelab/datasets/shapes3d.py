@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.sources import broken, fetch_url, find_files, indices_to_factors, take_test
 from vaelab.datasets.splits import Batch
-from vaelab.errors import UserError
-from vaelab.types import PositiveInt
 
 FILE = "3dshapes.h5"
 URL = f"https://storage.googleapis.com/3d-shapes/{FILE}"

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from vaelab.errors import UserError
+from vaelab.core.errors import UserError
 
 TEST_SEED = 20_191_218
 """Chooses the test images of sets published without a test split; no run may change it."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vaelab.distributed import Share
-from vaelab.errors import UserError
+from vaelab.core.distributed import Share
+from vaelab.core.errors import UserError
 
 
 class Batch(NamedTuple):

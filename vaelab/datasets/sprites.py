@@ -9,11 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.sources import indices_to_factors, take_test
 from vaelab.datasets.splits import Batch
-from vaelab.errors import UserError
-from vaelab.types import PositiveInt
 
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "position_x": 32, "position_y": 32}
 """The factors and their numbers of values; the last one varies fastest in the index of an image."""

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from vaelab.evaluation import disentanglement as metrics
-from vaelab.evaluation.conditional import class_accuracy, label_in_codes, swap_effects
-from vaelab.evaluation.judge import FEATURES, Judge, cached_judge
-from vaelab.evaluation.probes import knn_accuracy, label_information, linear_probe
-from vaelab.evaluation.samples import as_data, frechet_distance, generate, nearest_neighbours, precision_recall
-from vaelab.evaluation.subject import Part, Section, Subject, Unsupported, to_bytes
+from vaelab.core.pixels import to_bytes
+from vaelab.evaluation.metrics import disentanglement as metrics
+from vaelab.evaluation.metrics.conditional import class_accuracy, label_in_codes, swap_effects
+from vaelab.evaluation.metrics.judge import FEATURES, Judge, cached_judge
+from vaelab.evaluation.metrics.probes import knn_accuracy, label_information, linear_probe
+from vaelab.evaluation.metrics.samples import as_data, frechet_distance, generate, nearest_neighbours, precision_recall
+from vaelab.evaluation.subject import Part, Section, Subject, Unsupported
 
 PROBED = 10_000
 """Images that probes learn from, or that disentanglement is measured on, at most."""

@@ -1,6 +1,6 @@
 """The sections of an evaluation that need nothing but the model and its images.
 
-A section measures one side of a model. It is a function of the subject, listed in `vaelab.evaluate`,
+A section measures one side of a model. It is a function of the subject, listed in `vaelab.commands.eval`,
 and its figures get its name as a prefix. It raises `Unsupported` where model or data have not what it
 measures.
 """
@@ -12,12 +12,12 @@ import math
 import torch
 from torch import Tensor
 
-from vaelab.evaluation.anomaly import auroc
-from vaelab.evaluation.codes import code_histogram, codebook_use, rate_bits
-from vaelab.evaluation.latents import active_dimensions, aggregate_kl
-from vaelab.evaluation.likelihood import amortisation_gap, bits_per_dimension, mean_and_error
+from vaelab.evaluation.metrics.anomaly import auroc
+from vaelab.evaluation.metrics.codes import code_histogram, codebook_use, rate_bits
+from vaelab.evaluation.metrics.latents import active_dimensions, aggregate_kl
+from vaelab.evaluation.metrics.likelihood import amortisation_gap, bits_per_dimension, mean_and_error
 from vaelab.evaluation.subject import Section, Subject, Unsupported
-from vaelab.gaussian import kl_to_standard_normal, reparameterise
+from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
 
 DRAWS = 10_000
 """Draws of z for the split of the aggregate KL, and posteriors that the aggregate is a mixture of, at most."""

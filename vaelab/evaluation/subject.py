@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaelab.evaluation.judge import batch_size
-from vaelab.evaluation.likelihood import importance_weighted
+from vaelab.core.pixels import to_bytes, to_unit
+from vaelab.core.randomness import seed_of
+from vaelab.evaluation.metrics.likelihood import importance_weighted
+from vaelab.inference.batches import batch_size
 
 AT_A_TIME = 20_000
 """Draws of z after which the importance-weighted bound shows its progress."""
@@ -104,7 +106,7 @@ class Subject:
 
     def seed(self, *place: int | str) -> None:
         """Seeds torch's noise by a place in the evaluation, so that no section depends on those before it."""
-        torch.manual_seed(sum(ord(c) * 257**i for i, c in enumerate(f"{self.settings.seed} {place}")) % 2**63)
+        torch.manual_seed(seed_of(self.settings.seed, *place))
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -203,10 +205,4 @@ class Subject:
 
     def unit(self, images: Tensor) -> Tensor:
         """Images in the data's range, moved to [0, 1]."""
-        low, high = self.data.pixel_range
-        return (images - low) / (high - low)
-
-
-def to_bytes(unit: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8 on the processor."""
-    return unit.mul(255).round().to(torch.uint8).cpu()
+        return to_unit(images, self.data.pixel_range, clamp=False)

@@ -6,7 +6,6 @@ one colour in all figures, and a part of the data one line style.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from vaelab.core.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,9 +94,8 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure whole or not at all, in the format that the suffix names: .png, .pdf or .svg."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png")
 
 
 @styled

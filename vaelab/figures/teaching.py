@@ -1,4 +1,4 @@
-"""Figures of the small problems in `vaelab.teaching`. Each takes the arrays of one and draws nothing else."""
+"""Figures of the small problems of `vaelab explain`: each takes the arrays of one and draws nothing else."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vaelab.evaluation.teaching import Bounds, Capacities, Gaussians, Gradients, Slopes, kl
 from vaelab.figures import style
-from vaelab.teaching import Bounds, Capacities, Gaussians, Gradients, Slopes, kl
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

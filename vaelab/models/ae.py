@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vaelab.likelihoods import Likelihood
+from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Model
-from vaelab.networks import Network
-from vaelab.types import PositiveInt, Shape
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Network
 
 
 class AE(Model):

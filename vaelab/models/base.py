@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vaelab.distributed import Share, active
-from vaelab.errors import DivergenceError, UserError
-from vaelab.likelihoods import Likelihood
-from vaelab.metrics import Means
-from vaelab.networks import Decoder
-from vaelab.types import PositiveInt, Shape
+from vaelab.core.distributed import Share, active
+from vaelab.core.errors import DivergenceError, UserError
+from vaelab.core.means import Means
+from vaelab.core.randomness import seed_global, seed_of
+from vaelab.core.types import PositiveInt, Shape
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Decoder
 
 
 class Model(pl.LightningModule):
@@ -140,13 +141,7 @@ class Model(pl.LightningModule):
         return batch
 
     def _seed_noise(self, *place: int) -> None:
-        seed = hash((self.seed, self.global_rank, *place)) % 2**63
-        # not torch.manual_seed: without a GPU it formats and keeps a traceback at every call
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index].manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        seed_global(seed_of(self.seed, self.global_rank, *place), self.device)
 
     def _step(self, part: str, batch: Any, batch_idx: int, means: Means) -> Tensor:
         """The objective of a batch, whose figures are added to `means`; part: train, val or test."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vaelab.likelihoods import Likelihood
+from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.vae import VAE
-from vaelab.networks import Network
-from vaelab.types import NonNegativeFloat, PositiveInt, Shape
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Network
 
 
 class BetaVAE(VAE):

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaelab.distributed import global_mean
-from vaelab.likelihoods import Likelihood
+from vaelab.core.distributed import global_mean
+from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 from vaelab.models.vae import VAE
-from vaelab.networks import Network
-from vaelab.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Network
 
 LEAST = 1e-6
 """Of the multiplier: a factor would not bring it back from zero, where a C that cannot be reached leads it."""

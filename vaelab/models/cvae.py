@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vaelab.errors import UserError
-from vaelab.likelihoods import Likelihood
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.vae import VAE
-from vaelab.networks import Network
-from vaelab.types import PositiveInt, Shape
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Network
 
 
 class CVAE(VAE):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vaelab.gaussian import kl_to_standard_normal, reparameterise
-from vaelab.likelihoods import Likelihood
+from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Model
-from vaelab.networks import Network
-from vaelab.types import PositiveInt, Shape
+from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Network
 
 
 class VAE(Model):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaelab.likelihoods import Likelihood
+from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Model
-from vaelab.networks import Network
-from vaelab.quantizers import GradientCodebook, code_counts, perplexity
-from vaelab.types import NonNegativeFloat, PositiveInt, Shape
+from vaelab.nn.likelihoods import Likelihood
+from vaelab.nn.networks import Network
+from vaelab.nn.quantizers import GradientCodebook, code_counts, perplexity
 
 
 class VQVAE(Model):
@@ -21,7 +21,7 @@ class VQVAE(Model):
     is uniform while training, so the KL is the constant P log K for P positions and is left out.
 
     num_embeddings: number K of codes. embedding_dim: their size D. commitment_cost: beta in the
-    paper. codebook: how the codes are learned, given K and D (`vaelab.quantizers`).
+    paper. codebook: how the codes are learned, given K and D (`vaelab.nn.quantizers`).
     """
 
     monitor = "reconstruction"

@@ -1,0 +1,1 @@
+"""The commands of `vaelab`, a module each: wiring only."""

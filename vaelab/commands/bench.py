@@ -1,0 +1,62 @@
+"""`vaelab bench`: the cost of a config's training step on this machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from vaelab.commands import command
+from vaelab.core.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab bench` with these arguments. Returns the exit code."""
+    return command.single("bench", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks the config, measures, prints the table and writes the file."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    hydra: Any = HydraConfig.instance()
+    with open_dict(config), TemporaryDirectory() as folder:
+        config.run.dir, config.run.overrides, config.run.config_dir = folder, [], None
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        hydra.cfg = None  # or Lightning would rerun this command line in every process
+        bench = plain.pop("bench")
+        output = _check(bench, plain)
+        from vaelab.training.checks import check_run
+
+        check_run(plain, Path(folder))
+        from vaelab.sweeps import timing
+
+        try:
+            figures = timing.measure(plain, Path(folder), bench["steps"], bench["rounds"])
+        except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0)
+            if stop.code == 1:
+                raise KeyboardInterrupt from None
+            sys.exit(128 + signal.SIGTERM)
+    print(timing.table(figures))
+    if output:
+        output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _check(bench: Any, config: dict[str, Any]) -> Path | None:
+    """Raises UserError for what bench cannot do. Returns the file to write."""
+    if not isinstance(bench, dict) or set(bench) != {"steps", "rounds", "output"}:
+        raise UserError("bench: it has bench.steps, bench.rounds and bench.output: leave all else out")
+    for key in ("steps", "rounds"):
+        if not isinstance(bench[key], int) or isinstance(bench[key], bool) or bench[key] < 2:
+            raise UserError(f"bench.{key}={bench[key]}: must be an integer of 2 or more")
+    if config["resume"] is not None:
+        raise UserError("resume= is for vaelab train: bench keeps nothing")
+    if (config["logger"] or {}).get("wandb"):
+        raise UserError("logger=wandb: bench keeps nothing: leave it out")
+    if config["trainer"]["accumulate_grad_batches"] != 1:
+        raise UserError("trainer.accumulate_grad_batches: bench compares single steps: leave it out")
+    return command.file_to_write("bench.output", bench["output"])

@@ -1,0 +1,99 @@
+"""`vaelab eval`: measures a trained model and writes evaluation.json into its run folder."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from vaelab.commands import command
+from vaelab.core.errors import UserError
+
+SECTIONS = {
+    "likelihood": "vaelab.evaluation.sections",
+    "latents": "vaelab.evaluation.sections",
+    "reconstruction": "vaelab.evaluation.sections",
+    "disentanglement": "vaelab.evaluation.judged",
+    "labels": "vaelab.evaluation.judged",
+    "codebook": "vaelab.evaluation.sections",
+    "conditional": "vaelab.evaluation.judged",
+    "samples": "vaelab.evaluation.judged",
+    "anomaly": "vaelab.evaluation.sections",
+}
+"""The sections in their order, and where the function of each is."""
+SPLITS, CHECKPOINTS = ("test", "val", "train"), ("best", "last")
+BOUNDS = {
+    "importance_samples": (1, 10**6),
+    "generated": (2, 10**6),
+    "gap_images": (2, 10**6),
+    "memory": (1, 10**6),
+    "seed": (0, 2**32 - 1),
+}
+"""Integers among the options, and the least and the greatest that each can be."""
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", *BOUNDS}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab eval` with these arguments. Returns the exit code."""
+    arguments = [f"dataset@{a}" if a.startswith("ood=") else a for a in arguments]
+    return command.single("eval", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks what is asked, measures, prints the table and what could not be measured."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from vaelab import runs
+
+    options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check(options)
+    run = runs.find(options["run"])
+    saved = runs.read_config(run)
+    if options.get("ood"):
+        given = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
+        _find_other(options["ood"], given, options["root"], saved["dataset"])
+    from vaelab.evaluation import measure
+
+    subject, about = measure.prepare(run, saved, options)
+    evaluation, failed = measure.measure(run, subject, about, _chosen(options))
+    if evaluation["protocols"]:
+        print(f"evaluation: {runs.evaluation_path(run, options['split'])}")
+    asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
+    if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
+        raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
+
+
+def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: dict[str, Any]) -> None:
+    """Where the other data set lies, unless the user has said it: beside the run's own; nothing is downloaded."""
+    if "download" in other and "ood.root" not in given and "download" in own:
+        other["root"] = root or own["root"]
+    if "download" in other and "ood.download" not in given:
+        other["download"] = False
+
+
+def _chosen(options: dict[str, Any]) -> dict[str, str]:
+    """The sections to measure: those that were named, or all; anomaly only with a data set for it."""
+    named = options["sections"]
+    return {s: m for s, m in SECTIONS.items() if (s in named if named else s != "anomaly" or options.get("ood"))}
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raises UserError for a value that cannot be."""
+    if unknown := sorted(options.keys() - KEYS):
+        raise UserError(f"{unknown[0]}: no such key; vaelab eval --help lists them")
+    if options["run"] is None:
+        raise UserError("run=null: name a run folder, or take run=last")
+    for key, known in (("split", SPLITS), ("checkpoint", CHECKPOINTS)):
+        if options[key] not in known:
+            raise UserError(f"{key}={options[key]}: must be {', '.join(known[:-1])} or {known[-1]}")
+    sections = options["sections"]
+    if sections is not None and (not isinstance(sections, list) or not sections):
+        raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")
+    for name in sections or []:
+        if name not in SECTIONS:
+            near = difflib.get_close_matches(str(name), SECTIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
+    for key, (least, most) in BOUNDS.items():
+        if not isinstance(options[key], int) or isinstance(options[key], bool) or not least <= options[key] <= most:
+            raise UserError(f"{key}={options[key]}: must be an integer from {least} to {most}")

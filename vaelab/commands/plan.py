@@ -1,0 +1,79 @@
+"""`vaelab plan`: the jobs of a sweep before they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vaelab import runs
+from vaelab.commands import command
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeInt
+
+if TYPE_CHECKING:
+    from vaelab.sweeps.plan import Row
+
+
+class Options(NamedTuple):
+    """The keys of `plan` in conf/plan.yaml, which says what they mean."""
+
+    steps: NonNegativeInt
+    output: str | None
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab plan` with these arguments. Returns the exit code."""
+    try:
+        command.check_folders(arguments)
+        arguments = [command.of_search(command.quoted(argument)) for argument in arguments]
+    except UserError as error:
+        print(f"vaelab: {error}", file=sys.stderr)
+        return 2
+    return command.run("plan", job, arguments)
+
+
+def job(task: Any) -> None:
+    """Hydra's job. task: the config of a single run, or of a sweep what `PlanSweeper` found."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from vaelab.core.config import options
+    from vaelab.sweeps import plan
+
+    sweep = task if isinstance(task, plan.Planned) else plan.Planned(None, [plan.resolved(task)], None)
+    hydra: Any = HydraConfig.instance()
+    hydra.cfg = None  # or Lightning would rerun this command line in every process
+    (asked, *_) = [options(Options, OmegaConf.create(config.pop("plan"))) for config in sweep.jobs]
+    output = command.file_to_write("plan.output", asked.output)
+    if sweep.jobs[0]["resume"] is not None:
+        raise UserError("resume= is for vaelab train: for what is left of a sweep, give its sweep.dir")
+    folder = sweep.config and runs.shown(sweep.config.hydra.sweep.dir)
+    _check(folder or Path(sweep.jobs[0]["run"]["dir"]), "run.dir" if folder is None else "sweep.dir")
+    found = plan.rows(sweep.jobs, folder, asked.steps)
+    if folder is None and found[0].refused:
+        raise UserError(found[0].refused)
+    print(plan.text(found, sweep))
+    if output:
+        rows = [dict(zip(row._fields[:-1], row, strict=False)) | row.known._asdict() for row in found]
+        output.write_text(json.dumps(rows, indent=2) + "\n")
+    if reasons := {row.refused: None for row in found if row.refused}:
+        raise UserError("\n".join(f"{_numbers(found, reason)}: {reason}" for reason in reasons))
+
+
+def _numbers(found: Sequence[Row], reason: str) -> str:
+    """Which jobs are refused for a reason."""
+    numbers = [str(row.number) for row in found if row.refused == reason]
+    return "all jobs" if 1 < len(numbers) == len(found) else f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+
+
+def _check(folder: Path, key: str) -> None:
+    """Raises UserError if what is planned cannot be put into this folder."""
+    from vaelab.training.checks import check_unused
+
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{key}={folder}: it is no folder: name another")
+    if key == "run.dir" and folder.is_dir():
+        check_unused(folder)

@@ -1,0 +1,60 @@
+"""`vaelab report`: redraws the figures of a run or a sweep, and writes report.html into its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vaelab.commands import command
+from vaelab.core.errors import UserError
+
+
+class Options(NamedTuple):
+    """The keys of conf/report.yaml."""
+
+    run: str
+    checkpoint: Literal["best", "last"]
+    root: str | None
+    device: str
+    figures: bool
+    out: str | None
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab report` with these arguments. Returns the exit code."""
+    return command.single("report", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks what is asked, draws, writes the page and prints where it is."""
+    from vaelab import runs
+    from vaelab.core.config import options
+    from vaelab.report import build, page, swept
+
+    asked = options(Options, config)
+    folder = Path(asked.run)
+    several = asked.run != "last" and swept.is_sweep(folder)
+    folder = folder if several else runs.find(asked.run)
+    out = _place(asked.out, folder)
+    if several:
+        build.of_sweep(folder, out, asked.figures)
+    elif any(folder.glob("checkpoints/*.ckpt")):
+        build.of_folder(folder, out, asked.checkpoint, asked.device, asked.root, asked.figures)
+    else:
+        from vaelab.report import run
+
+        print(f"{folder} has no checkpoint: its figures are left as they are")
+        page.save(out, run.build(folder, None))
+    print(f"report: {out}")
+
+
+def _place(out: str | None, folder: Path) -> Path:
+    """Where the page goes. Raises UserError if it cannot."""
+    path = folder / "report.html" if out is None else Path(out)
+    key = f"out={path}"
+    if path.suffix not in (".html", ".htm"):
+        raise UserError(f"{key}: name a file that ends in .html")
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{key}: must be a file in a folder that exists and can be written to")
+    return path

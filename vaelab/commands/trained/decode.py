@@ -1,0 +1,228 @@
+"""`vaelab decode`: images of codes, as PNG files."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from vaelab.commands import command
+from vaelab.core.errors import UserError
+from vaelab.core.files import whole
+from vaelab.core.types import NonNegativeInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vaelab.runs.trained import Trained
+
+ARRAYS = {"gaussian": ("z", "mean"), "point": ("codes",), "discrete": ("indices",)}
+"""What is decoded of a file, by the model's kind of latents: the first that it holds."""
+
+SOFTWARE = "vaelab decode"
+"""The mark in the files written here."""
+
+
+class Options(NamedTuple):
+    """The keys of conf/decode.yaml, which explains them."""
+
+    run: str
+    checkpoint: Literal["best", "last"]
+    device: str
+    codes: str
+    out: str
+    label: NonNegativeInt | None
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab decode` with these arguments. Returns the exit code."""
+    return command.single("decode", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks the codes against the model, decodes them and writes the images."""
+    from vaelab.core.config import options
+
+    asked = options(Options, config)
+    arrays = read(asked.codes)
+    from vaelab.runs.trained import Trained
+
+    trained = Trained(asked.run, asked.checkpoint, asked.device)
+    codes = _codes(arrays, trained.model, asked.codes)
+    labels = _labels(arrays, trained.model, asked, len(codes))
+    names = _names(arrays, asked.codes, len(codes))
+    out = _folder(asked, names)
+    _decode(trained, codes, labels, names, out)
+    if note := _other_run(arrays, trained):
+        print(note)
+    print(f"{len(codes):,} images decoded by {trained.folder} ({asked.checkpoint} checkpoint)")
+    print(f"images: {out}")
+
+
+def read(path: str) -> dict[str, Any]:
+    """All arrays of an .npz file, as numpy has them. Raises UserError if it is missing, damaged or of another kind."""
+    import numpy as np
+
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise UserError(f"codes={path}: this is no .npz file: vaelab encode writes one")
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"codes={path}: there is no such file: vaelab encode writes one") from None
+    except IsADirectoryError:
+        raise UserError(f"codes={path}: this is a folder: name the file that vaelab encode wrote") from None
+    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(
+            f"codes={path}: it is damaged, or not an .npz file of plain arrays\nwrite it anew with vaelab encode"
+        ) from error
+
+
+def _codes(arrays: dict[str, Any], model: Any, path: str) -> Tensor:
+    """The codes to decode, [N, ...], on the CPU. Raises UserError if they are not of the model."""
+    import torch
+
+    what = " or ".join(f"`{name}`" for name in reversed(ARRAYS[model.latents]))
+    name = next((name for name in ARRAYS[model.latents] if name in arrays), None)
+    if name is None:
+        holds = ", ".join(f"`{n}`" for n in arrays if n not in ("files", "about", "labels")) or "no codes"
+        raise UserError(f"codes={path}: it holds {holds}, but {type(model).__name__} takes {what}\ntake another run=")
+    values, discrete = arrays[name], model.latents == "discrete"
+    one = tuple(model.map_size) if discrete else (model.latent_dim,)
+    if values.dtype.kind not in ("iu" if discrete else "fiu"):
+        raise UserError(f"codes={path}: `{name}` must be {'integers' if discrete else 'numbers'}, not {values.dtype}")
+    if values.shape[1:] != one or not len(values):
+        wanted = ", ".join(["N", *map(str, one)])
+        raise UserError(
+            f"codes={path}: `{name}` is {list(values.shape)}, but the model takes [{wanted}]\ntake another run="
+        )
+    if discrete:
+        least, most, size = int(values.min()), int(values.max()), model.codebook.num_embeddings
+        if least < 0 or most >= size:
+            wrong = least if least < 0 else most
+            raise UserError(f"codes={path}: `{name}` holds {wrong}, but the codebook's codes are 0 to {size - 1}")
+        return torch.from_numpy(values.astype("int64"))
+    codes = torch.from_numpy(values.astype("float32"))
+    if bad := int((~codes.isfinite()).any(1).sum()):
+        raise UserError(f"codes={path}: `{name}` is NaN or infinite in {bad} of {len(codes)} rows")
+    return codes
+
+
+def _labels(arrays: dict[str, Any], model: Any, asked: Options, count: int) -> Tensor | None:
+    """Classes to decode with, [N] int64, None unless the model is conditional: `label`, or those of the file."""
+    import torch
+
+    if not model.conditional:
+        if asked.label is not None:
+            raise UserError(f"label={asked.label}: the model does not take labels: leave it out")
+        return None
+    classes = f"the model's classes are 0 to {model.num_classes - 1}"
+    if asked.label is not None:
+        if asked.label >= model.num_classes:
+            raise UserError(f"label={asked.label}: {classes}")
+        return torch.full((count,), asked.label)
+    if "labels" not in arrays:
+        raise UserError(f"label: the model takes a label, and codes={asked.codes} holds no `labels`: give label=0, say")
+    labels = arrays["labels"]
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UserError(f"codes={asked.codes}: `labels` must be {count} integers, one for each row")
+    if labels.min() < 0 or labels.max() >= model.num_classes:
+        raise UserError(f"codes={asked.codes}: `labels` run from {labels.min()} to {labels.max()}, but {classes}")
+    return torch.from_numpy(labels.astype("int64"))
+
+
+def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
+    """A file name for each row, in the sub-folder that the image was in; numbers where the file has no names."""
+    if "files" not in arrays:
+        return [f"{row:06d}.png" for row in range(count)]
+    files = arrays["files"]
+    if files.shape != (count,) or files.dtype.kind != "U":
+        raise UserError(f"codes={path}: `files` must be {count} names, one for each row")
+    names = [PurePosixPath(name) for name in files.tolist()]
+    for name in names:
+        if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
+            raise UserError(f"codes={path}: `files` holds {str(name)!r}, which would lie outside the folder out=")
+    made = [str(name.with_suffix(".png")) for name in names]
+    if len({name.lower() for name in made}) < count:  # a.jpg beside a.png
+        made = [f"{name}.png" for name in names]
+    if len(set(made)) < count:
+        raise UserError(f"codes={path}: `files` holds a name twice: each row is written to a file of its own")
+    return made
+
+
+def _folder(asked: Options, names: list[str]) -> Path:
+    """The folder to write into: a new one, or one that holds nothing but images which are written anew."""
+    out = Path(asked.out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={asked.out}: this is a file: name a folder")
+    written = set(names)
+    for path in out.rglob("*"):
+        if not path.is_dir() and not (path.relative_to(out).as_posix() in written and _is_own(path)):
+            raise UserError(
+                f"out={asked.out}: the folder holds {path.relative_to(out)}, which is no earlier image of these codes\n"
+                "name a new or an empty folder"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={asked.out}: it cannot be made ({error.strerror}): name another folder") from error
+    return out
+
+
+def _decode(trained: Trained, codes: Tensor, labels: Tensor | None, names: list[str], out: Path) -> None:
+    """Writes the mean image of each row, a batch at a time."""
+    import torch
+    from tqdm import tqdm
+
+    from vaelab.inference.batches import batch_size
+
+    model: Any = trained.model
+    bar = tqdm(total=len(codes), desc="decoding", unit="image", delay=2, leave=False, disable=None)
+    with bar, torch.inference_mode():
+        for index in torch.arange(len(codes)).split(batch_size(model.shape)):
+            given = None if labels is None else labels[index].to(model.device)
+            mean = model.likelihood.mean(model.decode(codes[index].to(model.device), given))
+            if not mean.isfinite().all():
+                row = int((~mean.isfinite()).flatten(1).any(1).nonzero()[0, 0] + index[0])
+                raise UserError(f"codes: the model's image of row {row} is NaN or infinite: are its values too large?")
+            pixels = trained.unit(mean.float()).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+            for row, picture in zip(index.tolist(), pixels.numpy(), strict=True):
+                _save(picture, out / names[row])
+            bar.update(len(index))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an image was written here, and is no original of the same name."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except OSError:  # also no image
+        return False
+
+
+def _save(picture: Any, path: Path) -> None:
+    """[H, W, C] uint8 as PNG, grey or RGB, whole or not at all."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+        image.save(partial, format="PNG", pnginfo=mark)
+
+
+def _other_run(arrays: dict[str, Any], trained: Trained) -> str:
+    """A line if the codes say that another model made them, else nothing."""
+    try:
+        about = json.loads(str(arrays["about"]))
+        made = (about["run"], about["model"])
+    except (KeyError, TypeError, ValueError):  # codes of the user's own making
+        return ""
+    own = (trained.config["run"]["name"], type(trained.model).__name__)
+    return "" if made == own else f"note: the codes are of {made[1]} {made[0]}, the images by {own[1]} {own[0]}"

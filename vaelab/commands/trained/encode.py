@@ -1,0 +1,156 @@
+"""`vaelab encode`: codes of the user's own images, as an .npz file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from vaelab.commands import command
+from vaelab.core.errors import UserError
+from vaelab.core.files import whole
+from vaelab.core.types import NonNegativeInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vaelab.datasets.images import Found
+    from vaelab.runs.trained import Trained
+
+
+class Options(NamedTuple):
+    """The keys of conf/encode.yaml, which explains them."""
+
+    run: str
+    checkpoint: Literal["best", "last"]
+    device: str
+    input: str
+    out: str
+    resize: bool
+    label: NonNegativeInt | None
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab encode` with these arguments. Returns the exit code."""
+    return command.single("encode", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks what is asked, encodes, writes the file and says what is in it."""
+    from vaelab.core.config import options
+    from vaelab.datasets import images
+
+    asked = options(Options, config)
+    out = Path(asked.out).expanduser()
+    if out.suffix != ".npz" or out.is_dir():
+        raise UserError(f"out={asked.out}: codes are written to a file that ends in .npz, as in out=codes.npz")
+    if not Path(asked.input).expanduser().exists():
+        raise UserError(f"input={asked.input}: there is no such file or folder")
+    from vaelab.runs.trained import Trained
+
+    trained = Trained(asked.run, asked.checkpoint, asked.device)
+    found = images.find(asked.input, trained.model.shape, "input", asked.resize)
+    labels = _labels(found, trained.model, asked.label)
+    arrays = _encoded(trained, found, labels)
+    _write(out, arrays, _about(trained, found, labels), found.names, labels)
+    shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
+    if asked.label is not None and found.classes is not None:
+        print(f"label={asked.label} for all images: their folders are not looked at")
+    count = f"{len(found.names):,} image{'s' * (len(found.names) != 1)}"
+    print(f"{count} encoded by {trained.folder} ({asked.checkpoint} checkpoint): {shapes}")
+    print(f"codes: {out}")
+
+
+def _labels(found: Found, model: Any, label: int | None) -> Tensor | None:
+    """The images' classes, [N] int64, or None where neither the model nor the folders have any.
+
+    Of a conditional model: `label` for all, or the class folders, which are the model's classes in
+    alphabetical order, as dataset=folder has them, or where they are fewer are named by their numbers.
+    """
+    import torch
+
+    if not model.conditional:
+        if label is not None:
+            raise UserError(f"label={label}: the model does not take labels: leave it out")
+        return found.labels
+    count = model.num_classes
+    if label is not None:
+        if label >= count:
+            raise UserError(f"label={label}: the model's classes are 0 to {count - 1}")
+        return torch.full((len(found.names),), label)
+    if found.labels is None or found.classes is None:
+        raise UserError(
+            "label: the model takes images with their labels\n"
+            f"give label=0 to label={count - 1} for all of them, or put them into a folder for each class"
+        )
+    if len(found.classes) == count:
+        return found.labels
+    numbers = [int(name) if name.isascii() and name.isdigit() else count for name in found.classes]
+    if max(numbers) >= count:
+        raise UserError(
+            f"input: {len(found.classes)} class folders, but the model has {count} classes\n"
+            f"have a folder for each class, or name the folders by their numbers, 0 to {count - 1}"
+        )
+    return torch.tensor(numbers)[found.labels]
+
+
+def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Tensor]:
+    """The codes of all images by their names in the file, [N, ...]; images are decoded a batch at a time."""
+    import torch
+    from tqdm import tqdm
+
+    from vaelab.datasets.images import as_model_sees
+    from vaelab.inference.batches import batch_size
+
+    model: Any = trained.model
+    binary = trained.dataset["binarize"] != "none"
+    names = {"gaussian": ("mean", "logvar"), "point": ("codes",), "discrete": ("indices",)}[model.latents]
+    parts: list[tuple[Tensor, ...]] = []
+    bar = tqdm(total=len(found.names), desc="encoding", unit="image", delay=2, leave=False, disable=None)
+    with bar, torch.inference_mode():
+        for index in torch.arange(len(found.names)).split(batch_size(model.shape)):
+            x = found.split.batch(index).images.to(model.device)
+            given = labels[index].to(model.device) if model.conditional and labels is not None else None
+            codes: Any = model.encode(as_model_sees(x, trained.pixel_range, binary), given)
+            parts.append(tuple(part.cpu() for part in (codes if isinstance(codes, tuple) else (codes,))))
+            if not all(part.isfinite().all() for part in parts[-1]):
+                broken = f"checkpoint={trained.checkpoint}: codes of this model are NaN or infinite"
+                raise UserError(f"{broken}\ntake the other checkpoint, or train again")
+            bar.update(len(index))
+    return {name: torch.cat(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def _about(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Any]:
+    """What the codes are of: plain data for the file."""
+    from vaelab import __version__, runs
+
+    point = runs.read_checkpoint(runs.checkpoint_path(trained.folder, trained.checkpoint))
+    classes = {}
+    if found.classes is not None and found.labels is not None and labels is not None:
+        classes = {str(n): found.classes[i] for n, i in zip(labels.tolist(), found.labels.tolist(), strict=True)}
+    return {
+        "vaelab": __version__,
+        "run": trained.config["run"]["name"],
+        "model": type(trained.model).__name__,
+        "checkpoint": {"name": trained.checkpoint, "epoch": point["epoch"] + 1, "step": point["global_step"]},
+        "shape": list(trained.model.shape),
+        "latents": trained.model.latents,
+        "classes": classes,
+    }
+
+
+def _write(
+    out: Path, arrays: dict[str, Tensor], about: dict[str, Any], names: list[str], labels: Tensor | None
+) -> None:
+    """Writes the file whole or not at all; nothing in it is pickled."""
+    import numpy as np
+
+    columns: dict[str, Any] = {name: values.numpy() for name, values in arrays.items()}
+    if labels is not None:
+        columns["labels"] = labels.numpy()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, files=np.array(names), about=np.array(json.dumps(about)), **columns)
+    except OSError as error:
+        raise UserError(f"out={out}: it cannot be written ({error.strerror}): name another file") from error

@@ -1,0 +1,128 @@
+"""`vaelab sample`: draws images from a model's prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from vaelab.commands import command
+from vaelab.commands.trained import viewing
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeFloat, NonNegativeInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vaelab.runs.trained import Trained
+
+IN_A_FIGURE = 1024
+"""Images that a figure can hold."""
+CLASSES_IN_A_ROW = 20
+"""Classes that are drawn one per column."""
+
+
+@dataclass(frozen=True)
+class Options(viewing.Options):
+    """Keys of conf/sample.yaml."""
+
+    n: Annotated[int, Field(ge=1, le=100_000)]
+    label: NonNegativeInt | Literal["all"] | None
+    temperature: NonNegativeFloat
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab sample` with these arguments. Returns the exit code."""
+    return command.single("sample", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks what is asked, draws, writes, says where."""
+    from vaelab.core.config import options
+
+    asked = options(Options, config)
+    kind = viewing.kind_of(asked.out)
+    if kind == "figure" and asked.n > IN_A_FIGURE:
+        raise UserError(
+            f"n={asked.n}: a figure holds at most {IN_A_FIGURE:,} images: out=FOLDER/ or out=FILE.npz takes more"
+        )
+    trained = viewing.opened(asked)
+    _check(trained.model, asked)
+    path = viewing.destination(asked.out, trained.folder, "sample")
+    count, batches = _drawn(trained, asked)
+    if kind == "figure":
+        from vaelab.figures import style
+
+        style.save(_drawing(trained, asked, list(batches)), path)
+    else:
+        viewing.write_images(path, kind, count, batches)
+    print(f"{count:,} samples of {trained.config['run']['name']}{_classes(trained.model, asked, count)}")
+    print(f"{kind}: {path}")
+
+
+def _check(model: Any, asked: Options) -> None:
+    """Raises UserError for what this model cannot do."""
+    name = type(model).__name__
+    if not model.has_prior:
+        raise UserError(f"run: {name} has no prior to draw samples from: use a run of model=vae, or vaelab reconstruct")
+    if asked.label == "all" and not model.conditional:
+        raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")
+    viewing.check_label(model, None if asked.label == "all" else asked.label)
+    if model.latents == "discrete" and asked.temperature != 1:
+        raise UserError(
+            f"temperature={asked.temperature}: the prior of {name} is uniform over codes and has no deviation to scale"
+        )
+
+
+def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:
+    """How many images there will be, and batches of them with their labels."""
+    import torch
+
+    from vaelab.inference import views
+
+    model: Any = trained.model
+    classes = model.num_classes if asked.label == "all" else 1
+    each = -(-asked.n // classes)
+
+    def labels(group: int, start: int, size: int) -> Tensor | None:
+        if not model.conditional:
+            return None
+        if asked.label is None:
+            return torch.arange(start, start + size) % model.num_classes
+        return torch.full((size,), group if asked.label == "all" else asked.label)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for group in range(classes):  # each class from the same draws of z
+            start = 0
+            for codes in views.prior(model, each, asked.seed, asked.temperature):
+                wanted = labels(group, start, len(codes))
+                start += len(codes)
+                yield views.decode(model, codes, wanted, trained.pixel_range), wanted
+
+    return each * classes, batches()
+
+
+def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tensor | None]]) -> Any:
+    import torch
+
+    from vaelab.figures import images as figures
+
+    model: Any = trained.model
+    images, classes = torch.cat([images for images, _ in batches]), model.num_classes
+    if asked.label == "all":
+        return figures.classes(images.unflatten(0, (classes, -1)), [f"class {k}" for k in range(classes)])
+    title = f"{trained.config['run']['name']}: samples" + ("" if asked.label is None else f" of class {asked.label}")
+    in_turn = model.conditional and asked.label is None and classes <= CLASSES_IN_A_ROW
+    columns = classes if in_turn else max(8, round(len(images) ** 0.5))
+    return figures.samples(images, columns, title)
+
+
+def _classes(model: Any, asked: Options, count: int) -> str:
+    if not model.conditional:
+        return ""
+    if asked.label is None:
+        return f", classes 0 to {model.num_classes - 1} in turn"
+    each = count // model.num_classes
+    return f", {each} of each class, from the same {each} draws of z" if asked.label == "all" else f" as {asked.label}"

@@ -1,0 +1,157 @@
+"""`vaelab traverse`: what each latent dimension changes in a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from vaelab.commands import command
+from vaelab.commands.trained import viewing
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vaelab.runs.trained import Trained
+
+ROWS = 20
+"""Dimensions that are drawn unless all are asked for."""
+IN_A_FIGURE = 8192
+"""Images that a figure can hold, and"""
+IN_A_COLUMN = 512
+
+
+@dataclass(frozen=True)
+class Options(viewing.Options):
+    """Keys of conf/traverse.yaml."""
+
+    dims: Any
+    range: Annotated[float, Field(gt=0, le=1e6)]
+    steps: Annotated[int, Field(ge=2, le=101)]
+    image: Any
+    label: NonNegativeInt | None
+    resize: bool
+
+
+class Start(NamedTuple):
+    """Where a traversal starts. code: [1, d]. labels: [1] or None. name: in words."""
+
+    code: Tensor
+    labels: Tensor | None
+    name: str
+
+
+class Axes(NamedTuple):
+    """Of points: centre and scale, [d] each, of what a step is measured in; None of a Gaussian. dims, used: [d]."""
+
+    dims: list[int]
+    used: list[float]
+    centre: Tensor | None
+    scale: Tensor | None
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab traverse` with these arguments. Returns the exit code."""
+    return command.single("traverse", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks what is asked, moves along the dimensions, draws, prints what they hold."""
+    import torch
+
+    from vaelab.core.config import options
+
+    asked = options(Options, config)
+    dims = _dims(asked.dims)
+    wanted = None if asked.image is None else viewing.one_image(asked.image, "image")
+    viewing.check_figure(asked.out)
+    trained = viewing.opened(asked)
+    _check(trained.model, asked, dims)
+    path = viewing.destination(asked.out, trained.folder, "traverse")
+
+    from vaelab.figures import style, walks
+    from vaelab.inference import views
+
+    axes, start = _axes(trained, asked.split), _start(trained, asked, wanted)
+    rows = axes.dims[: len(axes.dims) if asked.dims == "all" else ROWS] if dims is None else dims
+    used = dict(zip(axes.dims, axes.used, strict=True))
+    values = torch.linspace(-asked.range, asked.range, asked.steps)
+    images = views.traverse(
+        trained.model, start.code, rows, values, start.labels, trained.pixel_range, axes.scale, axes.centre
+    )
+    measure, unit, own = "nats", walks.PLAIN, start.code[0]
+    if axes.scale is not None and axes.centre is not None:
+        measure, unit, own = "of variance", walks.DEVIATIONS, (own - axes.centre) / axes.scale
+    names = [f"z{j}\n{used[j]:.2f} {measure}" for j in rows]
+    title = f"{trained.config['run']['name']}: one dimension at a time, from {start.name}"
+    style.save(walks.traversals(images, values, names, title, own[rows], unit), path)
+    print(f"from {start.name}" + ("" if axes.scale is None else "; values are standard deviations from the mean code"))
+    print(f"{'dimension':>9} {'variance' if axes.scale is not None else 'KL (nats)':>10} {'own value':>10}")
+    for j in rows:
+        print(f"{j:9} {used[j]:10.3f} {float(own[j]):10.2f}")
+    if left := len(axes.dims) - len(rows) if dims is None else 0:
+        print(f"{left} more, none of more than {axes.used[ROWS]:.3f}: dims=all draws them, too")
+    print(f"figure: {path}")
+
+
+def _dims(value: Any) -> list[int] | None:
+    """The dimensions that are asked for, None for all. Raises UserError for what cannot be any."""
+    if value is None or value == "all":
+        return None
+    dims = value if isinstance(value, list) else [value]
+    if not dims or any(isinstance(j, bool) or not isinstance(j, int) or j < 0 for j in dims):
+        raise UserError(f"dims={value}: give numbers from 0, as in dims=3 or dims=[0,3], or dims=all")
+    return dims
+
+
+def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
+    """Raises UserError for what this model cannot do."""
+    viewing.check_continuous(model, "traverse")
+    viewing.check_label(model, asked.label)
+    if dims and max(dims) >= model.latent_dim:
+        raise UserError(f"dims={asked.dims}: the model has {model.latent_dim} dimensions, 0 to {model.latent_dim - 1}")
+    rows = min(ROWS, model.latent_dim) if dims is None and asked.dims is None else len(dims or range(model.latent_dim))
+    if rows > IN_A_COLUMN or rows * asked.steps > IN_A_FIGURE:
+        raise UserError(
+            f"dims={asked.dims}: {rows:,} dimensions in {asked.steps} steps, and a figure holds {IN_A_COLUMN} "
+            f"dimensions and {IN_A_FIGURE:,} images: name fewer"
+        )
+    if asked.image is None and not model.has_prior:
+        raise UserError(f"image=null: {type(model).__name__} has no prior whose mean to start at: give image=0")
+    if asked.image is None and model.conditional and asked.label is None:
+        raise UserError(
+            "label: a conditional model has to know which class to draw from the prior's mean: give label=0"
+        )
+
+
+def _axes(trained: Trained, split: str) -> Axes:
+    """The dimensions from the most to the least used, by images of the split."""
+    from vaelab.inference import views
+
+    model: Any = trained.model
+    count = min(viewing.LOOKED_AT, max(1, viewing.NUMBERS // math.prod(model.shape)))
+    batch = trained.batch(split, viewing.spread(trained, split, count))
+    dims, used = views.order(model, batch.images, batch.labels)
+    if model.latents == "gaussian":
+        return Axes(dims.tolist(), used.tolist(), None, None)
+    codes = views.codes(model, batch.images, batch.labels)
+    return Axes(dims.tolist(), used.tolist(), codes.mean(0), codes.std(0, unbiased=False))
+
+
+def _start(trained: Trained, asked: Options, wanted: int | str | None) -> Start:
+    """The code of the image, or the prior's mean; decoded as class `label` if one is asked for."""
+    import torch
+
+    from vaelab.inference import views
+
+    model: Any = trained.model
+    labels = None if asked.label is None else torch.tensor([asked.label])
+    if wanted is None:
+        return Start(torch.zeros(1, model.latent_dim), labels, viewing.as_class("the prior's mean", asked.label))
+    chosen = viewing.choose(trained, asked.split, [wanted], "image", asked.label, asked.resize)
+    code = views.codes(model, chosen.images, chosen.labels)
+    return Start(code, chosen.labels if labels is None else labels, viewing.as_class(chosen.names[0], asked.label))

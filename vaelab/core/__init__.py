@@ -1,0 +1,1 @@
+"""What every package may use: errors, types, checked configs, files, words, randomness, sums over processes."""

@@ -1,0 +1,19 @@
+"""The configuration folder, and the names that its options have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import vaelab
+
+PACKAGE = Path(vaelab.__file__).parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+"""The configuration folder: inside the installed package, beside it in a checkout."""
+
+
+def target_names() -> dict[str, str]:
+    """Names that models, data sets and likelihoods have on the command line, by their `_target_`."""
+    files = [path for group in ("model", "dataset", "likelihood") for path in (CONF / group).glob("*.yaml")]
+    found = ((re.search(r"^_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE), path) for path in files)
+    return {target[1]: path.stem for target, path in found if target}

@@ -1,0 +1,119 @@
+"""Checks a resolved config against the signatures of what it builds, before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vaelab.core.errors import UserError
+
+GIVEN_LATER = {"shape", "num_classes", "run"}
+"""Constructor arguments that the program gives, not the config."""
+Options = TypeVar("Options")
+NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
+
+
+def build(node: Any, /, **arguments: Any) -> Any:
+    """Instantiates a checked config node; nested lists and mappings become plain Python."""
+    try:
+        return instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        # Hydra wraps what the constructor raised; the cause is what matters
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise
+
+
+def options(kind: type[Options], config: Any) -> Options:
+    """The keys of a command as a `kind`, whose annotations say what each can be.
+
+    Raises UserError for an unknown key, a value that is missing or one that cannot be.
+    """
+    given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    hints = get_type_hints(kind, include_extras=True)
+    for name, value in given.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            raise UserError(f"{name}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
+        _check_value(hints[name], value, name)
+    named: Any = kind
+    return named(**given)
+
+
+def check(config: Any, key: str = "") -> None:
+    """Raises UserError if a value does not fit the constructor that will receive it.
+
+    config: a plain container with `_target_` nodes anywhere. key: where it stands in the whole.
+    """
+    if isinstance(config, list):
+        for i, item in enumerate(config):
+            check(item, f"{key}[{i}]")
+    if not isinstance(config, dict):
+        return
+    if "_target_" in config:
+        _check_call(config, key)
+    for name, value in config.items():
+        check(value, f"{key}.{name}" if key else name)
+
+
+def _check_call(config: dict[str, Any], key: str) -> None:
+    try:
+        target = get_object(config["_target_"])
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({reason})") from error
+    signature = inspect.signature(target).parameters
+    for name, parameter in signature.items():
+        needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        needed |= dataclasses.is_dataclass(target) and parameter.default is parameter.empty
+        if needed and name not in config and name not in GIVEN_LATER and not config.get("_partial_"):
+            raise UserError(f"{key}.{name}: this value must be given: {key}.{name}=…")
+    owner = target if dataclasses.is_dataclass(target) or inspect.isfunction(target) else target.__init__
+    hints = get_type_hints(owner, include_extras=True)
+    for name, value in config.items():
+        if name in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
+            continue
+        if name not in signature:
+            near = difflib.get_close_matches(name, signature, 1)
+            hint = f"; did you mean {key}.{near[0]}?" if near else ""
+            raise UserError(f"{key}.{name}: {config['_target_']} takes no such value{hint}")
+        if name in hints and not _has_target(value):
+            _check_value(hints[name], value, f"{key}.{name}")
+
+
+def _check_value(hint: Any, value: Any, key: str) -> None:
+    """Refuses what is not of the type `hint`, strictly: "off" is no boolean and 20.0 no integer.
+
+    As JSON, because there a list may stand for a tuple and an integer for a float, as in YAML.
+    """
+    adapter = TypeAdapter(hint, config=None if _has_own_config(hint) else NO_CONFIG)
+    try:
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
+        if problem["type"] in ("is_instance_of", "is_subclass_of", "needs_python_object"):
+            raise UserError(f"{key}={value!r}: must be a mapping with a _target_") from None
+        said = problem["msg"].removeprefix("Input ").replace("should be a valid array", "must be a list")
+        said = said.replace("should be a valid int", "must be an int").replace("should be a valid", "must be a")
+        said = said.replace("should", "must").replace("Field required", "too few values")
+        raise UserError(f"{key}{place}={problem['input']!r}: {said[0].lower() + said[1:]}") from None
+
+
+def _has_own_config(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or hasattr(hint, "__pydantic_config__")
+
+
+def _has_target(value: Any) -> bool:
+    """Whether a config value will be an object of its own, checked where it stands."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(_has_target(v) for v in value.values())
+    return isinstance(value, list) and any(_has_target(v) for v in value)

@@ -1,0 +1,51 @@
+"""Files: written whole or not at all, and read with a word for what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vaelab.core.errors import UserError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write to, which takes its place at the end of the block.
+
+    A reader thus finds the old file or the new one, never a part, whatever ends this process. If the
+    block raises, the old file stays. Two processes that write the same file do not meet.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file. Raises UserError with the remedy if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of the encoding
+        raise UserError(f"{path} is damaged, it is no JSON: {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged, it is no JSON object: {remedy}")
+    return content
+
+
+def damaged(path: Path, why: str, remedy: str) -> UserError:
+    """The error of a file whose content is not what it should be."""
+    return UserError(f"{path} is damaged: {why}\n{remedy}")

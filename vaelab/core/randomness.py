@@ -1,0 +1,40 @@
+"""Random numbers as a function of a seed and a place, and global generators left as they were."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+def seed_of(seed: int, *place: int | str) -> int:
+    """The seed of a place: (seed, rank, epoch, batch) in training, (seed, section, batch) in an evaluation.
+
+    What is drawn at a place is thus the same whatever was drawn before it. Words count by their
+    letters, as Python's hash of a word differs between processes.
+    """
+    if all(isinstance(part, int) for part in place):
+        return hash((seed, *place)) % 2**63
+    return sum(ord(letter) * 257**i for i, letter in enumerate(f"{seed} {place}")) % 2**63
+
+
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seeds torch's global generators of the processor and of `device`.
+
+    Unlike torch.manual_seed, which without a GPU formats and keeps a traceback at every call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators of the processor and of `device`, and restores both afterwards."""
+    index = (device.index or 0) if device.type != "cpu" else None
+    with torch.random.fork_rng([] if index is None else [index], device_type=None if index is None else device.type):
+        seed_global(seed, device)
+        yield

@@ -1,0 +1,32 @@
+"""Numbers, durations and paragraphs as the terminal and the pages show them."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+
+
+def number(value: float) -> str:
+    """A metric's value as tables show it: three decimals, or three digits where it is tiny or huge."""
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: `9.3 s`, `2 min 5 s`, `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """A paragraph as wide as the terminal, indented."""
+    width, space = shutil.get_terminal_size((100, 24)).columns, " " * indent
+    return textwrap.fill(
+        text,
+        max(width, 40),
+        initial_indent=space,
+        subsequent_indent=f"{space}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,124 @@
+"""What the runs that `vaelab runs` lists are asked for by name: a column, a setting or a figure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaelab.core.errors import UserError
+from vaelab.evaluation.comparison import compared
+from vaelab.runs import overview
+from vaelab.runs.overview import Run
+
+COLUMNS = ("model", "dataset", "status", "epochs", "best", "seconds")
+"""Of the table, before what else is shown and the path."""
+KEYS = ("model", "dataset", "status", "name", "sweep")
+"""Words about a run that are no figures."""
+MISSING = object()
+"""The value of what a run does not have."""
+
+
+class Config(NamedTuple):
+    """A run's config. tree: as in config.yaml. settings: flat, as in comparisons. overrides: of the command line."""
+
+    tree: dict[str, Any]
+    settings: dict[str, Any]
+    overrides: dict[str, str]
+
+
+class Listed:
+    """Runs, whose configs are read when they are first asked for: that takes a millisecond each."""
+
+    def __init__(self, options: dict[str, str]):
+        """options: names of what `_target_`s select."""
+        self._options = options
+        self._read: dict[Path, Config] = {}
+
+    def config(self, run: Run) -> Config:
+        """Empty if there is none, or if it is no run's."""
+        if run.folder not in self._read:
+            self._read[run.folder] = self._config(run.folder)
+        return self._read[run.folder]
+
+    def _config(self, folder: Path) -> Config:
+        try:
+            tree = overview.settings(folder)
+            pairs = (text.lstrip("+~").partition("=") for text in tree.get("run", {}).get("overrides", []))
+            overrides = {key: value for key, _, value in pairs}
+        except (UserError, AttributeError, TypeError, OSError):
+            return Config({}, {}, {})
+        try:
+            settings = compared.flat_settings(tree, self._options) | {"seed": tree["seed"]}
+        except (KeyError, AttributeError, TypeError):
+            settings = {}
+        return Config(tree, settings, overrides)
+
+    def value(self, run: Run, key: str) -> Any:
+        """A column, the sweep's name, a figure, or a key of the config; MISSING if it has none, or NaN."""
+        if key == "sweep":
+            return run.sweep.absolute().name if run.sweep else None
+        if key in KEYS:
+            return getattr(run, key)
+        if key in COLUMNS or key in run.metrics:
+            figure = (
+                run.metrics[key]
+                if key in run.metrics
+                else run.best.get("value")
+                if key == "best"
+                else getattr(run, key)
+            )
+            return MISSING if figure is None or (isinstance(figure, float) and math.isnan(figure)) else figure
+        return self._setting(self.config(run), key)
+
+    def _setting(self, config: Config, key: str) -> Any:
+        if key in config.settings:
+            return config.settings[key]
+        node: Any = config.tree
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return config.overrides.get(key, MISSING)  # of a group that leaves no key, as experiment
+            node = node[part]
+        return node
+
+    def swept(self, runs: Iterable[Run]) -> list[str]:
+        """The keys that were set on the command line and differ among the jobs of a sweep, in that order."""
+        found: dict[str, None] = {}
+        for jobs in sweeps(runs).values():
+            begun = [run for run in jobs if self.config(run).tree]
+            for key in dict.fromkeys(key for run in begun for key in self.config(run).overrides):
+                if key not in COLUMNS and len({word(self.value(run, key)) for run in begun}) > 1:
+                    found[key] = None
+        return list(found)
+
+    def differing(self, runs: Sequence[Run]) -> list[str]:
+        """All settings that differ among the runs that have any, those that follow from others included."""
+        settings = [found for run in runs if (found := self.config(run).settings)]
+        keys = dict.fromkeys(key for found in settings for key in found)
+        return [key for key in keys if len({word(found.get(key, MISSING)) for found in settings}) > 1]
+
+    def meant(self, runs: Sequence[Run], key: str) -> str:
+        """What a key that none has may have meant: those that end in its last part, or are like it."""
+        import difflib
+
+        known = {name for run in runs for name in (*self.config(run).settings, *run.metrics)} | {*COLUMNS, *KEYS}
+        last = key.rpartition(".")[2]
+        close = sorted(name for name in known if name.replace("/", ".").rpartition(".")[2] == last)
+        close = close or difflib.get_close_matches(key, sorted(known), 3)
+        return f"; did you mean {' or '.join(close[:4])}?" if close else ""
+
+
+def sweeps(runs: Iterable[Run]) -> dict[Path, list[Run]]:
+    """The runs of each sweep; single runs are left out."""
+    found: dict[Path, list[Run]] = {}
+    for run in runs:
+        if run.sweep:
+            found.setdefault(run.sweep, []).append(run)
+    return found
+
+
+def word(value: Any) -> str:
+    """A value as `where` has it; nothing for what is missing."""
+    return "" if value is MISSING else value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,114 @@
+"""Runs found in folders, and read as a comparison sees them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vaelab import runs
+from vaelab.core.conf import target_names
+from vaelab.core.errors import UserError
+from vaelab.core.files import read_json
+from vaelab.evaluation.comparison import compared, configurations
+from vaelab.evaluation.comparison.selection import place
+
+
+def gather(patterns: Sequence[Any], split: str) -> tuple[Any, list[str], dict[str, str]]:
+    """The configurations of the runs that the paths stand for, their figures, and what is left out and why."""
+    options = target_names()
+    folders, files = find(patterns)
+    read = {}
+    for path in folders:
+        try:
+            read[str(path)] = read_run(path, split, options)
+        except UserError as damage:
+            read[str(path)] = str(damage)
+    left_out = {str(path): "a file, no run folder" for path in files}
+    left_out |= {name: run for name, run in read.items() if isinstance(run, str)}
+    rows, repeats = configurations.group(run for run in read.values() if not isinstance(run, str))
+    left_out |= {run.name: f"repeats seed {run.seed} of {kept.name}" for run, kept in repeats}
+    known = {name for row in rows for name in (*row.figures, *row.mixed)}
+    return rows, sorted(known, key=lambda name: (*place(name), name)), left_out
+
+
+def find(patterns: Sequence[Any]) -> tuple[list[Path], list[Path]]:
+    """The run folders that the paths stand for, each once, in order of their names; and the paths of files.
+
+    A file is no reason to stop: `SWEEP/*` has multirun.yaml among its runs.
+    """
+    found: dict[Path, Path] = {}
+    files = []
+    for pattern in sorted(map(str, patterns)):
+        path = Path(pattern)
+        if pattern == "last" and not path.is_dir():
+            folders = [runs.find("last")]
+        elif path.is_dir():
+            folders = list(_below(path))
+        elif path.is_file():
+            files.append(path)
+            continue
+        elif re.search(r"[*?[]", pattern):
+            folders = [run for match in glob.glob(pattern, recursive=True) for run in _below(Path(match))]
+        else:
+            raise UserError(f"{pattern} does not exist: give a folder that vaelab train made, or one above it")
+        if not folders:
+            raise UserError(f"{pattern} is no run and contains none: give a folder that vaelab train made")
+        for folder in map(os.path.abspath, folders):
+            inside = folder.startswith(os.path.join(os.getcwd(), ""))
+            found[Path(folder).resolve()] = Path(os.path.relpath(folder) if inside else folder)
+    return sorted(found.values()), files
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The run folders in `path`, at any depth: it may be one itself."""
+    for folder, subfolders, files in os.walk(path):
+        if "summary.json" in files or {"config.yaml", "run.log"} <= set(files):
+            subfolders.clear()  # nothing in a run is a run
+            yield Path(folder)
+
+
+def read_run(path: Path, split: str, options: dict[str, str]) -> Any:
+    """What a comparison knows of a run (`compared.Run`), or in a few words why it is left out."""
+    summary = read_json(path / "summary.json", "train the run again, or leave it out")
+    if not summary:
+        return "no summary.json: it is being trained, or was killed"
+    status = summary.get("status")
+    if status != "finished":
+        error = str(summary.get("error") or "").strip().partition("\n")[0]
+        return f"status={status} ({error})" if error else f"status={status}"
+    again = measure(path, split)
+    file = runs.evaluation_path(path, split)
+    evaluation = read_json(file, f"make it again with {again}")
+    if evaluation and evaluation.get("split") != split:
+        raise UserError(f"{file} is of split={evaluation.get('split')}: make it again with {again}")
+    config = read_config(path / "config.yaml")
+    try:
+        run = compared.describe(str(path), config, summary, evaluation, split, options)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        damaged = f"{file.name} or summary.json" if evaluation else "summary.json"
+        raise UserError(f"{path}: {damaged} is damaged ({error!r}): make it again, or leave the run out") from error
+    outdated = ", as its evaluation is of an older checkpoint" * run.outdated
+    return run if run.figures else f"no figures of split={split}{outdated}: {again} makes them"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.yaml, ten times as fast as `runs.read_config` reads it: there may be hundreds."""
+    import yaml
+
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged or missing: restore it, or remove the folder") from error
+    if not isinstance(config, dict) or not {"run", "model", "dataset", "seed", "trainer"} <= config.keys():
+        raise UserError(f"{path.parent} is no run of vaelab: its config.yaml is another program's")
+    return config
+
+
+def measure(run: str | Path, split: str) -> str:
+    """The command that evaluates a run."""
+    return f"vaelab eval {shlex.quote(f'run={run}')}" + ("" if split == "test" else f" split={split}")

@@ -1,0 +1,225 @@
+"""An evaluation: a run's model and data, measured section by section and written to its folder."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vaelab import __version__, runs
+from vaelab.core.errors import UserError
+from vaelab.core.files import whole
+from vaelab.core.words import number, wrapped
+from vaelab.evaluation.findings.diagnosis import diagnose_evaluation, verdicts
+from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
+from vaelab.runs.trained import Trained, open_data
+
+SPEED = ("storage", "num_workers", "batch_size", "download")
+"""Options of a data set that its images do not depend on."""
+KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject")
+"""What has to be the same for an earlier evaluation's sections to stay in the file."""
+WIDTH = 24
+"""Of the column of names."""
+
+
+def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[Subject, dict[str, Any]]:
+    """The model and data to measure, and what evaluation.json says of them.
+
+    saved: the run's config. options: those of conf/eval.yaml. Raises UserError for a run, a checkpoint,
+    a device or data that cannot be had, or images that are not the model's.
+    """
+    trained = Trained(run, options["checkpoint"], options["device"], options["root"])
+    model, data, dataset, part = trained.model, trained.data, trained.dataset, options["split"]
+    point = runs.read_checkpoint(runs.checkpoint_path(run, options["checkpoint"]))
+    if not hasattr(data, part) or len(getattr(data, part)) < 2:
+        raise UserError(f"split={part}: the run has no such images: take another split")
+    other = _other(options["ood"], dataset, model) if options.get("ood") else None
+    identity = {name: value for name, value in dataset.items() if name not in SPEED}
+    settings = Settings(
+        seed=options["seed"],
+        memory=options["memory"] * 2**20,
+        importance_samples=options["importance_samples"],
+        generated=options["generated"],
+        gap_images=options["gap_images"],
+    )
+    about = {
+        "run": saved["run"]["name"],
+        "status": "unfinished",
+        "checkpoint": {"name": options["checkpoint"], "epoch": point["epoch"] + 1, "step": point["global_step"]},
+        "split": part,
+        "images": len(getattr(data, part)),
+        "seed": options["seed"],
+        "device": str(model.device),
+        "vaelab": __version__,
+        "subject": {
+            "model": type(model).__name__,
+            "latent_dimensions": getattr(model, "latent_dim", None),
+            "seed": saved["seed"],
+            "dataset": type(data).__name__,
+            "data": {name: value for name, value in identity.items() if name != "root"},
+            "likelihood": type(model.likelihood).__name__,
+            "log_likelihood_is": model.likelihood.density(data.binary),
+            "conditional": model.conditional,
+            "scheduled": {name: float(getattr(model, name)) for name in model.scalars},
+        },
+    }
+    return Subject(model, data, part, identity, settings, other), about
+
+
+def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
+    """Test images of another data set, made as the model's own are: binarised, and in their range."""
+    config = config | {name: own[name] for name in ("binarize", "pixel_range")}
+    unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # the same files anywhere
+    what = {name: value for name, value in config.items() if name not in unsaid}
+    return Part(f"{config['_target_'].rpartition('.')[2]} {what}", open_data(config, "ood", model).test)
+
+
+def measure(
+    run: Path, subject: Subject, about: dict[str, Any], sections: dict[str, str]
+) -> tuple[dict[str, Any], set[str]]:
+    """Measures the sections, name and module of each; prints and writes each as soon as it is done.
+
+    Sections of an earlier evaluation of the same weights and images are kept. Returns the evaluation,
+    and the sections that should have been measured but failed; why is in its `skipped`.
+    """
+    evaluation, fresh = _begun(run, about)
+    failed, path, done = set(), _per_image_path(run, subject.part), 0
+    print(heading(evaluation, kept=[name for name in evaluation["protocols"] if name not in sections]), flush=True)
+    try:
+        with torch.no_grad():
+            for done, (name, module) in enumerate(sections.items()):  # noqa: B007
+                started = time.monotonic()
+                subject.seed(name)
+                try:
+                    section = getattr(importlib.import_module(module), name)(subject)
+                    _check_finite(section)
+                except (Unsupported, UserError, ValueError) as reason:
+                    section, failed = None, failed | (set() if isinstance(reason, Unsupported) else {name})
+                    evaluation["skipped"][name] = str(reason)
+                if fresh:
+                    path.unlink(missing_ok=True)  # of other weights
+                    fresh = False
+                _replace(evaluation, name, section, path)
+                evaluation["seconds"][name] = round(time.monotonic() - started, 2)
+                runs.write_evaluation(run, evaluation)
+                if section:
+                    print("\n".join(section_lines(evaluation, name)), flush=True)
+    except KeyboardInterrupt:
+        rest = ",".join(list(sections)[done:])
+        print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
+        raise
+    if not evaluation["protocols"] and not failed:  # an empty evaluation would look like a healthy one
+        runs.evaluation_path(run, about["split"]).unlink(missing_ok=True)
+        return evaluation, failed
+    findings = diagnose_evaluation(evaluation["figures"], evaluation["subject"])
+    evaluation |= {
+        "status": "finished",
+        "findings": [finding._asdict() for finding in findings],
+        "verdicts": verdicts(evaluation["figures"], findings),
+    }
+    runs.write_evaluation(run, evaluation)
+    print(closing(evaluation))
+    return evaluation, failed
+
+
+def _begun(run: Path, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The evaluation to fill, with the sections that an earlier one has measured of the same; whether there is none."""
+    path = _per_image_path(run, about["split"])
+    if path.is_file():
+        _read_arrays(path)
+    empty: dict[str, Any] = {"figures": {}, "vectors": {}, "arrays": {}, "protocols": {}, "skipped": {}, "seconds": {}}
+    before = runs.read_evaluation(run, about["split"])
+    fresh = any(before.get(name) != about[name] for name in KEPT)
+    kept = empty if fresh else {name: before.get(name, value) for name, value in empty.items()}
+    return about | kept | {"findings": [], "verdicts": {}}, fresh
+
+
+def _check_finite(section: Section) -> None:
+    for name, value in section.figures.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+
+
+def _replace(evaluation: dict[str, Any], name: str, section: Section | None, path: Path) -> None:
+    """Puts what was measured, None if nothing was, in the place of what an earlier evaluation has of a section."""
+    for kind in ("figures", "vectors"):
+        for old in [key for key in evaluation[kind] if key.startswith(f"{name}/")]:
+            del evaluation[kind][old]
+    gone = evaluation["arrays"].pop(name, [])
+    evaluation["protocols"].pop(name, None)
+    found = {}
+    if section:
+        evaluation["skipped"].pop(name, None)
+        evaluation["figures"] |= {f"{name}/{key}": float(value) for key, value in section.figures.items()}
+        evaluation["vectors"] |= {f"{name}/{key}": value.tolist() for key, value in section.vectors.items()}
+        evaluation["protocols"][name] = section.protocol
+        found = {key: values.cpu().numpy() for key, values in section.per_image.items()}
+    if found:
+        evaluation["arrays"][name] = list(found)
+    if gone or found:
+        _write_arrays(path, {key: v for key, v in _read_arrays(path).items() if key not in gone} | found)
+
+
+def _per_image_path(run: Path, split: str) -> Path:
+    """Where the values of single images are: an entry per image, in the order of the split."""
+    return runs.evaluation_path(run, split).with_suffix(".npz")
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: delete it, and run vaelab eval again") from error
+
+
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+# --- what is printed --------------------------------------------------------------------------
+
+
+def heading(evaluation: dict[str, Any], kept: list[str]) -> str:
+    """What is measured, and which sections of an earlier evaluation stay."""
+    point, images = evaluation["checkpoint"], f"{evaluation['images']:,} images of {evaluation['split']}"
+    first = f"{evaluation['run']}, {point['name']} checkpoint (epoch {point['epoch']}), {images}"
+    return first + (f"; kept from before: {', '.join(kept)}" if kept else "")
+
+
+def section_lines(evaluation: dict[str, Any], section: str) -> list[str]:
+    """The figures of a section, each with its standard error if it has one."""
+    start = f"{section}/"
+    own = {name.removeprefix(start): v for name, v in evaluation["figures"].items() if name.startswith(start)}
+    lines = ["", f"{section} ({evaluation['seconds'][section]:.1f} s)"]
+    for name, value in own.items():
+        if (name.endswith("_se") and name.removesuffix("_se") in own) or (name == "dimensions" and "active" in own):
+            continue  # beside the figure that they belong to
+        error = f" ± {number(own[f'{name}_se'])}" if f"{name}_se" in own else ""
+        of = f" of {own['dimensions']:.0f}" if name == "active" else ""
+        shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else number(value)
+        lines.append(f"  {name:{WIDTH}} {shown:>11}{error}{of}")
+    return lines
+
+
+def closing(evaluation: dict[str, Any]) -> str:
+    """What was left out, the verdicts and what is wrong."""
+    lines = []
+    if evaluation["skipped"]:
+        lines += ["", "left out", *(wrapped(f"{name}: {why}") for name, why in evaluation["skipped"].items())]
+    if evaluation["verdicts"]:
+        lines += ["", "verdicts", *(f"  {name}: {verdict}" for name, verdict in evaluation["verdicts"].items())]
+    if evaluation["findings"]:
+        lines += ["", "findings"]
+        for found in evaluation["findings"]:
+            lines += [wrapped(f"{found['code']}: {found['evidence']}"), wrapped(f"remedy: {found['remedy']}", indent=4)]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,277 @@
+"""Disentanglement metrics on arrays of codes and factors, and all of them at once.
+
+Every function takes codes [N, d] and factors [N, F], one row per image, and refuses with ValueError
+what `vaelab.evaluation.metrics.factors.measured` lists; `continuous` is explained there. Codes are
+standardised first, so the scale of a dimension plays no part. Nothing is drawn but by `seed`.
+
+`disentanglement_lib` (Locatello et al. 2019, *Challenging Common Assumptions in the Unsupervised
+Learning of Disentangled Representations*) has the settings that published figures use; deviations
+from it stand in each docstring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vaelab.evaluation.metrics.factors import (
+    BINS,
+    MIN_OTHERS,
+    Continuous,
+    Measured,
+    as_classes,
+    checked,
+    measured,
+    others_than_commonest,
+    split,
+    which_continuous,
+)
+from vaelab.evaluation.metrics.predictability import DEPTHS, TREES, dci, explicitness, sap
+from vaelab.evaluation.metrics.probes import entropy, joint_counts, mutual_information
+
+GROUPS = (10_000, 5_000)
+"""Groups of images to fit on and to score: disentanglement_lib's numbers."""
+GROUP_SIZE = 64
+FEWEST = 5
+"""Rows that a value of a factor needs in either part for groups to be drawn from it."""
+ROWS = 10_000
+"""Images at most: more take longer and change little."""
+
+
+def disentanglement(
+    codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0
+) -> tuple[dict[str, float], str]:
+    """All metrics of this module and of `vaelab.evaluation.metrics.predictability`, and the protocol in words.
+
+    Returns figures beta_vae, factor_vae, mig, sap, dci_disentanglement, dci_completeness,
+    dci_informativeness, modularity, explicitness. Of more than 10,000 images that many are drawn at
+    random. A factor with one value is left out. Where a factor has too few images of a value
+    for the two metrics that draw groups, these two are left out. The protocol says so.
+
+    Raises ValueError where nothing can be measured (see `measured`).
+    """
+    codes, factors = checked(codes, factors)
+    kinds = which_continuous(factors, continuous)
+    chosen = np.random.default_rng(seed).permutation(len(codes))[:ROWS]
+    codes, factors = codes[chosen], factors[chosen]
+    others = np.array([others_than_commonest(column) for column in as_classes(factors, kinds).T])
+    varies = others >= MIN_OTHERS
+    if varies.sum() < 2:
+        raise ValueError(f"factors {factors.shape}: fewer than two take more than one value")
+    arrays = codes, factors[:, varies], kinds[varies]
+    notes = [f"factor {j} left out: one value in all but {others[j]} rows" for j in np.flatnonzero(~varies)]
+    figures: dict[str, float] = {}
+    reason = _too_few(measured(*arrays), seed)
+    if reason:
+        notes.append(f"beta_vae and factor_vae left out: {reason}")
+    else:
+        figures |= {"beta_vae": beta_vae_score(*arrays, seed=seed), "factor_vae": factor_vae_score(*arrays, seed=seed)}
+    figures |= {"mig": mig(*arrays), "sap": sap(*arrays, seed=seed)}
+    names = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
+    figures |= dict(zip(names, dci(*arrays, seed=seed), strict=True))
+    figures |= {"modularity": modularity(*arrays), "explicitness": explicitness(*arrays, seed=seed)}
+    return figures, "; ".join([_protocol(codes, kinds[varies], seed), *notes])
+
+
+def _protocol(codes: np.ndarray, kinds: np.ndarray, seed: int) -> str:
+    return (
+        f"{len(codes):,} images, codes standardised, {len(kinds)} factors "
+        f"({int(kinds.sum())} continuous), seed {seed}; two thirds of the images to fit, one third to score; "
+        f"beta_vae: logistic regression, factor_vae: majority vote, each on {GROUPS[0]:,} groups and scored on "
+        f"{GROUPS[1]:,}, of {GROUP_SIZE} images drawn from the data, not from a simulator; mig and modularity: "
+        f"{BINS} bins of equal width (more if the factor has more values), Miller-Madow correction; sap: thresholds, "
+        f"balanced accuracy rescaled so that chance is 0 (discrete), R² (continuous); dci: random forests of {TREES} "
+        f"trees, depth out of {', '.join(map(str, DEPTHS))} by out-of-bag score, impurity importance; explicitness: "
+        "logistic regression, area under the ROC curve"
+    )
+
+
+def beta_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0) -> float:
+    """β-VAE score (Higgins et al. 2017, section 3), an accuracy: 1 / F at chance, 1 at best.
+
+    One factor is chosen and 64 pairs of images are drawn that agree in it. The mean of |z - z'| over
+    the pairs, [d], is one point; a linear classifier predicts the factor.
+
+    Protocol. 10,000 points to fit, from two thirds of the rows; 5,000 to score, from the rest; as many
+    for each factor. scikit-learn's logistic regression (L2 with C = 1) on standardised points. A
+    continuous factor is cut into 20 bins of equal mass: a pair agrees if it shares the bin.
+
+    Deviations. The paper and disentanglement_lib have a simulator draw fresh images with the factor
+    held; here both images are rows of the arrays, the first drawn from all, the second from the
+    others of its value. Pairs repeat, and if the factors are correlated in the data so are they in the
+    pairs. Codes and points are standardised, which they are not in disentanglement_lib; the paper's
+    classifier is trained by Adagrad.
+
+    Raises ValueError also if a value has fewer than 5 rows in either part.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    data = measured(codes, factors, continuous)
+    _refuse_too_few(data, seed)
+
+    def points(rows: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        z, found = data.codes[rows], []
+        for classes in data.classes[rows].T:
+            first, second = _pairs(classes, groups // data.classes.shape[1], rng)
+            parts = zip(_chunks(first), _chunks(second), strict=True)
+            found.append(np.concatenate([np.abs(z[a] - z[b]).mean(1) for a, b in parts]))
+        return np.concatenate(found), np.repeat(np.arange(len(found)), [len(part) for part in found])
+
+    rng = np.random.default_rng(seed)
+    train, test = split(len(data.codes), seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(*points(train, GROUPS[0], rng))
+    return float(model.score(*points(test, GROUPS[1], rng)))
+
+
+def factor_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0) -> float:
+    """FactorVAE score (Kim & Mnih 2018, section 4), an accuracy: about 1 / F at chance, 1 at best.
+
+    One factor is chosen, one of its values, and 64 images of that value. The dimension whose variance
+    among them is the smallest share of its variance in all images votes for the factor. Each
+    dimension predicts the factor it votes for most.
+
+    Protocol. 10,000 votes to fit, from two thirds of the rows; 5,000 to score, from the rest; as many
+    for each factor. Constant dimensions are pruned. A continuous factor is cut into 20 bins of equal
+    mass, and its images share a bin.
+
+    Deviations. The paper and disentanglement_lib have a simulator draw fresh images; here they are
+    rows of the arrays, drawn with replacement from those of one value, itself drawn by its
+    frequency. The paper's pruning leaves out dimensions that collapsed to the prior, and
+    disentanglement_lib's published settings those with a standard deviation of z below 0.05: a rule
+    that depends on the scale of z. Pass `codes[:, active]` to follow it.
+
+    Raises ValueError also if a value has fewer than 5 rows in either part.
+    """
+    data = measured(codes, factors, continuous)
+    _refuse_too_few(data, seed)
+    z = data.codes[:, data.active]
+
+    def votes(rows: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
+        part, spread = z[rows], z[rows].var(0)
+        table = np.zeros((data.classes.shape[1], z.shape[1]), dtype=np.int64)
+        for j, classes in enumerate(data.classes[rows].T):
+            members = _groups(classes, groups // len(table), rng)
+            least = [(part[chunk].var(1) / spread).argmin(1) for chunk in _chunks(members)]
+            table[j] = np.bincount(np.concatenate(least), minlength=z.shape[1])
+        return table
+
+    rng = np.random.default_rng(seed)
+    train, test = split(len(z), seed)
+    predicted = votes(train, GROUPS[0], rng).argmax(0)
+    scored = votes(test, GROUPS[1], rng)
+    return float(scored[predicted, np.arange(z.shape[1])].sum() / scored.sum())
+
+
+def _chunks(rows: np.ndarray) -> list[np.ndarray]:
+    """Groups [G, 64] in parts, so that their codes stay small in memory."""
+    return np.array_split(rows, max(1, len(rows) // 250))
+
+
+def _by_value(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in the order of their values, where each value starts in it, and how many rows it has."""
+    counts = np.bincount(classes)
+    return np.argsort(classes, kind="stable"), counts.cumsum() - counts, counts
+
+
+def _groups(classes: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows [groups, 64]; those of a group share one value."""
+    order, starts, counts = _by_value(classes)
+    value = classes[rng.integers(len(classes), size=(groups, 1))]
+    return order[starts[value] + rng.integers(counts[value], size=(groups, GROUP_SIZE))]
+
+
+def _pairs(classes: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of rows [groups, 64]; those in the same place are two different rows of one value."""
+    order, starts, counts = _by_value(classes)
+    place = rng.integers(len(classes), size=(groups, GROUP_SIZE))
+    value = classes[order[place]]
+    step = rng.integers(1, counts[value])
+    return order[place], order[starts[value] + (place - starts[value] + step) % counts[value]]
+
+
+def _too_few(data: Measured, seed: int) -> str:
+    """Why groups cannot be drawn from these rows; empty if they can."""
+    for part in split(len(data.classes), seed):
+        for j, classes in enumerate(data.classes.T):
+            fewest = np.bincount(classes[part], minlength=classes.max() + 1).min()
+            if fewest < FEWEST:
+                return (
+                    f"factors[:, {j}] has a value with {fewest} of {len(part)} rows: groups of images that share a "
+                    f"value need {FEWEST}, so evaluate more images"
+                )
+    return ""
+
+
+def _refuse_too_few(data: Measured, seed: int) -> None:
+    reason = _too_few(data, seed)
+    if reason:
+        raise ValueError(reason)
+
+
+def mig(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -> float:
+    """Mutual information gap (Chen et al. 2018, eq. 6), in [0, 1].
+
+    For each factor, the information of the dimension that knows most about it minus that of the
+    second, over the factor's entropy; averaged over the factors.
+
+    Protocol. All rows. Each dimension, and a continuous factor, is cut into 20 bins of equal width;
+    mutual information by the Miller-Madow correction (`probes.mutual_information`).
+
+    Deviations. The paper integrates over q(z|x); as in disentanglement_lib, a code is one point here.
+    disentanglement_lib does not correct the bias, and its 20 bins cannot tell 40 values apart, so
+    that perfect codes get log 20 / log 40 = 0.81: here a factor with K > 20 values is compared with
+    dimensions in K bins. Bins of equal width are unforgiving of outliers.
+    """
+    gaps = []
+    for information, _, limit in _information(measured(codes, factors, continuous)):
+        second, best = np.sort(information)[-2:]
+        gaps.append((best - second) / limit)
+    return float(np.mean(gaps))
+
+
+def modularity(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -> float:
+    """Modularity (Ridgeway & Mozer 2018, section 3), in [0, 1]; 0 if the codes know nothing.
+
+    A dimension is modular if it knows about one factor only. With m_j its information about factor j
+    and m* the largest, its score is 1 - sum of m_j² over the others / (m*² (F - 1)). The mean over
+    the dimensions. It does not ask whether the code knows every factor, or how well.
+
+    Protocol. As for `mig`: 20 bins of equal width, Miller-Madow correction.
+
+    Deviations. The score of a dimension that knows nothing is 0 / 0. disentanglement_lib counts
+    exact zeros as 0 and gives others a ratio of biases. Here a dimension without significant
+    information about any factor (G-test, p < 1e-6) is left out. Bias and bins as in `mig`.
+    """
+    columns = [(m, significant) for m, significant, _ in _information(measured(codes, factors, continuous))]
+    information, significant = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
+    squares = information[significant.any(1)] ** 2
+    if not len(squares):
+        return 0.0
+    most = squares.max(1)
+    return float(np.mean(1 - (squares.sum(1) - most) / (most * (squares.shape[1] - 1))))
+
+
+def _information(data: Measured) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """For each factor: I(z_i; v) [d] in nats, whether it is beyond chance [d], and the entropy of v.
+
+    Beyond chance: 2 N I of independent columns is about chi-squared with (bins - 1)(values - 1)
+    degrees of freedom.
+    """
+    from scipy.stats import chi2
+
+    found = []
+    for j, is_continuous in enumerate(data.continuous):
+        classes = _equal_width_bins(data.factors[:, [j]], BINS)[:, 0] if is_continuous else data.classes[:, j]
+        counts = joint_counts(_equal_width_bins(data.codes, max(BINS, classes.max() + 1)), classes)
+        freedom = ((counts.sum(2) > 0).sum(1) - 1) * ((counts.sum(1) > 0).sum(1) - 1)
+        evidence = 2 * len(classes) * mutual_information(counts, corrected=False)
+        significant = (freedom > 0) & (evidence > chi2.isf(1e-6, np.maximum(freedom, 1)))
+        found.append((mutual_information(counts), significant, float(entropy(np.bincount(classes)))))
+    return found
+
+
+def _equal_width_bins(x: np.ndarray, bins: int) -> np.ndarray:
+    """Bin of each entry, [N, K] int, between the least and the greatest of its column; x [N, K]."""
+    low, width = x.min(0), np.ptp(x, axis=0)
+    return np.minimum((x - low) / np.where(width > 0, width, 1) * bins, bins - 1).astype(np.int64)

@@ -1,0 +1,33 @@
+"""A trained model put to work on many images: how many at a time, and in which mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+def batch_size(shape: tuple[int, ...]) -> int:
+    """Images to handle at a time: up to 512, fewer large ones, so that memory stays bounded."""
+    return max(1, min(512, 2**20 // torch.Size(shape).numel()))
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode and every part of it back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode without gradients; afterwards each of its parts is in the mode it was in."""
+    with evaluation_mode(model), torch.no_grad():
+        yield

@@ -1,0 +1,194 @@
+"""A model's encoder and decoder as ONNX files, each compared with torch before it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaelab.core.errors import UserError
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-5
+"""Largest difference from torch, as a part of the output's largest value where that is above 1."""
+BATCHES = (1, 3, 17)
+"""Batch sizes that are compared: one, and others than the one that was traced."""
+OPSET = 18
+
+
+class Part(NamedTuple):
+    """What is exported: a module with the names of its inputs and outputs."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def require() -> None:
+    """Raises UserError if a package is missing."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f'onnx=true: {", ".join(missing)} is not installed: pip install "vaelab[onnx]"')
+
+
+def write(
+    model: Model, folder: Path, pixel_range: tuple[float, float], metadata: dict[str, str]
+) -> dict[str, float | None]:
+    """Writes encoder.onnx and decoder.onnx, for batches of any size.
+
+    model: on the processor, in eval mode. metadata: written into both files. Returns each output's
+    largest difference from torch, None for indices, which are equal. Raises UserError if torch cannot
+    export the model, or a file computes something else.
+    """
+    found: dict[str, float | None] = {}
+    for part in parts(model):
+        path = folder / f"{part.name}.onnx"
+        _export(part, example(model, part, 2, pixel_range), path, metadata)
+        found |= compare(model, part, path, pixel_range)
+    return found
+
+
+def parts(model: Model) -> tuple[Part, Part]:
+    """The encoder and the decoder; the inputs and outputs are those of docs/export.md."""
+    labels = ("labels",) if model.conditional else ()
+    codes = {"gaussian": ("mean", "logvar"), "point": ("codes",), "discrete": ("indices",)}[model.latents]
+    taken = "z" if model.latents == "gaussian" else codes[0]
+    encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
+    return Part("encoder", encoder, ("images", *labels), codes), Part("decoder", decoder, (taken, *labels), ("images",))
+
+
+class Encoder(nn.Module):
+    """Images in the model's range, with labels if it is conditional, to what `encode` gives."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
+        if self.model.latents == "discrete":  # the model's own search is in chunks, whose number depends on the batch
+            return squared_distances(self.model.encoder(images), self.model.codebook.codes).argmin(-1)  # type: ignore
+        return self.model.encode(images, labels)  # type: ignore[operator]
+
+
+class Decoder(nn.Module):
+    """Codes, with labels if the model is conditional, to mean images in its range."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.model.likelihood.mean(self.model.decode(codes, labels))  # type: ignore[operator]
+
+
+def squared_distances(z: Tensor, codes: Tensor) -> Tensor:
+    """|z - e|^2 - |z|^2 of a feature map [B, D, h, w] and codes [K, D]: [B, h, w, K]."""
+    return codes.square().sum(1) - 2 * z.movedim(1, -1) @ codes.t()
+
+
+def example(model: Model, part: Part, count: int, pixel_range: tuple[float, float]) -> tuple[Tensor, ...]:
+    """Inputs of a part, always the same: noise for images, draws from the prior for codes, labels in turn."""
+    generator = torch.Generator().manual_seed(count)
+    low, high = pixel_range
+    first = torch.rand(count, *model.shape, generator=generator) * (high - low) + low
+    if part.inputs[0] in ("z", "codes"):
+        first = torch.randn(count, int(model.latent_dim), generator=generator)  # type: ignore[arg-type]
+    elif part.inputs[0] == "indices":
+        codes: Any = model.codebook
+        first = torch.randint(codes.num_embeddings, (count, *model.map_size), generator=generator)  # type: ignore
+    return (first, torch.arange(count) % model.num_classes) if model.conditional else (first,)  # type: ignore
+
+
+def _export(part: Part, inputs: tuple[Tensor, ...], path: Path, metadata: dict[str, str]) -> None:
+    batch = torch.export.Dim("batch")
+    try:
+        with _silence():
+            program: Any = torch.onnx.export(
+                part.module,
+                inputs,
+                input_names=part.inputs,
+                output_names=part.outputs,
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            program.model.metadata_props.update(metadata | {"part": part.name})
+            program.save(path, external_data=False)
+    except torch.onnx.OnnxExporterError as error:
+        why = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"onnx=true: torch cannot export the {part.name} ({why})\nleave it out: onnx=false") from error
+
+
+def compare(model: Model, part: Part, path: Path, pixel_range: tuple[float, float]) -> dict[str, float | None]:
+    """Each output's largest difference between onnxruntime and torch, None for equal indices.
+
+    Raises UserError if one is above TOLERANCE. Indices may differ where the codes are equally near.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found: dict[str, float | None] = {}
+    for count in BATCHES:
+        inputs = example(model, part, count, pixel_range)
+        made = session.run(None, {name: x.numpy() for name, x in zip(part.inputs, inputs, strict=True)})
+        with torch.inference_mode():
+            own = part.module(*inputs)
+            if part.outputs == ("indices",):
+                own = model.encode(*inputs)  # type: ignore[operator]
+        for name, theirs, ours in zip(part.outputs, made, own if isinstance(own, tuple) else (own,), strict=True):
+            got = torch.from_numpy(theirs)
+            same, gap = _agree(model, inputs[0], got, ours) if name == "indices" else _close(got, ours)
+            if not same:
+                raise UserError(
+                    f"onnx=true: `{name}` of {path.name} differs from torch by {gap:.1e} at {count} images, "
+                    f"more than {TOLERANCE:.0e}\nnothing is kept of the export; leave it out: onnx=false"
+                )
+            key = f"{part.name}.{name}"
+            found[key] = None if name == "indices" else max(gap, found.get(key) or 0.0)
+    return found
+
+
+def _close(got: Tensor, own: Tensor) -> tuple[bool, float]:
+    """Whether two outputs are the same up to rounding, and their largest difference; NaN is not."""
+    if got.shape != own.shape:
+        return False, float("nan")
+    gap = (got.double() - own.double()).abs().max().item()
+    return gap <= TOLERANCE * max(1.0, own.abs().max().item()), gap
+
+
+def _agree(model: Model, images: Tensor, got: Tensor, own: Tensor) -> tuple[bool, float]:
+    """Whether indices [B, h, w] are the same but for codes equally near, and how much farther the others' are."""
+    if got.shape != own.shape:
+        return False, float("nan")
+    whole: Any = model
+    with torch.inference_mode():
+        distances = squared_distances(whole.encoder(images).double(), whole.codebook.codes.double())
+    gap = (distances.gather(-1, got[..., None]) - distances.gather(-1, own[..., None])).abs().max().item()
+    return gap <= TOLERANCE * max(1.0, distances.abs().max().item()), gap
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Holds back what torch and onnxscript say while they export."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,1 @@
+"""Parts of models in plain torch: networks, likelihoods, quantizers, schedules."""

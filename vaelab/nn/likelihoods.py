@@ -1,0 +1,238 @@
+"""Observation models p(x|z): what a decoder's raw output says about an image.
+
+A decoder gives raw parameters (logits, or unsquashed means), never a squashed output. The
+likelihood turns them into a log-density in nats per image, a mean image and a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveFloat
+
+
+class Likelihood(nn.Module):
+    """Base of the observation models. Images and raw parameters are [B, C, H, W].
+
+    name: as in conf/likelihood. unit_range: whether it needs pixels in [0, 1].
+    """
+
+    name: str
+    unit_range = False
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """log p(x|z), [B], nats: summed over pixels and channels."""
+        raise NotImplementedError
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """The mean image E[x|z], [B, C, H, W]."""
+        return raw
+
+    def sample(self, raw: Tensor) -> Tensor:
+        """A draw x ~ p(x|z), [B, C, H, W]."""
+        raise NotImplementedError
+
+    def raw_from_mean(self, mean: Tensor) -> Tensor:
+        """Raw parameters whose mean is the image `mean`: where a fresh decoder's output bias starts."""
+        return mean
+
+    def start_from(self, spread: float) -> None:
+        """Fits the scale of a fresh likelihood, if it learns one, to `spread`: the pixels' standard deviation."""
+
+    def density(self, binary: bool) -> str:
+        """What `log_prob` is on such data: words for the run's summary.
+
+        binary: whether pixels are binarised.
+        """
+        return "a density on pixels"
+
+    def check(self, pixel_range: tuple[float, float]) -> None:
+        """Raises UserError if images in `pixel_range` are outside the support."""
+        if self.unit_range and pixel_range != (0.0, 1.0):
+            raise UserError(
+                f"likelihood={self.name} takes pixels in [0, 1], but dataset.pixel_range={list(pixel_range)}: "
+                "use dataset.pixel_range=[0,1] or likelihood=gaussian"
+            )
+
+
+def sum_pixels(x: Tensor) -> Tensor:
+    """Sums everything but the batch: [B, ...] -> [B], in float32."""
+    return x.flatten(1).sum(1, dtype=torch.float32)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """max(l, 0) - log sigmoid(|l|) - l x of each pixel, with its gradient sigmoid(l) - x in one pass.
+
+    torch computes it with log1p, for which a processor may take ten times as long as for log. Here
+    the logarithm's argument lies in [1/2, 1], so it is wrong by at most 6e-8 nats.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(logit, x)
+        return logit.clamp_min(0).sub_(logit.abs().sigmoid_().log_()).addcmul_(logit, x, value=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        logit, x = ctx.saved_tensors
+        of_x = -logit * gradient if ctx.needs_input_grad[1] else None
+        return logit.sigmoid().sub_(x).mul_(gradient), of_x
+
+
+def cross_entropy(logit: Tensor, x: Tensor) -> Tensor:
+    """-x log s - (1 - x) log(1 - s) with s = sigmoid(logit), of each pixel, nats; any shape, float32."""
+    logit, x = logit.float(), x.float()
+    if logit.device.type == "cpu":
+        result: Any = _CrossEntropy.apply(logit, x)
+        return result
+    return F.binary_cross_entropy_with_logits(logit, x, reduction="none")
+
+
+class Bernoulli(Likelihood):
+    """Independent binary pixels, from logits.
+
+    On grey pixels the same formula (binary cross-entropy) is in wide use but is not the logarithm
+    of a density or probability: it has no normalising constant (Loaiza-Ganem & Cunningham 2019).
+    """
+
+    name = "bernoulli"
+    unit_range = True
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return -sum_pixels(cross_entropy(raw, x))
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw.sigmoid()
+
+    def sample(self, raw: Tensor) -> Tensor:
+        return torch.bernoulli(raw.sigmoid())
+
+    def raw_from_mean(self, mean: Tensor) -> Tensor:
+        return mean.clamp(1e-3, 1 - 1e-3).logit()
+
+    def density(self, binary: bool) -> str:
+        return "a probability of binary images" if binary else "not a density: cross-entropy on grey pixels"
+
+
+class Gaussian(Likelihood):
+    """Independent normal pixels with one fixed standard deviation `sigma`, with the full constant."""
+
+    name = "gaussian"
+    log_sigma: Tensor
+
+    def __init__(self, sigma: PositiveFloat):
+        super().__init__()
+        self.register_buffer("log_sigma", torch.tensor(float(sigma)).log())
+
+    @property
+    def sigma(self) -> Tensor:
+        """The standard deviation, a scalar tensor."""
+        return self.log_sigma.exp()
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        pixels = x[0].numel()
+        squares = sum_pixels((x.float() - raw.float()).square())
+        log_sigma = self.sigma.log()
+        return -0.5 * squares * (-2 * log_sigma).exp() - pixels * (log_sigma + 0.5 * math.log(2 * math.pi))
+
+    def sample(self, raw: Tensor) -> Tensor:
+        return raw + self.sigma * torch.randn_like(raw)
+
+
+class GaussianLearned(Gaussian):
+    """Normal pixels with one learned standard deviation: the sigma-VAE (Rybkin et al. 2021).
+
+    The parameter is log(sigma) / GAIN, so that Adam, whose steps have the size of the learning rate
+    whatever the gradient, moves log(sigma) GAIN times faster than a weight; at 1 the noise level
+    would lag the decoder by thousands of steps.
+    """
+
+    name = "gaussian_learned"
+    GAIN = 10.0
+
+    def __init__(self, sigma: PositiveFloat):
+        Likelihood.__init__(self)
+        self.scaled_log_sigma = nn.Parameter(torch.tensor(float(sigma)).log() / self.GAIN)
+
+    @property
+    def sigma(self) -> Tensor:
+        return (self.GAIN * self.scaled_log_sigma).exp()
+
+    def start_from(self, spread: float) -> None:
+        self.scaled_log_sigma.data.fill_(math.log(max(spread, 1e-3)) / self.GAIN)
+
+
+class ContinuousBernoulli(Likelihood):
+    """A normalised density on [0, 1] with the Bernoulli's shape (Loaiza-Ganem & Cunningham 2019).
+
+    From a logit l: p(x) = l e^(l x) / (e^l - 1), eq. 4 rewritten. log((e^l - 1) / l) is computed as
+    l/2 + log(sinh(l/2) / (l/2)), by its series near 0.
+    """
+
+    name = "continuous_bernoulli"
+    unit_range = True
+    SERIES_BELOW = 0.1
+
+    @classmethod
+    def _log_normaliser(cls, logit: Tensor) -> Tensor:
+        half = logit.abs() / 2
+        large = half.clamp_min(cls.SERIES_BELOW)
+        exact = large + torch.log(1 - torch.exp(-2 * large)) - torch.log(2 * large)
+        series = half.square() / 6 - half.pow(4) / 180
+        return logit / 2 + torch.where(half < cls.SERIES_BELOW, series, exact)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        raw = raw.float()
+        return sum_pixels(raw * x - self._log_normaliser(raw))
+
+    def mean(self, raw: Tensor) -> Tensor:
+        logit = raw.float()
+        safe = torch.where(logit.abs() < self.SERIES_BELOW, torch.ones_like(logit), logit)
+        # 1 / (1 - e^-|l|) - 1 / |l| for a positive logit (no overflow), mirrored for a negative one
+        size = safe.abs()
+        above = -1 / torch.expm1(-size) - 1 / size
+        exact = torch.where(safe > 0, above, 1 - above)
+        return torch.where(logit.abs() < self.SERIES_BELOW, 0.5 + logit / 12 - logit.pow(3) / 720, exact)
+
+    def sample(self, raw: Tensor) -> Tensor:
+        logit = raw.float()
+        u = torch.rand_like(logit)
+        size = logit.abs().clamp_min(1e-4)
+        # inverse distribution function for a negative logit (no overflow), mirrored for a positive one
+        draw = torch.log1p(u * torch.expm1(-size)) / -size
+        return torch.where(logit > 0, 1 - draw, draw)
+
+    def raw_from_mean(self, mean: Tensor) -> Tensor:
+        target = mean.clamp(0.01, 0.99)
+        low, high = torch.full_like(target, -200.0), torch.full_like(target, 200.0)
+        for _ in range(50):  # bisection: the mean has no inverse in closed form
+            middle = (low + high) / 2
+            below = self.mean(middle) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+
+class Laplace(Likelihood):
+    """Independent Laplace pixels with one fixed `scale` b: an L1 loss with its constant."""
+
+    name = "laplace"
+    scale: Tensor
+
+    def __init__(self, scale: PositiveFloat):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        distance = sum_pixels((x.float() - raw.float()).abs())
+        return -distance / self.scale - x[0].numel() * (2 * self.scale).log()
+
+    def sample(self, raw: Tensor) -> Tensor:
+        raw = raw.float()
+        u = torch.rand_like(raw).sub_(0.5).clamp_(-0.4999999, 0.4999999)
+        return raw - self.scale * u.sign() * torch.log1p(-2 * u.abs())

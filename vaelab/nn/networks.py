@@ -1,0 +1,280 @@
+"""Encoder and decoder pairs.
+
+A network is a description (sizes, activation) that a model asks for its parts: `encoder` and
+`decoder` between an image and a vector, `map_encoder` and `map_decoder` between an image and a
+feature map (VQ-VAE). Decoders give raw parameters of the likelihood, with no squashing at the end.
+Encoder and decoder mirror each other. Weights start as PyTorch starts them; a fresh decoder's
+output bias starts at the training set's mean image (`Decoder.start_from`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeInt, PositiveInt, Shape
+
+Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class LatentLinear(nn.Linear):
+    """A linear layer next to the latents: from an encoder's last features, or into a decoder's first.
+
+    Computed in float32 under any autocast. These layers are small, and in 16 bits a mean, a
+    log-variance or a draw of z would be rounded to two or three digits before anything is made of it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
+class Encoder(nn.Module):
+    """An image to a vector.
+
+    body: takes [B, C (+ context channels), H, W], or flat [B, C*H*W (+ context)] if `flat`.
+    """
+
+    def __init__(self, body: nn.Module, flat: bool):
+        super().__init__()
+        self.body, self.flat = body, flat
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W]; context: what else is known of each image, [B, E]. Returns [B, outputs]."""
+        if self.flat:
+            x = x.flatten(1)
+        if context is not None:
+            context = context.to(x.dtype)
+            planes = context if self.flat else context[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, planes], 1)
+        return self.body(x)
+
+
+class Decoder(nn.Module):
+    """A vector or a feature map to raw likelihood parameters, [B, C, H, W].
+
+    body: its last layer has one bias per pixel or per channel.
+    """
+
+    def __init__(self, body: nn.Sequential, shape: Shape):
+        super().__init__()
+        self.body, self.shape = body, shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [B, inputs] or [B, channels, h, w]. Returns [B, C, H, W]."""
+        return self.body(z).view(-1, *self.shape)
+
+    @torch.no_grad()
+    def start_from(self, mean: Tensor, raw_from_mean: Callable[[Tensor], Tensor]) -> None:
+        """Sets the output bias so that a zero input to the last layer decodes to the image `mean`, or to its colour.
+
+        mean: [C, H, W]. raw_from_mean: of the likelihood.
+        """
+        bias: Any = self.body[-1].bias
+        target = mean if bias.numel() == mean.numel() else mean.mean((1, 2), keepdim=True)
+        bias.copy_(raw_from_mean(target).flatten())
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What a model may ask of a network. Channels of `shape` come first: (C, H, W)."""
+
+    def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder: ...
+
+    def decoder(self, inputs: int, shape: Shape) -> Decoder: ...
+
+    def map_size(self, shape: Shape) -> tuple[int, int]: ...
+
+    def map_encoder(self, shape: Shape, channels: int) -> nn.Module: ...
+
+    def map_decoder(self, channels: int, shape: Shape) -> Decoder: ...
+
+
+class NoFeatureMap:
+    """For networks whose bottleneck is a vector: refuses to make feature maps."""
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(
+            f"network={type(self).__name__.lower()} has no feature map to quantise: use network=conv or resnet"
+        )
+
+    def map_size(self, shape: Shape) -> tuple[int, int]:
+        self._refuse()
+
+    def map_encoder(self, shape: Shape, channels: int) -> nn.Module:
+        self._refuse()
+
+    def map_decoder(self, channels: int, shape: Shape) -> Decoder:
+        self._refuse()
+
+
+class MLP(NoFeatureMap):
+    """Fully connected layers on flattened images.
+
+    hidden_dims: sizes from the image inwards; the decoder uses them in reverse. Empty makes encoder
+    and decoder linear. batch_norm: batch normalisation before each activation.
+    """
+
+    def __init__(self, hidden_dims: list[PositiveInt], activation: Activation, batch_norm: bool):
+        self.hidden_dims, self.batch_norm = list(hidden_dims), batch_norm
+        self.activation = _ACTIVATIONS[activation]
+
+    def _layers(self, sizes: list[int], latent: Literal[0, -1]) -> nn.Sequential:
+        """A linear layer from each size to the next; `latent` is where among them the latents lie."""
+        layers: list[nn.Module] = []
+        for place, (inputs, outputs) in enumerate(pairwise(sizes)):
+            at_latents = place == (0 if latent == 0 else len(sizes) - 2)
+            layers.append((LatentLinear if at_latents else nn.Linear)(inputs, outputs))
+            if place < len(sizes) - 2:
+                layers += [*([nn.BatchNorm1d(outputs)] if self.batch_norm else []), self.activation()]
+        return nn.Sequential(*layers)
+
+    def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
+        return Encoder(self._layers([math.prod(shape) + context, *self.hidden_dims, outputs], latent=-1), flat=True)
+
+    def decoder(self, inputs: int, shape: Shape) -> Decoder:
+        return Decoder(self._layers([inputs, *reversed(self.hidden_dims), math.prod(shape)], latent=0), shape)
+
+
+class Residual(nn.Module):
+    """x + conv1x1(act(conv3x3(act(x)))): the residual block of VQ-VAE (van den Oord et al. 2017, section 4.1)."""
+
+    def __init__(self, channels: int, activation: type[nn.Module]):
+        super().__init__()
+        self.body = nn.Sequential(
+            activation(), nn.Conv2d(channels, channels, 3, padding=1), activation(), nn.Conv2d(channels, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Conv:
+    """Stride-2 convolutions (kernel 4, padding 1), each halving the image, for any size.
+
+    hidden_dims: channels after each halving. residual_blocks: residual blocks after the last
+    halving (0: a plain convolutional network; more: a small ResNet). batch_norm: batch
+    normalisation before each activation.
+    """
+
+    def __init__(
+        self,
+        hidden_dims: list[PositiveInt],
+        activation: Activation,
+        batch_norm: bool,
+        residual_blocks: NonNegativeInt,
+    ):
+        if not hidden_dims:
+            raise UserError("network.hidden_dims=[]: a convolutional network needs at least one stride-2 block")
+        self.hidden_dims, self.batch_norm, self.residual_blocks = list(hidden_dims), batch_norm, residual_blocks
+        self.activation = _ACTIVATIONS[activation]
+
+    def _sizes(self, shape: Shape) -> list[tuple[int, int]]:
+        """(height, width) before the first halving and after each."""
+        sizes = [(shape[1], shape[2])]
+        for _ in self.hidden_dims:
+            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+        if min(sizes[-1]) < 1:
+            most = int(math.log2(min(shape[1:])))
+            raise UserError(
+                f"network.hidden_dims={self.hidden_dims} halves the image {len(self.hidden_dims)} times, "
+                f"but {shape[1]}x{shape[2]} allows {most}: give at most {most} sizes"
+            )
+        return sizes
+
+    def _norm(self, channels: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(channels)] if self.batch_norm else []
+
+    def _down(self, shape: Shape, context: int = 0) -> list[nn.Module]:
+        self._sizes(shape)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip([shape[0] + context, *self.hidden_dims], self.hidden_dims, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), *self._norm(outputs), self.activation()]
+        return layers[:-1] + self._residual(self.hidden_dims[-1])  # the blocks begin with the activation
+
+    def _residual(self, channels: int) -> list[nn.Module]:
+        blocks = [Residual(channels, self.activation) for _ in range(self.residual_blocks)]
+        return [*blocks, self.activation()]
+
+    def _up(self, shape: Shape) -> list[nn.Module]:
+        sizes = self._sizes(shape)
+        channels = [*reversed(self.hidden_dims), shape[0]]
+        layers: list[nn.Module] = self._residual(channels[0])
+        for stage, (inputs, outputs) in enumerate(pairwise(channels)):
+            target = sizes[-2 - stage]
+            padding = (target[0] % 2, target[1] % 2)  # gives back the row or column that an odd size lost
+            layers.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding=padding))
+            if stage < len(self.hidden_dims) - 1:
+                layers += [*self._norm(outputs), self.activation()]
+        return layers
+
+    def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
+        height, width = self._sizes(shape)[-1]
+        head = [nn.Flatten(), LatentLinear(self.hidden_dims[-1] * height * width, outputs)]
+        return Encoder(nn.Sequential(*self._down(shape, context), *head), flat=False)
+
+    def decoder(self, inputs: int, shape: Shape) -> Decoder:
+        height, width = self._sizes(shape)[-1]
+        size = (self.hidden_dims[-1], height, width)
+        return Decoder(
+            nn.Sequential(LatentLinear(inputs, math.prod(size)), nn.Unflatten(1, size), *self._up(shape)), shape
+        )
+
+    def map_size(self, shape: Shape) -> tuple[int, int]:
+        """(h, w) of the feature map."""
+        return self._sizes(shape)[-1]
+
+    def map_encoder(self, shape: Shape, channels: int) -> nn.Module:
+        """[B, C, H, W] -> [B, channels, h, w]."""
+        return nn.Sequential(*self._down(shape), nn.Conv2d(self.hidden_dims[-1], channels, 1))
+
+    def map_decoder(self, channels: int, shape: Shape) -> Decoder:
+        """[B, channels, h, w] -> [B, C, H, W]."""
+        return Decoder(nn.Sequential(nn.Conv2d(channels, self.hidden_dims[-1], 3, padding=1), *self._up(shape)), shape)
+
+
+class Burgess(NoFeatureMap):
+    """The network of "Understanding disentangling in beta-VAE" (Burgess et al. 2018, appendix A.1).
+
+    64x64 images; four convolutions of 32 channels (kernel 4, stride 2), two layers of 256, ReLU.
+    """
+
+    CHANNELS, HIDDEN = 32, 256
+
+    def _check(self, shape: Shape) -> None:
+        if shape[1:] != (64, 64):
+            raise UserError(f"network=burgess takes 64x64 images, not {shape[1]}x{shape[2]}: use network=conv")
+
+    def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
+        self._check(shape)
+        channels = [shape[0] + context] + 4 * [self.CHANNELS]
+        layers: list[nn.Module] = []
+        for inputs, channel in pairwise(channels):
+            layers += [nn.Conv2d(inputs, channel, 4, 2, 1), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(16 * self.CHANNELS, self.HIDDEN), nn.ReLU()]
+        layers += [nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU(), LatentLinear(self.HIDDEN, outputs)]
+        return Encoder(nn.Sequential(*layers), flat=False)
+
+    def decoder(self, inputs: int, shape: Shape) -> Decoder:
+        self._check(shape)
+        layers: list[nn.Module] = [LatentLinear(inputs, self.HIDDEN), nn.ReLU()]
+        layers += [nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU()]
+        layers += [nn.Linear(self.HIDDEN, 16 * self.CHANNELS), nn.ReLU(), nn.Unflatten(1, (self.CHANNELS, 4, 4))]
+        for _ in range(3):
+            layers += [nn.ConvTranspose2d(self.CHANNELS, self.CHANNELS, 4, 2, 1), nn.ReLU()]
+        layers.append(nn.ConvTranspose2d(self.CHANNELS, shape[0], 4, 2, 1))
+        return Decoder(nn.Sequential(*layers), shape)

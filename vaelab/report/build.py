@@ -1,0 +1,61 @@
+"""All figures and the page of a run or a sweep, made into its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaelab import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IMAGES = 1000
+"""Images, at most, that tell the explorer how much each dimension or code is used."""
+
+
+def of_folder(
+    folder: Path,
+    out: Path,
+    checkpoint: str = "best",
+    device: str = "cpu",
+    root: str | None = None,
+    figures: bool = True,
+) -> None:
+    """`of_run` of a run folder that has a checkpoint."""
+    from vaelab.runs.trained import Trained
+
+    trained = Trained(folder, checkpoint, device, root)
+    of_run(folder, trained.model, trained.data, out, figures)
+
+
+def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) -> dict[str, Figure]:
+    """Draws the figures of a run, unless those that are there serve, and writes its page. Returns what was drawn.
+
+    model, data: the run's, the data set up. Of a model with NaN or infinite numbers, its learning curves alone.
+    """
+    from vaelab.figures import style
+    from vaelab.report import explorer, gallery, page
+    from vaelab.report.run import build
+
+    shown = data.sample_batch(IMAGES, model.device)
+    content = explorer.payload(model, shown.images, shown.labels, data.pixel_range)
+    drawn, rows = {}, runs.read_metrics(run)
+    if figures and content is not None:
+        drawn = gallery.redraw(run, model, data, rows)
+    elif figures:
+        drawn = dict(gallery.draw_curves(rows, run / "kl_per_dim.csv"))
+        for name, figure in drawn.items():
+            style.save(figure, run / "figures" / f"{name}.png")
+    page.save(out, build(run, content, sound=content is not None))
+    return drawn
+
+
+def of_sweep(sweep: Path, out: Path, figures: bool = True) -> None:
+    """Draws the figures of a sweep, unless those that are there serve, and writes its page."""
+    from vaelab.report import page
+    from vaelab.report.sweep import build, draw
+
+    if figures:
+        draw(sweep)
+    page.save(out, build(sweep, out.parent))

@@ -1,0 +1,223 @@
+"""What the report's explorer shows: real images, their codes, and a decoder or pictures made beforehand.
+
+`payload` gives it as JSON, which explorer.js in the same page reads. Small decoders travel whole
+(`portable`). Of others, a sheet of pictures is decoded here, along one dimension or position at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaelab.core.pixels import to_unit
+from vaelab.evaluation.findings.health import DEAD_DIMENSION
+from vaelab.inference import views
+from vaelab.inference.batches import evaluating
+from vaelab.nn.gaussian import kl_to_standard_normal
+from vaelab.nn.quantizers import code_counts
+from vaelab.report import portable
+
+STARTS = 12
+"""Images to start from."""
+REACH = 3.0
+"""Standard deviations, of the prior or of the images' codes, that a slider goes to either side."""
+STEPS = 120
+"""Steps of a slider over a live decoder."""
+SHEET_STARTS, SHEET_DIMENSIONS, SHEET_VALUES = 2, 8, 11
+"""Of pictures made beforehand: images, dimensions of each, and values of each dimension."""
+SHEET_SIDE, SHEET_CODES = 4, 16
+"""Of pictures made beforehand of a map of codes: positions along each side, and codes at each position."""
+SHEET_BYTES, SHEET_PIXELS = 2_000_000, 2**23
+"""What a sheet may weigh in the page, and how many pixels a phone's browser surely reads."""
+
+Json = dict[str, Any]
+
+
+def payload(
+    model: Any,
+    images: Tensor,
+    labels: Tensor | None,
+    pixel_range: tuple[float, float],
+    class_names: Sequence[str] | None = None,
+) -> Json | None:
+    """The explorer of a model, as JSON; None if its weights or codes are not all finite.
+
+    model: a `Model`. images: real ones as it sees them, [N, C, H, W]; up to 12 of them are there to start from,
+    and all of them say how much each dimension is used. labels: [N], or None. class_names: of the labels, in
+    order.
+    """
+    gaussian = model.latents == "gaussian"
+    codes: Any = (views.posterior if gaussian else views.codes)(model, images, labels)
+    weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    if not _finite([*weights, kl_to_standard_normal(*codes) if gaussian else codes]):
+        return None
+    labels = None if labels is None else labels.cpu()
+    with evaluating(model):
+        carried = portable.decoder(model)
+
+    def decoded(z: Tensor, y: Tensor | None) -> Tensor:
+        return views.decode(model, z, y, pixel_range)
+
+    starts = _starts(labels, len(images), STARTS if carried else 1 if model.latents == "discrete" else SHEET_STARTS)
+    own = None if labels is None else labels[starts]
+    page = {
+        "kind": model.latents,
+        "shape": list(model.shape),
+        "range": list(pixel_range),
+        "names": _names(model, labels, class_names),
+        "conditional": model.conditional,
+        "labels": None if own is None else own.tolist(),
+        "originals": sheet(to_unit(images[starts.to(images.device)], pixel_range)),
+    }
+    if model.latents == "discrete":
+        page |= {"map": list(codes.shape[1:]), "codes": model.codebook.num_embeddings}
+        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, page["codes"], decoded)
+        page["starts"] = codes[starts].flatten(1).tolist()
+    else:
+        centre, page["dimensions"] = _dimensions(codes)
+        z = (codes[0] if gaussian else codes)[starts]
+        made = None if carried else _sheet_of_dimensions(z, own if model.conditional else None, page, decoded)
+        page |= {"centre": centre, "starts": z.tolist()}
+    return page | {"made": made, "decoder": None if carried is None else _decoder(carried)}
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _starts(labels: Tensor | None, total: int, count: int) -> Tensor:
+    """The images to start from: spread evenly over all of them, in the order of their classes."""
+    order = torch.arange(total) if labels is None else labels.argsort(stable=True)
+    return order[torch.linspace(0, total - 1, min(count, total)).long()]
+
+
+def _names(model: Any, labels: Tensor | None, class_names: Sequence[str] | None) -> list[str] | None:
+    """Names of the classes."""
+    if class_names is not None:
+        return list(class_names)
+    count = model.num_classes or (0 if labels is None else int(labels.max()) + 1)
+    return [str(k) for k in range(count)] or None
+
+
+def _decoder(carried: portable.Portable) -> Json:
+    """A decoder for the page: its weights are little-endian float32 in base64."""
+    fields = carried._asdict()
+    weights = carried.weights.numpy().astype("<f4").tobytes()
+    return fields | {"weights": base64.b64encode(weights).decode(), "count": len(carried.weights)}
+
+
+def _dimensions(codes: Any) -> tuple[list[float], list[Json]]:
+    """Where all sliders stand in the middle, and the sliders: the most used dimension first.
+
+    codes: mean and log-variance of q(z|x), whose use is the KL in nats, or codes, whose use is their standard
+    deviation; [N, d].
+    """
+    if isinstance(codes, tuple):
+        use = kl_to_standard_normal(*codes).mean(0)
+        centre = torch.zeros_like(use)
+        low, high = centre - REACH, centre + REACH
+    else:
+        use, centre = codes.std(0, correction=0), codes.mean(0)
+        spread = REACH * use.clamp_min(1e-3)
+        low, high = centre - spread, centre + spread
+    sliders = [
+        {
+            "index": index,
+            "use": use[index].item(),
+            "unused": isinstance(codes, tuple) and use[index].item() < DEAD_DIMENSION,
+            "low": low[index].item(),
+            "high": high[index].item(),
+            "step": (high - low)[index].item() / STEPS,
+        }
+        for index in use.argsort(descending=True).tolist()
+    ]
+    return centre.tolist(), sliders
+
+
+# --- pictures made beforehand -----------------------------------------------------------------
+
+
+def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decoded: Callable[..., Tensor]) -> Json:
+    """Pictures of each start: as it is; under each label, of a conditional model; along each dimension.
+
+    codes: [N, d]; labels: [N], of a conditional model. The page's sliders are cut down to those that have pictures.
+    """
+    page["dimensions"] = [d | {"step": (d["high"] - d["low"]) / (SHEET_VALUES - 1)} for d in page["dimensions"]]
+    del page["dimensions"][SHEET_DIMENSIONS:]
+    z, y = [], []
+    for start, code in enumerate(codes):
+        own = None if labels is None else labels[start]
+        classes = range(len(page["names"])) if own is not None else ()
+        z += [code] * (1 + len(classes))
+        y += [own, *(own.new_tensor(k) for k in classes)] if own is not None else []
+        for slider in page["dimensions"]:
+            for value in torch.linspace(slider["low"], slider["high"], SHEET_VALUES).tolist():
+                z.append(code.index_fill(0, torch.tensor(slider["index"]), value))
+                y += [own] if own is not None else []
+    return sheet(decoded(torch.stack(z), torch.stack(y) if y else None)) | {"per_start": len(z) // len(codes)}
+
+
+def _sheet_of_codes(first: Tensor, maps: Tensor, num_embeddings: int, decoded: Callable[..., Tensor]) -> Json:
+    """Pictures of a map: as it is, then with each of the most used codes at each of some positions.
+
+    first: [h, w]; maps: of all images, [N, h, w], which say what is used.
+    """
+    height, width = first.shape
+    codes = code_counts(maps, num_embeddings).argsort(descending=True)[: min(SHEET_CODES, num_embeddings)]
+    rows, columns = _spread(height), _spread(width)
+    positions = [row * width + column for row in rows for column in columns]
+    changed = [first.flatten().scatter(0, first.new_tensor([p]), code) for p in positions for code in codes]
+    z = torch.stack([first.flatten(), *changed]).view(-1, height, width)
+    return sheet(decoded(z, None)) | {"positions": positions, "codes": codes.tolist(), "per_start": len(z)}
+
+
+def _spread(side: int) -> list[int]:
+    """Up to SHEET_SIDE places spread evenly over 0 … side - 1, away from the edges."""
+    count = min(SHEET_SIDE, side)
+    return [int((i + 0.5) * side / count) for i in range(count)]
+
+
+def sheet(images: Tensor) -> Json:
+    """Images as one picture in the page: exact, unless it would be too big.
+
+    images: [N, C, H, W] in [0, 1]. Returns the picture's data URI, the images in a row of it, and by how much it is
+    smaller than they are, a whole factor.
+    """
+    columns = max(1, round((len(images) * images.shape[2] / images.shape[3]) ** 0.5))
+    shrunk = 1
+    while True:
+        small = torch.nn.functional.avg_pool2d(images.float().cpu(), shrunk)
+        picture = _beside(small, columns)
+        if picture.shape[0] * picture.shape[1] <= SHEET_PIXELS:
+            for options in (
+                {"format": "PNG", "optimize": True},
+                *({"format": "JPEG", "quality": q, "subsampling": 0} for q in (90, 75)),
+            ):
+                if len(content := _written(picture, options)) * 4 / 3 <= SHEET_BYTES:
+                    uri = f"data:image/{options['format'].lower()};base64,{base64.b64encode(content).decode()}"
+                    return {"uri": uri, "columns": columns, "shrunk": shrunk}
+        shrunk *= 2
+
+
+def _beside(images: Tensor, columns: int) -> Tensor:
+    """Images side by side without gaps: [N, C, H, W] in [0, 1] to [rows, columns, C] uint8."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    tiles = torch.zeros(rows * columns, channels, height, width)
+    tiles[:count] = images
+    tiles = tiles.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    return (tiles.reshape(rows * height, columns * width, channels) * 255).round().to(torch.uint8)
+
+
+def _written(picture: Tensor, options: Json) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    image = Image.fromarray(picture.squeeze(-1).numpy())
+    image.save(file, **options)
+    return file.getvalue()

@@ -1,0 +1,293 @@
+"""Every figure of a run: the arrays of a model and its data that the functions in `vaelab.figures` draw."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vaelab.core.pixels import to_unit
+from vaelab.core.randomness import seeded
+from vaelab.evaluation.metrics.codes import code_histogram
+from vaelab.figures import curves, images, latents, style, walks
+from vaelab.inference import views
+from vaelab.inference.batches import evaluating
+from vaelab.nn.quantizers import perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEW = 32
+"""Images that grids show."""
+MANY = 2000
+"""Images that histograms and scatter plots are of, at most; fewer, if they would have more than so many numbers:"""
+NUMBERS = 2**26
+ROWS = 20
+"""Rows of a figure, at most: latent dimensions, or classes."""
+REACH, STEPS = 3.0, 11
+"""Of a traversal: from minus to plus this, in so many pictures."""
+BINS = 32
+"""Of the histograms of pixels."""
+SEED = 0
+"""The same draws every time, so that figures can be compared."""
+
+
+@dataclass(eq=False)
+class Scene:
+    """What is drawn: a model, its data, set up, and a few and many of its validation images.
+
+    Without validation images, training images are taken. count: how many a few are.
+    """
+
+    model: Any
+    data: Any
+    count: int
+
+    @cached_property
+    def few(self) -> Any:
+        return self.data.sample_batch(self.count, self.model.device)
+
+    @cached_property
+    def many(self) -> Any:
+        return self.data.sample_batch(many(self.data.shape), self.model.device)
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Posterior means or codes of many images, [N, d], or code indices, [N, h, w]."""
+        return views.codes(self.model, self.many.images, self.many.labels)
+
+    @cached_property
+    def made(self) -> Tensor:
+        """Reconstructions of many images, in [0, 1]."""
+        return views.decode(self.model, self.codes, self.many.labels, self.data.pixel_range)
+
+    @cached_property
+    def order(self) -> tuple[Tensor, Tensor]:
+        """The latent dimensions by falling KL, or variance, and these."""
+        return views.order(self.model, self.many.images, self.many.labels)
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Images as the model sees them, moved to [0, 1], on the processor."""
+        return to_unit(x, self.data.pixel_range).cpu()
+
+    @property
+    def one(self) -> Tensor | None:
+        """The label of the first image, [1], or None."""
+        return None if self.few.labels is None else self.few.labels[:1]
+
+
+def many(shape: tuple[int, ...]) -> int:
+    """How many images of a shape are looked at, so that they need no more than 256 MB as floats."""
+    return max(FEW, min(MANY, NUMBERS // math.prod(shape)))
+
+
+def draw(model: Any, data: Any, count: int = FEW, names: Iterable[str] | None = None) -> Iterator[tuple[str, Figure]]:
+    """The figures of a model, one by one with their names: all that apply, or those named.
+
+    The model's mode and the global random state are left as they were, between two figures, too.
+    """
+    scene = Scene(model, data, count)
+    for name in FIGURES if names is None else names:
+        with evaluating(model), seeded(SEED, model.device):
+            figure = FIGURES[name](scene)
+        if figure is not None:
+            yield name, figure
+
+
+def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tuple[str, Figure]]:
+    """The figures of a training, from the rows of metrics.csv and the file of the KL per dimension, if there is one."""
+    if any("epoch" in row for row in rows):
+        yield "curves", curves.training(rows)
+        scheduled = curves.scheduled(rows)
+        if scheduled is not None:
+            yield "schedule", scheduled
+    if kl_per_dim.is_file():
+        with kl_per_dim.open(newline="") as file:
+            table = [[float(cell or "nan") for cell in row] for row in list(csv.reader(file))[1:]]
+        if len(table) > 1:
+            values = torch.tensor(table, dtype=torch.float64)  # step, epoch, a column per dimension
+            yield "kl_per_dim", curves.kl_per_dimension(values[:, 1], values[:, 2:])
+
+
+def redraw(run: Path, model: Any, data: Any, rows: list[dict[str, float]]) -> dict[str, Figure]:
+    """Draws all figures of a run and saves them into its folder as PNG. rows: of metrics.csv.
+
+    Each is saved as soon as it is drawn: those before one that fails are there.
+    """
+    figures = {}
+    for name, figure in chain(draw_curves(rows, run / "kl_per_dim.csv"), draw(model, data)):
+        style.save(figure, run / "figures" / f"{name}.png")
+        figures[name] = figure
+    return figures
+
+
+# --- one function per figure ------------------------------------------------------------------
+
+
+def _reconstructions(s: Scene) -> Figure:
+    made = views.decode(s.model, views.codes(s.model, s.few.images, s.few.labels), s.few.labels, s.data.pixel_range)
+    return images.reconstructions(s.unit(s.few.images), made)
+
+
+def _errors(s: Scene) -> Figure:
+    return images.errors((s.unit(s.many.images) - s.made).square().flatten(1).mean(1))
+
+
+def _samples(s: Scene) -> Figure | None:
+    if not s.model.has_prior:
+        return None
+    return images.samples(views.sample(s.model, 2 * s.count, None, s.data.pixel_range, SEED))
+
+
+def _real_and_generated(s: Scene) -> Figure | None:
+    if not s.model.has_prior:
+        return None
+    labels = s.few.labels if s.model.conditional else None  # the same classes on both sides
+    generated = views.sample(s.model, len(s.few.images), labels, s.data.pixel_range, SEED)
+    return images.real_and_generated(s.unit(s.few.images), generated)
+
+
+def _classes(s: Scene) -> Figure | None:
+    if not s.model.conditional:
+        return None
+    shown, columns = min(s.model.num_classes, ROWS), 10
+    z = torch.cat(list(views.prior(s.model, columns, SEED))).repeat(shown, 1)  # a draw per column
+    labels = torch.arange(shown).repeat_interleave(columns)
+    made = views.decode(s.model, z, labels, s.data.pixel_range)
+    return images.classes(made.unflatten(0, (shown, columns)), [str(c) for c in range(shown)])
+
+
+def _traversals(s: Scene) -> Figure | None:
+    if s.model.latents == "discrete":
+        return None
+    dims, weight = s.order
+    dims, values = dims[:ROWS], torch.linspace(-REACH, REACH, STEPS)
+    start = views.codes(s.model, s.few.images[:1], s.one)
+    centre, scale, unit = torch.zeros(start.shape[1]), torch.ones(start.shape[1]), walks.PLAIN
+    if s.model.latents == "point":  # which have no prior to say what is far
+        centre, scale, unit = s.codes.mean(0), s.codes.std(0, unbiased=False), walks.DEVIATIONS
+    made = views.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, scale, centre)
+    what = "KL {:.2f} nats" if s.model.latents == "gaussian" else "variance {:.2f}"
+    names = [f"z{d}  {what.format(float(weight[i]))}" for i, d in enumerate(dims.tolist())]
+    title = f"{len(dims)} of {start.shape[1]} latent dimensions, one at a time"
+    return walks.traversals(made, values, names, title, ((start[0] - centre) / scale)[dims], unit)
+
+
+def _interpolations(s: Scene) -> Figure | None:
+    if s.model.latents == "discrete":
+        return None
+    codes, labels = views.codes(s.model, s.few.images, s.few.labels), s.few.labels
+    rows, names = [], []
+    for first, second in _pairs(labels, len(codes)):
+        label = None if labels is None else labels[first : first + 1]
+        ends = s.unit(s.few.images[[first, second]])
+        for spherical in (False, True):
+            a, b = codes[first], codes[second]
+            between = views.interpolate(s.model, a, b, STEPS, spherical, label, s.data.pixel_range)
+            rows.append(torch.cat([ends[:1], between, ends[1:]]))
+            names.append("spherical" if spherical else "linear")
+    return walks.interpolations(torch.stack(rows), names) if rows else None
+
+
+def _pairs(labels: Tensor | None, count: int) -> list[tuple[int, int]]:
+    """Three pairs of images, of two classes where there are some: each with the next that has another label."""
+    known, left, pairs = [0] * count if labels is None else labels.tolist(), list(range(count)), []
+    while len(left) > 1 and len(pairs) < 3:
+        first = left.pop(0)
+        second = next((i for i in left if known[i] != known[first]), left[0])
+        left.remove(second)
+        pairs.append((first, second))
+    return pairs
+
+
+def _latents(s: Scene) -> Figure | None:
+    if s.model.latents == "discrete" or s.codes.shape[1] < 2:
+        return None
+    points, explained = latents.principal_components(s.codes)
+    values, names = s.many.labels, ["class"]
+    if values is None and s.many.factors is not None:
+        values, names = s.many.factors[:, 0], [next(iter(s.data.factor_sizes))]
+    few = values is not None and len(values.unique()) <= latents.MOST_CLASSES
+    first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
+    what = "posterior means" if s.model.latents == "gaussian" else "codes"
+    return latents.scatter(
+        points,
+        None if values is None else values.cpu(),
+        (first, second),
+        f"{what} of {len(points):,} images",
+        None if few else names,
+    )
+
+
+def _dimensions(s: Scene) -> Figure | None:
+    if s.model.latents != "gaussian":
+        return None
+    dims, kl = s.order
+    _, logvar = views.posterior(s.model, s.many.images, s.many.labels)
+    variance = s.codes.var(0, unbiased=False)
+    return latents.dimensions(kl[dims.argsort()], variance, logvar.exp().mean(0), len(s.many.images))
+
+
+def _uncertainty(s: Scene) -> Figure | None:
+    if s.model.latents != "gaussian":
+        return None
+    x, labels = s.few.images[:8], None if s.few.labels is None else s.few.labels[:8]
+    mean, deviation = views.uncertainty(s.model, x, labels, 100, s.data.pixel_range, SEED)
+    return images.uncertainty(s.unit(x), mean, deviation)
+
+
+def _codes(s: Scene) -> Figure | None:
+    if s.model.latents != "discrete":
+        return None
+    counts = code_histogram(s.codes, s.model.codebook.num_embeddings)
+    return latents.codebook(counts, perplexity(counts).item())
+
+
+def _code_maps(s: Scene) -> Figure | None:
+    if s.model.latents != "discrete":
+        return None
+    return images.code_maps(s.unit(s.many.images[:8]), s.made[:8], s.codes[:8], s.model.codebook.num_embeddings)
+
+
+def _data(s: Scene) -> Figure:
+    """Of training images, drawn evenly from the whole split; a class with few of them has gaps in its row."""
+    index = torch.linspace(0, len(s.data.train) - 1, min(many(s.data.shape), len(s.data.train))).long()
+    batch = s.data.as_model_sees(s.data.train.batch(index).to(s.model.device))
+    x, labels, columns = s.unit(batch.images), batch.labels, 8
+    groups = (
+        {"all": x} if labels is None else {str(c): x[labels.cpu() == c] for c in range(min(s.data.num_classes, ROWS))}
+    )
+    groups = {name: group for name, group in groups.items() if len(group)}
+    columns = min(columns, max(map(len, groups.values())))
+    white = torch.ones(columns, *x.shape[1:])
+    shown = torch.stack([torch.cat([group, white])[:columns] for group in groups.values()])
+    histograms = torch.stack([torch.histc(group, BINS, 0, 1) for group in groups.values()])
+    return images.data(shown, histograms, list(groups))
+
+
+FIGURES: dict[str, Callable[[Scene], Any]] = {
+    "reconstructions": _reconstructions,
+    "errors": _errors,
+    "samples": _samples,
+    "real_and_generated": _real_and_generated,
+    "classes": _classes,
+    "traversals": _traversals,
+    "interpolations": _interpolations,
+    "latents": _latents,
+    "dimensions": _dimensions,
+    "uncertainty": _uncertainty,
+    "codes": _codes,
+    "code_maps": _code_maps,
+    "data": _data,
+}
+"""Each figure's name and what draws it, or gives None where it does not apply."""
+WHILE_TRAINING = ("reconstructions", "samples", "classes", "traversals", "latents", "dimensions", "codes", "code_maps")
+"""Those that are worth seeing at intervals."""

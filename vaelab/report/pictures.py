@@ -1,0 +1,140 @@
+"""The pictures of a page: their headings and order, and how each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from vaelab.report.page import Picture, picture
+
+CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Training": {
+        "curves": (
+            "Learning curves",
+            "Train and validation figures over time, nats per image: where validation turns away while train goes "
+            "on, the model has begun to learn its training images by heart.",
+        ),
+        "schedule": (
+            "Schedules",
+            "What was scheduled beside the KL that it steers: the KL should follow a capacity, and fall as β grows.",
+        ),
+        "kl_per_dim": (
+            "KL per latent dimension",
+            "Each row is a latent dimension, most used first, and its colour the nats per image that it carries as "
+            "training goes on; rows that stay at zero are dimensions that the decoder does without.",
+        ),
+    },
+    "Reconstructions": {
+        "reconstructions": (
+            "Reconstructions",
+            "Validation images, what the model makes of their codes, and the difference: what is missing or blurred is "
+            "what the codes do not hold.",
+        ),
+        "errors": (
+            "Reconstruction errors",
+            "How the mean squared error per pixel is spread over the validation images: a long tail to the right is of "
+            "images unlike the others.",
+        ),
+        "uncertainty": (
+            "Uncertainty",
+            "Validation images, the mean of what draws from their posteriors decode to, and the standard deviation: "
+            "bright pixels are those that the code leaves open.",
+        ),
+    },
+    "Samples": {
+        "samples": (
+            "Samples from the prior",
+            "Images decoded from draws of the prior, N(0, I) or all codes alike: they should be as clear and as varied "
+            "as the data.",
+        ),
+        "real_and_generated": (
+            "Real and generated",
+            "Validation images beside draws from the prior: look for shapes that only one side has.",
+        ),
+        "classes": (
+            "Samples of each class",
+            "A row per label and a draw of z per column: rows should differ in what they show, and columns in how.",
+        ),
+    },
+    "Latent space": {
+        "traversals": (
+            "Traversals",
+            "A row per latent dimension, which moves from -3 to 3 standard deviations while all others stay as a "
+            "validation image has them, whose own value is marked: what changes along a row is what the dimension "
+            "stands for.",
+        ),
+        "interpolations": (
+            "Interpolations",
+            "From the code of a validation image to that of another, along a line and along an arc: in a good latent "
+            "space each step between is an image, too.",
+        ),
+        "latents": (
+            "Codes of the validation images",
+            "A point per image in the two directions in which codes vary most, coloured by class or first factor where "
+            "the data has them: groups that the model was not told of are structure that it found.",
+        ),
+        "dimensions": (
+            "Latent dimensions",
+            "The KL of each dimension over validation images, and its variance, between the images' means and within "
+            "their posteriors: dimensions near zero carry nothing, and the two variances add up to about 1 where codes "
+            "fill the prior.",
+        ),
+        "codes": (
+            "Use of the codebook",
+            "How often validation images use each code: an even histogram is a codebook well spent, codes that are "
+            "never used are dead.",
+        ),
+        "code_maps": (
+            "Maps of codes",
+            "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
+            "in several places is the same local pattern.",
+        ),
+    },
+    "Data": {
+        "data": (
+            "Data",
+            "Training images of each class as the model sees them, and how often each pixel value occurs, counted on a "
+            "logarithmic scale.",
+        ),
+    },
+}
+"""The title of each figure, and a sentence on how to read it, in the order of the page."""
+OTHERS = "Made by commands"
+COMMANDS = {
+    "sample": ("Draws", "Images that vaelab sample drew."),
+    "reconstruct": (
+        "Reconstructed images",
+        "Images, what the model makes of them, and the difference, by vaelab reconstruct.",
+    ),
+    "traverse": (
+        "Traversal of an image",
+        "One latent dimension a row, by vaelab traverse: the value at its start is marked.",
+    ),
+    "interpolate": ("Interpolation", "From one image's code to another's, by vaelab interpolate."),
+}
+"""The same of what a command has drawn last; any other picture goes by its file's name."""
+
+
+class Shown(NamedTuple):
+    """A figure of a page."""
+
+    name: str
+    title: str
+    caption: str
+    picture: Picture
+
+
+def groups(figures: Path, captions: Mapping[str, Mapping[str, tuple[str, str]]]) -> list[tuple[str, list[Shown]]]:
+    """The pictures of a folder under their headings, in the order of `captions`, then all others."""
+    paths = {path.stem: path for path in sorted(figures.glob("*.png")) if not path.name.startswith(".")}
+    found = []
+    for heading, texts in captions.items():
+        own = [Shown(name, *text, picture(paths.pop(name))) for name, text in texts.items() if name in paths]
+        if heading == "Latent space" and {"codes", "code_maps"} & {figure.name for figure in own}:
+            heading = "Codes"
+        found.append((heading, own))
+    others = [
+        Shown(name, *COMMANDS.get(name, (name, f"figures/{path.name}.")), picture(path)) for name, path in paths.items()
+    ]
+    return [(heading, own) for heading, own in (*found, (OTHERS, others)) if own]

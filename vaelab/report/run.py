@@ -1,0 +1,211 @@
+"""The page of one run: what was run, how it went, what it shows, and how to run it again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vaelab import __version__, runs
+from vaelab.core.files import damaged
+from vaelab.core.words import duration, number
+from vaelab.evaluation.comparison.compared import is_outdated
+from vaelab.report import pictures
+from vaelab.report.page import HERE, render
+
+UNITS = {
+    **dict.fromkeys(("loss", "reconstruction", "kl", "elbo", "capacity", "capacity_gap"), "nats per image"),
+    **dict.fromkeys(("vq", "commitment"), "squared distance, sum per image"),
+    "perplexity": "codes",
+    "codebook_usage": "fraction of the codes",
+}
+"""Of a metric, under its name without the part of the data."""
+STATES = {
+    "": ("unfinished", "It has no summary.json: it is being trained, or was killed."),
+    "trained": ("unfinished", "It is trained, but its test has not been made."),
+    "failed": ("failed", "An error ended it."),
+    "diverged": ("diverged", "Training diverged: what it shows is of a model that is not sound."),
+    "interrupted": ("interrupted", "It was stopped before its end; the figures are of what was trained until then."),
+}
+"""What is said of a run that is not finished, by its status."""
+UNSOUND = {
+    "kind": "bad",
+    "title": "This model is not sound.",
+    "lines": [
+        "Its weights, or the codes of its images, have NaN or infinite numbers: there is no explorer, and no picture "
+        "of it is drawn.",
+    ],
+    "command": None,
+}
+
+
+def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> str:
+    """The page of the run in `folder`, from its files.
+
+    explorer: the payload of explorer.js; None for no explorer. sound: False of a model that has NaN or infinite
+    numbers, which the page then says. Raises UserError if a file is damaged.
+    """
+    config, summary = runs.read_config(folder), runs.read_summary(folder)
+    evaluation, evaluated = _evaluation(folder, summary)
+    scripts = all((HERE / name).is_file() for name in ("explorer.js", "explorer.css"))
+    return render(
+        "run.html",
+        kind="run",
+        title=config["run"]["name"],
+        facts=facts(folder, config, summary),
+        notices=[*state(folder, summary), *([] if sound else [UNSOUND]), *verdicts(folder, summary, evaluation)],
+        metrics=_metrics(summary),
+        evaluation=evaluated,
+        explorer=explorer if scripts else None,
+        groups=pictures.groups(folder / "figures", pictures.CAPTIONS),
+        again=again(config),
+        versions=_versions(summary),
+        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        version=__version__,
+    )
+
+
+def facts(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The line below the title: what was run, when and where."""
+    model, data = summary.get("model"), summary.get("data")
+    names = [config[key]["_target_"].rpartition(".")[2] for key in ("model", "dataset")]
+    if model and model["latent_dimensions"]:
+        names[0] += f", {model['latent_dimensions']} latent dimensions"
+    if data:
+        names[1] += (
+            f", {data['train']:,} / {data['val']:,} / {data['test']:,} images of {'×'.join(map(str, data['shape']))}"
+        )
+    found = [("model", names[0]), ("data", names[1]), ("seed", str(config["seed"])), ("started", _started(folder))]
+    found += [("status", STATES.get(summary.get("status", ""), (summary.get("status", ""),))[0])]
+    if model:
+        found += [
+            ("time", duration(summary["seconds"])),
+            ("trained", f"{summary['epochs']:,} epochs, {summary['steps']:,} steps"),
+            ("device", summary["device"] + f" × {summary['processes']}" * (summary["processes"] > 1)),
+            ("parameters", f"{model['parameters']:,}"),
+        ]
+    return found
+
+
+def _started(folder: Path) -> str:
+    """When the run began, from the first line of its log; of a run without one, from its config's date."""
+    log = folder / "run.log"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if stamp := re.search(r"^(\d{4}-\d\d-\d\d \d\d:\d\d)", text, re.MULTILINE):
+        return stamp[1]
+    return datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+
+
+def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """What has to be known first of a run that is not finished, and how to go on with it."""
+    status = summary.get("status", "")
+    if status == "finished":
+        return []
+    word, why = STATES.get(status, (status, ""))
+    lines = [why, *(summary.get("error") or "").strip().splitlines()]
+    resumed = (folder / "checkpoints" / "last.ckpt").is_file() and status != "diverged"
+    command = shlex.join(["vaelab", "train", f"resume={folder}"]) if resumed else None
+    return [{"kind": "bad", "title": f"This run is {word}." if word != "failed" else "This run failed.",
+             "lines": [line for line in lines if line], "command": command}]  # fmt: skip
+
+
+def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The findings of training and of the evaluation, or that there are none."""
+    found: dict[str, dict[str, Any]] = {}
+    for source, findings in (("training", summary.get("findings", [])), ("evaluation", evaluation.get("findings", []))):
+        for finding in findings:
+            notice = found.setdefault(
+                finding["code"], {"kind": "warn", "title": finding["code"].replace("_", " "), "lines": []}
+            )
+            notice["lines"].append(f"In {source}: {finding['evidence']}.")
+            notice["remedy"] = f"Remedy: {finding['remedy']}."
+    notices = [{**notice, "lines": [*notice["lines"], notice["remedy"]], "command": None} for notice in found.values()]
+    told = [f"{name}: {verdict}" for name, verdict in evaluation.get("verdicts", {}).items()]
+    if told:
+        notices.append({"kind": "plain", "title": "The evaluation's verdicts", "lines": told, "command": None})
+    if not found and summary.get("status") in ("finished", "trained"):
+        where = "training and evaluation" if evaluation else "training"
+        notices.append({"kind": "good", "title": "Nothing found",
+                        "lines": [f"The health checks of {where} found nothing wrong."], "command": None})  # fmt: skip
+    if summary.get("status") == "finished" and not evaluation:
+        notices.append({"kind": "plain", "title": "Not evaluated",
+                        "lines": ["This measures the likelihood, the latent space, samples and more:"],
+                        "command": shlex.join(["vaelab", "eval", f"run={folder}"])})  # fmt: skip
+    return notices
+
+
+def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
+    """The table of final figures: a row per figure, a column per part of the data, and what they are of."""
+    metrics, best = summary.get("metrics", {}), summary.get("best", {})
+    parts = [part for part in ("train", "val", "test") if any(name.startswith(f"{part}/") for name in metrics)]
+    rows = []
+    for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
+        cells = [metrics.get(f"{part}/{name}") for part in parts]
+        shown = ["" if cell is None else number(cell) for cell in cells]
+        rows.append({"name": name, "cells": shown, "unit": UNITS.get(name, "")})
+    notes = ["A column's and a row's name together are the log key, as in test/elbo."]
+    if rows and summary.get("epochs"):
+        of = "of the last epoch, too"
+        if best.get("by"):
+            of = f"of epoch {best['epoch']}, the best by {best['by']} ({number(best['value'])})"
+        test = f"; test is {of}" if "test" in parts else f"; the best checkpoint is {of}"
+        notes.insert(0, f"train and val are of epoch {summary['epochs']}{test}.")
+    if "objective" in summary:
+        objective = summary["objective"]
+        notes.append(f"Likelihood: {objective['likelihood']}, {objective['log_likelihood_is']}.")
+    return {"parts": parts, "rows": rows, "notes": notes}
+
+
+def _evaluation(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The evaluation of a run and what the page shows of it: none if it is outdated. Raises UserError if damaged."""
+    evaluation = runs.read_evaluation(folder, "test")
+    try:
+        if evaluation and is_outdated(evaluation["checkpoint"], summary.get("best", {})):
+            evaluation = {}
+        return evaluation, _evaluated(evaluation)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise damaged(runs.evaluation_path(folder, "test"), why, "delete it, and run vaelab eval again") from error
+
+
+def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of evaluation.json, each with its standard error: the main ones and the others."""
+    if not evaluation:
+        return None
+    from vaelab.evaluation.comparison.selection import MAIN
+
+    figures, point = evaluation["figures"], evaluation["checkpoint"]
+    rows = {
+        name: (name, number(value), number(figures[f"{name}_se"]) if f"{name}_se" in figures else "")
+        for name, value in figures.items()
+        if value is not None and not (name.endswith("_se") and name.removesuffix("_se") in figures)
+    }
+    main = [rows.pop(name) for name in MAIN if name in rows]
+    heading = (
+        f"vaelab eval on {evaluation['images']:,} images of {evaluation['split']}, {point['name']} checkpoint "
+        f"(epoch {point['epoch']}). Likelihoods are in nats per image."
+    )
+    return {"heading": heading, "main": main, "others": list(rows.values())}
+
+
+def again(config: dict[str, Any]) -> str:
+    """The command that makes the run once more, in a new folder, as a shell takes it."""
+    run = config["run"]
+    overrides = list(run["overrides"])
+    if not any(override.lstrip("+").startswith("seed=") for override in overrides):
+        overrides.append(f"seed={config['seed']}")
+    own = ["--config-dir", run["config_dir"]] if run.get("config_dir") else []
+    return shlex.join(["vaelab", "train", *own, *overrides])
+
+
+def _versions(summary: dict[str, Any]) -> str:
+    if "versions" not in summary:
+        return "It has recorded no versions."
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    commit = summary.get("commit")
+    if not commit:
+        return f"{versions}."
+    changed = " with changes" if commit.endswith("+") else ""
+    return f"{versions}; commit {commit.rstrip('+')}{changed}."

@@ -1,0 +1,242 @@
+"""The page of a sweep: its runs side by side, means over seeds, and what each run draws."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+from vaelab import __version__
+from vaelab.core.words import duration, number
+from vaelab.evaluation.comparison import configurations as comparison
+from vaelab.evaluation.comparison import notes, selection, tables
+from vaelab.evaluation.comparison.rate_distortion import KNOBS, Point, rate_distortion
+from vaelab.report import pictures, swept
+from vaelab.report.page import render, thumbnail
+from vaelab.report.run import STATES, again
+from vaelab.report.swept import Job
+
+KINDS = {
+    "rate_distortion": (
+        "Rate and distortion",
+        "What a configuration's codes cost against what its reconstructions miss, nats per image, means over "
+        "seeds: lower left is better, a point that another one beats in both is dominated, and a line joins "
+        "configurations that differ in β, C or the size of the codebook alone.",
+    ),
+    "parallel": (
+        "All runs",
+        "A line per finished run across what was swept and what came out, coloured by the figure in bold: where "
+        "lines part by colour at an axis, what was swept there matters.",
+    ),
+}
+"""The figures of a sweep: their names, which what they are of may follow, and how they are read."""
+ALBUMS = {"samples": "Samples", "reconstructions": "Reconstructions"}
+"""The pictures that are shown of each run."""
+
+
+def build(folder: Path, place: Path | None = None) -> str:
+    """The page of the sweep in `folder`, from its runs' files. place: the folder that it will be in, if another."""
+    jobs = swept.read(folder)
+    keys, also = swept.differing(jobs)
+    place = place or folder
+    columns, rows = _table(jobs, keys, place)
+    return render(
+        "sweep.html",
+        kind="sweep",
+        title=folder.resolve().name,
+        facts=_facts(jobs),
+        swept=[(key, ", ".join(swept.values(jobs, key))) for key in keys],
+        also=also,
+        failed=[_failure(job) for job in jobs if job.status != "finished"],
+        columns=columns,
+        rows=rows,
+        means=_means(jobs),
+        groups=pictures.groups(folder / "figures", _captions(folder / "figures")),
+        albums=_albums(jobs, keys, place),
+        commands=[again(job.config) for job in jobs if job.config],
+        version=__version__,
+    )
+
+
+def draw(folder: Path) -> dict[str, Path]:
+    """Draws the figures that a sweep has of its own into SWEEP/figures. Returns where they are.
+
+    Runs on other data, or of another likelihood, have figures of their own: their numbers cannot be compared.
+    """
+    from vaelab.figures import style, sweeps
+
+    finished, made = [job for job in swept.read(folder) if job.run], {}
+    groups = _comparable(finished)
+    for name, jobs in groups.items():
+        of, end = (f"{name}: ", f"-{name}") if name else ("", "")
+        keys, rows = swept.differing(jobs)[0], swept.configurations(jobs)
+        if families := [family for curve in rate_distortion(rows) for family in _families(curve, rows)]:
+            named = comparison.columns([rows[p.index] for family in families for p in family])[0]
+            labelled = [[(swept.label(rows[p.index].settings, named), *p[1:]) for p in family] for family in families]
+            made[f"rate_distortion{end}"] = sweeps.rate_distortion(
+                labelled, f"{of}rate and distortion" if of else "Rate and distortion"
+            )
+        figures = _shown(rows, jobs)
+        if len(jobs) > 1 and keys and figures:
+            cells = [[swept.cell(job, key) for key in keys] + [job.metrics.get(n) for n in figures] for job in jobs]
+            titles = [*swept.short(keys).values(), *figures]
+            made[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
+    for old in (path for kind in KINDS for path in (folder / "figures").glob(f"{kind}*.png")):
+        old.unlink()
+    paths = {name: folder / "figures" / f"{name}.png" for name in made}
+    for name, path in paths.items():
+        style.save(made[name], path)
+    return paths
+
+
+def _captions(figures: Path) -> dict[str, dict[str, tuple[str, str]]]:
+    """The captions of a sweep's figures, by their names; what they are of is said in their titles."""
+    found = {}
+    for kind, (title, text) in KINDS.items():
+        for name in sorted(path.stem for path in figures.glob(f"{kind}*.png")):
+            of = name.removeprefix(kind).removeprefix("-")
+            found[name] = (f"{title}: {of}" if of else title, text)
+    return {"The runs at a glance": found}
+
+
+def _comparable(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Jobs whose figures are of the same images and likelihood, by what of these differs between the sets."""
+    keys = [key for key in comparison.ALWAYS_SHOWN[1:5] if len({swept.word(job, key) for job in jobs}) > 1]
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        name = "-".join(swept.word(job, key) for key in keys)
+        groups.setdefault(re.sub(r"[^\w.+-]", "_", name), []).append(job)
+    return groups
+
+
+def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) -> list[list[Point]]:
+    """The points of a curve in sets that differ in β, C or the size of the codebook alone: a line joins those."""
+    families: dict[str, list[Point]] = {}
+    for point in curve:
+        fixed = {k: v for k, v in rows[point.index].settings.items() if k == "model" or k not in KNOBS}
+        families.setdefault(repr(sorted(fixed.items())), []).append(point)
+    return list(families.values())
+
+
+def _shown(rows: Sequence[comparison.Configuration], jobs: Sequence[Job]) -> list[str]:
+    """The test figures that at least half of the runs have, but for losses that are of different objectives."""
+    names = [name for name in swept.figures(jobs) if 2 * sum(name in job.metrics for job in jobs) >= len(jobs)]
+    return [name for name in names if name != "test/loss" or not comparison.rank(rows, "training/loss").refused]
+
+
+# --- the parts of the page --------------------------------------------------------------------
+
+
+def _facts(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    states = [job.status for job in jobs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    facts = [("runs", f"{len(jobs)} ({counts})")]
+    for name, part in (("model", "model"), ("data", "data")):
+        classes = dict.fromkeys(job.summary[part]["class"] for job in jobs if part in job.summary)
+        facts += [(name, ", ".join(classes))] if classes else []
+    seconds = sum(job.summary.get("seconds", 0) for job in jobs)
+    return [*facts, ("time", duration(seconds))]
+
+
+def _failure(job: Job) -> dict[str, Any]:
+    why = STATES.get(job.summary.get("status", ""), ("", ""))[1]
+    title = f"{job.folder.name}: {job.status}"
+    return {"kind": "bad", "title": title, "lines": job.error.strip().splitlines() or [why], "command": None}
+
+
+def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The columns of the table of runs, after that of their names, and its rows."""
+    monitor, figures, short = _monitor(jobs), swept.figures(jobs), swept.short(keys)
+    columns = [
+        {"title": short[key], "number": all(isinstance(swept.cell(job, key), int | float | None) for job in jobs)}
+        for key in keys
+    ]
+    columns += [{"title": "status", "number": False}, {"title": f"best {monitor}".strip(), "number": True}]
+    columns += [{"title": name, "number": True} for name in figures]
+    rows = []
+    for place, job in enumerate(jobs):
+        best = job.summary.get("best", {})
+        values = [*(swept.cell(job, key) for key in keys), job.status]
+        texts = ["" if value is None else comparison.word(value) for value in values]
+        measured = [best.get("value"), *(job.metrics.get(name) for name in figures)]
+        texts += ["" if value is None else number(value) for value in measured]
+        cells = [
+            {"value": value, "text": text, "number": column["number"], "note": ""}
+            for value, text, column in zip(values + measured, texts, columns, strict=True)
+        ]
+        if not monitor:
+            cells[len(values)]["note"] = best.get("by") or ""
+        rows.append({"name": job.folder.name, "order": place, "link": _link(job, at), "cells": cells})
+    return columns, rows
+
+
+def _monitor(jobs: Sequence[Job]) -> str:
+    """What the best checkpoints were chosen by, if all by the same."""
+    names = {job.summary["best"]["by"] for job in jobs if job.summary.get("best", {}).get("by")}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _link(job: Job, at: Path) -> str | None:
+    """Where the run's own report is, seen from the page."""
+    from urllib.parse import quote
+
+    return quote(relpath(job.folder / "report.html", at)) if (job.folder / "report.html").is_file() else None
+
+
+def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
+    """A row per configuration with each figure's mean and interval over seeds; None if no two runs differ by seed."""
+
+    rows = swept.configurations(jobs)
+    if not any(len(row.runs) > 1 for row in rows):
+        return None
+    labels = comparison.columns(rows)[0]
+    known = sorted({n for row in rows for n in (*row.figures, *row.mixed)}, key=lambda n: (*selection.place(n), n))
+    names = tables.titles(selection.figures_shown("main", known, "test"))
+    rankings = {figure: comparison.rank(rows, figure) for figure in names}
+    texts = notes.legend(rows, names, rankings) + notes.mixed(rows, names) + notes.schedules(rows)
+    if len(rows) > 1:
+        texts += notes.refusals(names, rankings) + notes.objectives(rows, names, rankings)
+    short = swept.short(labels)
+    return {
+        "labels": [short[key] for key in labels],
+        "figures": list(names.values()),
+        "rows": [
+            {
+                "labels": [comparison.word(row.settings.get(key)) for key in labels],
+                "n": len(row.runs),
+                "cells": [_mean(row, figure, i, rankings[figure]) for figure in names],
+            }
+            for i, row in enumerate(rows)
+        ],
+        "notes": texts,
+    }
+
+
+def _mean(row: comparison.Configuration, figure: str, place: int, ranking: comparison.Ranking) -> str:
+    """`mean ± half`, with the mark of its rank, and its own n where that is less than the row's."""
+    if figure not in row.figures:
+        return "mixed" if figure in row.mixed else ""
+    mean, low, _, n = row.figures[figure]
+    mark = " *" if place in ranking.best else " ~" if place in ranking.tied else ""
+    half = "" if low is None else f" ± {number(mean - low)}"
+    return number(mean) + half + (f" ({n})" if n < len(row.runs) else "") + mark
+
+
+def _albums(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Small pictures of the runs side by side."""
+    found = []
+    for name, heading in ALBUMS.items():
+        cards = [
+            {
+                "name": job.folder.name,
+                "label": swept.label(job.settings, keys),
+                "link": _link(job, at),
+                "picture": thumbnail(job.folder / "figures" / f"{name}.png"),
+            }
+            for job in jobs
+            if (job.folder / "figures" / f"{name}.png").is_file()
+        ]
+        found += [(heading, cards)] if cards else []
+    return found

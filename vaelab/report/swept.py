@@ -1,0 +1,121 @@
+"""The jobs of a sweep, read from their folders: what tells them apart, and what came out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaelab import runs
+from vaelab.core.conf import target_names
+from vaelab.core.errors import UserError
+from vaelab.evaluation.comparison import compared, sources
+from vaelab.evaluation.comparison import configurations as comparison
+from vaelab.report.run import STATES
+
+SETTINGS = ("beta", "gamma", "capacity", "multiplier", "multiplier_rate", "penalty", "commitment_cost")
+"""What is logged among the figures, but was set."""
+
+
+class Job(NamedTuple):
+    """A run of a sweep. config, settings: empty if it failed before it began. run: None if it is not finished."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    run: compared.Run | None
+    error: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.summary.get("metrics", {})
+
+    @property
+    def status(self) -> str:
+        status = self.summary.get("status", "")
+        return STATES.get(status, (status,))[0]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is no run, but has some."""
+    return not (folder / "config.yaml").is_file() and bool(_folders(folder))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The jobs' folders, in their order."""
+    found = {path.parent for name in ("summary.json", "config.yaml") for path in folder.glob(f"*/{name}")}
+    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+
+
+def read(folder: Path) -> list[Job]:
+    """The jobs of a sweep."""
+
+    options = target_names()
+    return [_job(path, options) for path in _folders(folder)]
+
+
+def _job(folder: Path, options: dict[str, str]) -> Job:
+    """A job from its files, whatever it has of them. options: names of models and the like, by their `_target_`."""
+
+    config, settings, run, summary = {}, {}, None, {}
+    try:
+        summary = runs.read_summary(folder)
+        error = str(summary.get("error") or "")
+        if (folder / "config.yaml").is_file():
+            config = sources.read_config(folder / "config.yaml")
+            settings = compared.flat_settings(config, options) | {"seed": config["seed"]}
+        if summary.get("status") == "finished":
+            found = sources.read_run(folder, "test", options)
+            run = None if isinstance(found, str) else found
+    except UserError as damage:
+        error = str(damage)
+    return Job(folder, summary, config, settings, run, error)
+
+
+def configurations(jobs: Sequence[Job]) -> list[comparison.Configuration]:
+    return comparison.group(job.run for job in jobs if job.run)[0]
+
+
+def differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
+    """The keys that tell the runs apart, and those that differ along with them."""
+    rows = [comparison.Configuration(job.settings, (), {}, {}) for job in jobs if job.settings]
+    keys, also = comparison.columns(rows)
+    keys = [key for key in keys if key != "seed"] + ["seed"] * (len({row.settings["seed"] for row in rows}) > 1)
+    return keys, [key for key in also if key != "seed"]
+
+
+def values(jobs: Sequence[Job], key: str) -> list[str]:
+    """The values that a key takes, in order."""
+    values = {comparison.word(job.settings.get(key)): job.settings.get(key) for job in jobs if job.settings}
+    return sorted(values, key=lambda word: comparison.sortable(values[word]))
+
+
+def short(keys: Sequence[str]) -> dict[str, str]:
+    """A key's last part, where no other one has it."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def label(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    names = short(keys)
+    return ", ".join(f"{names[key]}={comparison.word(settings.get(key))}" for key in keys)
+
+
+def word(job: Job, key: str) -> str:
+    return comparison.word(job.settings.get(key))
+
+
+def cell(job: Job, key: str) -> float | str | None:
+    """A setting as a number if it is one, else as a word."""
+    value = job.settings.get(key)
+    return value if value is None or type(value) in (int, float) else comparison.word(value)
+
+
+def figures(jobs: Sequence[Job]) -> list[str]:
+    """The test figures that any run has, what was only set left out."""
+    names = dict.fromkeys(name for job in jobs for name in job.metrics if name.startswith("test/"))
+    first = [name for name in ("test/elbo", "test/reconstruction", "test/kl") if name in names]
+    others = [name for name in names if name.partition("/")[2] not in SETTINGS and name not in first]
+    return first + others

@@ -1,0 +1,156 @@
+"""A job of a sweep: what it trains, which folder it has, and how far it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict, read_write
+
+from vaelab import runs
+from vaelab.core.errors import UserError
+from vaelab.runs import overview
+
+LOGS = ("run.log", "output.txt")
+"""What a job has in its folder before it has begun."""
+ASIDE = ("run", "sweep", "resume", "logger", "report")
+"""Parts of a config that what is trained does not depend on."""
+MAY_MOVE = ("root", "download", "storage", "num_workers")
+"""What of a data set may be another on resume: where it lies and how it is read."""
+
+
+def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> Any:
+    """The config of a job, which knows its number and its run folder.
+
+    loader: Hydra's. config: of the sweep. overrides: what is the job's own.
+    """
+    job = loader.load_sweep_config(config, list(overrides))
+    with open_dict(job), read_write(job.hydra.runtime):
+        job.hydra.job.id = f"{job.hydra.job.name}_{number}"
+        job.hydra.job.num = number
+        HydraConfig.instance().set_config(job)
+        job.hydra.runtime.output_dir = str(Path(job.hydra.sweep.dir, job.hydra.sweep.subdir).absolute())
+    return job
+
+
+def identity(config: dict[str, Any]) -> str:
+    """What a job trains, as a hash of its resolved config without paths and without what only looks on."""
+    what = {key: value for key, value in config.items() if key not in ASIDE}
+    what["dataset"] = {key: value for key, value in (what.get("dataset") or {}).items() if key not in MAY_MOVE}
+    for section, names in {"trainer": ("default_root_dir", "enable_progress_bar"), "callbacks": ("pictures",)}.items():
+        what[section] = {key: value for key, value in (what.get(section) or {}).items() if key not in names}
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Place(NamedTuple):
+    """Where a job belongs, and what an earlier try has left there."""
+
+    folder: Path
+    state: Literal["done", "begun", "new"]
+
+
+def place(run: Path, config: dict[str, Any]) -> Place:
+    """The folder that an earlier try of the same job has, or `run`, or, if another job has that, one beside it.
+
+    A job that failed begins anew in its folder; one that was interrupted goes on, as does one whose
+    summary.json is damaged, which is put aside. run: the folder that Hydra has made for the job,
+    which is removed if it is not used.
+    """
+    found = folder_of(run, config)
+    wait_for(found)
+    if found != run:
+        with suppress(OSError):
+            run.rmdir()
+    state = state_of(found)
+    if state == "new":
+        for path in found.iterdir():
+            if path.name != "run.log":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif state == "begun" and "damaged" in summary_of(found):
+        (found / "summary.json").replace(found / "summary.json.damaged")
+        print(f"  {found.name}: summary.json is damaged, and put aside as summary.json.damaged")
+    return Place(found, state)
+
+
+def folder_of(run: Path, config: dict[str, Any]) -> Path:
+    """The folder of a job: one that it has, or `run`, or, if that is another job's, a new one beside it."""
+    own = identity(config)
+    if found := run if _identity(run) == own else earlier(run.parent).get(own):
+        return found
+    run.mkdir(parents=True, exist_ok=True)
+    if not any(path.name not in LOGS for path in run.iterdir()):
+        return run
+    rest, number = run.name.partition("-")[2], max(map(_number, run.parent.iterdir()))
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            run.with_name(f"{number}-{rest}").mkdir()
+            return run.with_name(f"{number}-{rest}")
+
+
+def wait_for(run: Path) -> None:
+    """Waits while another process trains there: one that is about to end, or that a batch system has still running."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with suppress(OSError), (run / "run.log").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"  {run.name} is being trained by another process: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def state_of(folder: Path) -> Literal["done", "begun", "new"]:
+    """How far a job is, by what its folder holds."""
+    status = summary_of(folder).get("status")
+    if status in ("finished", "pruned"):
+        return "done"
+    whole = zipfile.is_zipfile(folder / "checkpoints" / "last.ckpt")  # it is there, and has an end
+    return "begun" if whole and status not in ("failed", "diverged") else "new"
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a job has noted of itself; a damaged file is as none."""
+    try:
+        return runs.read_summary(folder)
+    except UserError as error:
+        return {"error": str(error), "damaged": True}
+
+
+def folders(sweep: Path) -> list[Path]:
+    """The jobs' folders, in the order of their numbers."""
+    found = {path.parent for name in ("config.yaml", "summary.json") for path in sweep.glob(f"*/{name}")}
+    return sorted(found, key=lambda path: (_number(path), path.name))
+
+
+def earlier(sweep: Path) -> dict[str, Path]:
+    """The folders of the jobs that a sweep's folder has, by what they train."""
+    found: dict[str, Path] = {}
+    for folder in folders(sweep):
+        if own := _identity(folder):
+            found.setdefault(own, folder)
+    return found
+
+
+def _number(folder: Path) -> int:
+    """-1 of a folder that is no job's."""
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isdigit() else -1
+
+
+def _identity(folder: Path) -> str | None:
+    """Of the job that a folder was made for: by its config, or as its summary has noted of one that never began."""
+    with suppress(UserError, OSError):
+        if config := overview.settings(folder):
+            return identity(config)
+        return summary_of(folder).get("identity")
+    return None

@@ -1,0 +1,91 @@
+"""A trained run, opened: its model, its data, and single images of them or of the user's."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vaelab import runs
+from vaelab.core.config import build, check
+from vaelab.core.errors import UserError
+from vaelab.core.pixels import to_unit
+from vaelab.core.quiet import quieten
+
+if TYPE_CHECKING:
+    from vaelab.datasets.splits import Batch
+    from vaelab.models import Model
+
+
+class Trained:
+    """A run folder with its model, in eval mode, and its data, which is read when first asked for.
+
+    run: a run folder, or `last`. checkpoint: `best` or `last`. device: `auto`, or as torch names it.
+    root: where the data lies, if it has moved. Raises UserError for what cannot be had.
+    """
+
+    model: Model
+
+    def __init__(self, run: str | Path, checkpoint: str = "best", device: str = "auto", root: str | None = None):
+        quieten()
+        self.folder, self.checkpoint = runs.find(run), checkpoint
+        self.config = runs.read_config(self.folder)
+        self.model = runs.load(self.folder, checkpoint, _device(device))
+        self.dataset: dict[str, Any] = dict(self.config["dataset"])
+        if root is not None:
+            if "root" not in self.dataset:
+                raise UserError(f"root={root}: the run's data set is read from no folder: leave it out")
+            self.dataset["root"] = root
+
+    @cached_property
+    def data(self) -> Any:
+        """The run's data set, set up."""
+        return open_data(self.dataset, "dataset", self.model)
+
+    def split(self, name: str) -> Any:
+        """The train, val or test images. Raises UserError if there are none."""
+        if not hasattr(self.data, name) or not len(getattr(self.data, name)):
+            raise UserError(f"split={name}: the run has no such images: take another split")
+        return getattr(self.data, name)
+
+    def batch(self, split: str, index: Tensor) -> Batch:
+        """Images at `index` of a split, as the model sees them, on its device."""
+        return self.data.as_model_sees(self.split(split).batch(index.cpu()).to(self.model.device))
+
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """The values of black and white, as the model sees them; without reading the data."""
+        low, high = self.dataset["pixel_range"]
+        return float(low), float(high)
+
+    def unit(self, images: Tensor) -> Tensor:
+        """Images in the model's range, moved to [0, 1]."""
+        return to_unit(images, self.pixel_range)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # what is raised differs between builds
+        raise UserError(f"device={name}: it cannot be used here: take device=cpu") from error
+    return name
+
+
+def open_data(config: dict[str, Any], key: str, model: Any) -> Any:
+    """The data set of a config, whose key the user knows as `key`; its images are the model's, or UserError."""
+    check(config, key)
+    data = build(config)
+    try:
+        data.setup()
+    except UserError as error:
+        here = "ood." if key == "ood" else ""
+        raise UserError(str(error).replace("dataset.", here).replace("dataset=", f"{key}=")) from error
+    if data.shape != model.shape:
+        sizes = (" x ".join(map(str, shape)) for shape in (data.shape, model.shape))
+        raise UserError("{}: its images are {}, and the model takes {}".format(key, *sizes))
+    return data

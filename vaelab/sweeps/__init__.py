@@ -1,0 +1,1 @@
+"""Sweeps: their folder and jobs, plans and forecasts, what a step costs."""

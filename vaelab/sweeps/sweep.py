@@ -1,0 +1,211 @@
+"""A sweep's folder: one sweep at a time works in it, and each of its jobs is done once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.experimental.callback import Callback
+from omegaconf import open_dict, read_write
+
+from vaelab import runs
+from vaelab.core.errors import DivergenceError, UserError
+from vaelab.runs import jobs, offline
+
+IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""Hydra's launcher of one job after the other, in this process."""
+SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra_plugins.vaelab_launchers")
+"""Another package's launchers, and ours in their place: a job that is lost takes no other along."""
+RAY = "hydra_plugins.vaelab_launchers.ray_launcher.RayLauncher"
+"""The one that sees to Ctrl-C itself: its jobs are Ray's."""
+
+
+class Begun(NamedTuple):
+    """A sweep of this process: its folder, and whether it wants a report."""
+
+    folder: Path
+    report: bool
+
+
+begun: list[Begun] = []
+"""Sweeps of this process that have not been closed. A list of the module: Hydra copies callbacks into its workers."""
+_locks: list[Any] = []
+
+
+class Sweep(Callback):
+    """Claims the sweep's folder before the first job, so that no two sweeps work in one at once."""
+
+    def on_multirun_start(self, config: Any, **unused: Any) -> None:
+        folder = runs.shown(config.hydra.sweep.dir)
+        try:
+            _claim(folder)
+        except UserError as error:
+            raise Refused(str(error)) from error
+        begun.append(Begun(folder, config.get("report") is True))
+        launcher = config.hydra.launcher
+        with open_dict(launcher), read_write(launcher):
+            launcher._target_ = launcher._target_.replace(*SUBMITIT)
+        if launcher._target_ not in (IN_PROCESS, RAY):
+            signal.signal(signal.SIGINT, _end_jobs)
+
+
+class Refused(BaseException):
+    """A sweep that must not begin. Hydra makes warnings of all that callbacks raise, but for a BaseException."""
+
+
+def _claim(folder: Path) -> None:
+    """Locks the folder until `release`, or until this process ends. Raises UserError if it cannot be had."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"sweep.dir={folder}: it cannot be written to ({error.strerror}): name another") from error
+    _locks.append(file)
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        pass
+    except OSError as error:
+        raise UserError(
+            f"sweep.dir={folder}: another sweep works in it: wait for it, or name another folder"
+        ) from error
+
+
+def _end_jobs(number: int, frame: Any) -> None:
+    """Ctrl-C: launchers would kill their jobs at once. A second one does not wait."""
+    from vaelab.training import launch
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print("\ninterrupted: the jobs write their last checkpoints", file=sys.stderr)
+    launch.end_jobs()
+    raise KeyboardInterrupt
+
+
+def release() -> list[Begun]:
+    """Forgets the sweeps of this process and returns them."""
+    if signal.getsignal(signal.SIGINT) is _end_jobs:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for file in _locks:
+        file.close()
+    ended = begun.copy()
+    _locks.clear()
+    begun.clear()
+    return ended
+
+
+def close(sweep: Begun, code: int) -> int:
+    """Prints what became of every job, and writes the sweep's answer and report. Returns 1 if a job is not done.
+
+    code: the sweep's exit code so far. Of a refused one (2) the reason is said, and what an earlier
+    start has left is no answer.
+    """
+    from vaelab.training.checks import FIRST
+    from vaelab.training.summary import sweep_table
+
+    found = jobs.folders(sweep.folder)
+    if code == 130 and not found:
+        print("no job had begun: the same command begins them", file=sys.stderr)
+    if code == 2 or not found:
+        if {path.name for path in sweep.folder.glob("*")} <= {".lock", "multirun.yaml"}:
+            shutil.rmtree(sweep.folder, ignore_errors=True)
+        return 0
+    summaries = {folder.name: jobs.summary_of(folder) for folder in found}
+    print(f"\n{sweep_table(summaries)}")
+    unfinished = [folder for folder in found if jobs.state_of(folder) != "done"]
+    for folder in unfinished:
+        print(_failure(folder, summaries[folder.name]), file=sys.stderr)
+    if len(found) > 1 and FIRST:
+        _answer(sweep)
+    if any(offline.unsent(folder) for folder in found):
+        print(f"to send its W&B runs: {offline.sync_line_of_sweep(sweep.folder)}")
+    print(f"sweep: {sweep.folder}")
+    return int(bool(unfinished))
+
+
+def _failure(folder: Path, summary: dict[str, Any]) -> str:
+    """The last line of a job's error, and where to read all of it."""
+    status = summary.get("status", "unfinished")
+    why = (
+        "the same command goes on with it" if status == "interrupted" else "it was killed, or another process is at it"
+    )
+    error = (summary.get("error") or why).strip().splitlines()[-1]
+    log = folder / ("output.txt" if (folder / "output.txt").is_file() else "run.log")
+    return f"{folder.name} {status}: {error}\n  {log}"
+
+
+def _answer(sweep: Begun) -> None:
+    """Prints and writes what a sweep has shown. What cannot be made of it does not undo it."""
+    from vaelab.evaluation.comparison import outcome
+    from vaelab.report import build
+
+    folder = sweep.folder
+    try:
+        if tables := outcome.answer(folder):
+            print(f"\n{tables}\n\nwritten: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+        page = folder / "report.html"
+        if sweep.report:
+            build.of_sweep(folder, page)
+            print(f"report: {page}")
+        elif page.is_file():
+            print(f"{page} is of an earlier start: vaelab report run={folder} makes it anew")
+    except Exception as error:
+        again = f"vaelab compare {folder} and vaelab report run={folder} try again"
+        print(f"warning: its tables or report could not be made ({error}); {again}", file=sys.stderr)
+
+
+def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
+    """Does a job of a sweep, unless it is done. Returns its folder; raises nothing that concerns this job alone.
+
+    run: the folder that Hydra has made for it. title: what to call it. launcher: Hydra's config of what runs the jobs.
+    """
+    from vaelab.training import launch
+
+    apart = launcher["_target_"] != IN_PROCESS
+    if not apart:
+        print(f"\n{title}")
+    try:
+        run, state = jobs.place(run, config)
+        config["run"]["dir"], config["resume"] = str(run), str(run) if state == "begun" else None
+        if state == "done":
+            print(f"  {run.name} done already")
+            _page_of(run, config)
+        elif apart:
+            print(f"{title}\n  {run.name} {'goes on' if state == 'begun' else 'begins'}", flush=True)
+            launch.in_child(config, run, threads(launcher))
+            print(f"  {run.name} {jobs.summary_of(run).get('status', 'unfinished')}", flush=True)
+        else:
+            launch.attempt(config, run, in_sweep=True)
+    except (UserError, DivergenceError) as error:
+        print(f"vaelab: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader has seen enough
+        raise
+    except Exception:
+        traceback.print_exc()
+    return run
+
+
+def _page_of(run: Path, config: dict[str, Any]) -> None:
+    """Makes the page of a run that was ended before it had one."""
+    from vaelab.report import build
+
+    if config["report"] and not (run / "report.html").is_file() and jobs.summary_of(run)["status"] == "finished":
+        build.of_folder(run, run / "report.html")
+        print(f"  report: {run / 'report.html'}")
+
+
+def threads(launcher: dict[str, Any]) -> int | None:
+    """Threads for each job of a parallel launcher, so that all of them fill the cores; None to leave it as it is."""
+    if launcher["_target_"] == IN_PROCESS or "OMP_NUM_THREADS" in os.environ:
+        return None
+    cores = os.cpu_count() or 1
+    at_once = launcher.get("n_jobs")
+    if at_once is not None:
+        return max(1, cores // (cores if at_once < 0 else max(1, min(at_once, cores))))
+    return launcher.get("cpus_per_task") or launcher.get("cpus") or 1

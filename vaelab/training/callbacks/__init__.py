@@ -1,0 +1,24 @@
+"""What happens around the training steps: schedules, learning rates, warnings, pictures, the progress bar."""
+
+from vaelab.training.callbacks.anneal import Anneal, LearningRate, Plateau
+from vaelab.training.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint, WholeFile
+from vaelab.training.callbacks.health import Health
+from vaelab.training.callbacks.pictures import Pictures
+from vaelab.training.callbacks.progress import ProgressLine
+from vaelab.training.callbacks.prune import Prune
+from vaelab.training.callbacks.vectors import KLPerDimension
+
+__all__ = [
+    "EMA",
+    "Anneal",
+    "Health",
+    "KLPerDimension",
+    "LastOnException",
+    "LearningRate",
+    "Pictures",
+    "Plateau",
+    "ProgressLine",
+    "Prune",
+    "RunCheckpoint",
+    "WholeFile",
+]

@@ -1,0 +1,77 @@
+"""Warnings while a model trains."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from vaelab.evaluation.findings.health import (
+    Finding,
+    diagnose_capacity,
+    diagnose_codebook,
+    diagnose_latents,
+    diagnose_output,
+)
+
+log = logging.getLogger("vaelab")
+
+SAMPLE, FEW = 512, 64
+"""Images that the mean picture and the outputs' contrast, and a perfect reconstruction, are measured on."""
+
+
+class Health(pl.Callback):
+    """Looks at every epoch's figures and warns once of each ailment; `findings` holds those of the last look.
+
+    A run is judged once a fifth of it is done, but not before 200 steps, and after 1,000 at the
+    latest: a model that has just begun always looks ill.
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.warned: set[str] = set()
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        total = trainer.estimated_stepping_batches
+        if trainer.global_step < min(1000, max(200, 0.2 * total)):
+            return
+        metrics = trainer.callback_metrics
+        part = "val" if "val/reconstruction" in metrics else "train"
+        if f"{part}/reconstruction" not in metrics or "train/reconstruction" not in metrics:
+            return  # training ended before the first epoch did
+        figures = {k.removeprefix(f"{part}/"): v.item() for k, v in metrics.items() if k.startswith(f"{part}/")}
+        self.findings = self._look(trainer, pl_module, part, figures)
+        for finding in self.findings:
+            if finding.code not in self.warned:
+                self.warned.add(finding.code)
+                log.warning("epoch %d: %s", trainer.current_epoch + 1, finding)
+
+    def _look(self, trainer: pl.Trainer, model: Any, part: str, figures: dict[str, float]) -> list[Finding]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        batch = data.sample_batch(SAMPLE, model.device)
+        training = model.training
+        model.eval()
+        findings = diagnose_output(model.reconstruct(batch.images, batch.labels), batch.images)
+        model.train(training)
+        if "kl" in figures:
+            raw = model.likelihood.raw_from_mean(data.mean_image.to(model.device)).expand_as(batch.images)
+            baseline = -model.likelihood.log_prob(raw, batch.images).mean().item()
+            few = batch.images[:FEW]
+            perfect = -model.likelihood.log_prob(model.likelihood.raw_from_mean(few), few).mean().item()
+            per_dim = model.epoch_vectors[part]["kl_per_dim"]
+            how = getattr(model, "constraint", None)
+            beta = figures.get("beta", 1.0)
+            findings += diagnose_latents(figures, per_dim, baseline, perfect, beta, how, model.conditional)
+        if "capacity" in figures:  # the constraint is on the training images
+            kl, capacity = (trainer.callback_metrics[f"train/{k}"].item() for k in ("kl", "capacity"))
+            findings += diagnose_capacity(kl, capacity, model.capacity.item())
+        if "codebook_usage" in figures:
+            # the training epoch's: a small validation set cannot choose every code
+            usage, perplexity = (
+                trainer.callback_metrics[f"train/{k}"].item() for k in ("codebook_usage", "perplexity")
+            )
+            findings += diagnose_codebook(usage, perplexity, model.codebook.num_embeddings)
+        return findings

@@ -1,0 +1,94 @@
+"""What can be told to be wrong with a run before its data and model are built."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from vaelab.core.conf import CONF
+from vaelab.core.errors import UserError
+from vaelab.runs.jobs import LOGS, MAY_MOVE
+
+FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+"""Whether this is the first of the processes that torchrun or srun may have started."""
+SWITCHES = {
+    "test": (True, False),
+    "report": (True, False),
+    "compile": (True, False),
+    "channels_last": (True, False, None),
+}
+"""What the config switches on and off, and the values it takes."""
+
+
+def check_run(config: dict[str, Any], run: Path) -> None:
+    """Raises UserError for what can be told to be wrong before data and model are built."""
+    from vaelab import runs
+    from vaelab.core.config import check
+
+    if FIRST and config["resume"] is None:
+        check_unused(run)
+    known = {path.stem for path in CONF.iterdir() if path.is_dir()} | {"seed", "resume", "run", *SWITCHES}
+    if unknown := sorted(config.keys() - known - {"sweep", "trainer", "callbacks"}):
+        raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
+    seed, trainer = config["seed"], config["trainer"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
+    for key, values in SWITCHES.items():
+        if not any(config[key] is value for value in values):
+            raise UserError(f"{key}={config[key]}: must be {' or '.join(json.dumps(value) for value in values)}")
+    compiler = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))[0]
+    if config["compile"] and not shutil.which(compiler):
+        raise UserError(f"compile=true needs a C++ compiler, and {compiler} is not there: install it, or set CXX")
+    if not config["model"]:
+        raise UserError("model=null: choose a model, such as model=vae")
+    if config["codebook"] and "codebook" not in config["model"]:
+        raise UserError("codebook= is for models that have one: add model=vqvae, or leave it out")
+    # a model's parts last: what is wrong with them is named where the user set it
+    check({key: config[key] for key in sorted(config, key=lambda k: k in ("model", "callbacks"))})
+    if 0 in (trainer["max_epochs"], trainer["max_steps"]):
+        raise UserError("trainer.max_epochs=0 or max_steps=0: there is nothing to train")
+    if trainer["limit_train_batches"] == 0:
+        raise UserError("trainer.limit_train_batches=0: there is nothing to train")
+    if trainer["accumulate_grad_batches"] < 1:
+        raise UserError(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}: must be 1 or more")
+    if str(trainer["precision"]).endswith("-true") and trainer["precision"] != "32-true":
+        raise UserError(f"trainer.precision={trainer['precision']}: use bf16-mixed, 16-mixed or 32-true")
+    mixed, optimizer = str(trainer["precision"]).endswith("-mixed"), config["optimizer"] or {}
+    if mixed and trainer["gradient_clip_val"] and optimizer.get("fused"):
+        raise UserError("trainer.gradient_clip_val with 16 bits needs optimizer.fused=false: add it")
+    if config["resume"] is not None:
+        runs.checkpoint_path(run, "last")
+        _check_resumed(config, runs.read_config(run), runs.read_summary(run))
+
+
+def check_unused(run: Path) -> None:
+    """Raises UserError if a folder has something in it."""
+    if any(path.name not in LOGS for path in run.iterdir()):
+        if not any(run.glob("checkpoints/*.ckpt")):
+            raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
+        raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
+
+
+def _check_resumed(config: dict[str, Any], saved: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Refuses to resume a run that is done, or as another one.
+
+    A checkpoint is of this model, on these images in this order.
+    """
+    epochs, steps = config["trainer"]["max_epochs"] or -1, config["trainer"]["max_steps"]
+    if summary.get("status") == "finished" and (summary["epochs"] >= epochs > 0 or summary["steps"] >= steps > 0):
+        raise UserError(
+            f"resume={config['resume']}: this run is finished, after {summary['epochs']} epochs and "
+            f"{summary['steps']} steps: raise trainer.max_epochs or trainer.max_steps to train it longer"
+        )
+    for section in ("seed", "model", "dataset"):
+        new, old = config[section], saved[section]
+        if section == "dataset":
+            new, old = ({k: v for k, v in part.items() if k not in MAY_MOVE} for part in (new, old))
+        if new != old:
+            keys = [f"{section}.{k}" for k in new if new[k] != old.get(k)] if isinstance(new, dict) else [section]
+            raise UserError(f"resume= continues the run as it is, but {keys[0]} has changed: start a new run for that")

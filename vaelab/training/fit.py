@@ -1,0 +1,238 @@
+"""One run: data, model and trainer from a resolved config, trained, tested and written to its folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from vaelab import runs
+from vaelab.core.config import build
+from vaelab.core.errors import UserError
+from vaelab.core.quiet import Terminal, quieten
+from vaelab.training import studies, summary
+from vaelab.training.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint, WholeFile
+from vaelab.training.fsdp import FullySharded
+from vaelab.training.loggers import MetricsFile, PictureLogger
+from vaelab.training.loop import quicken
+
+log = logging.getLogger("vaelab")
+
+
+def fit(config: dict[str, Any], run: Path) -> None:
+    """Trains what `config` says and writes the run folder. With several processes, each calls it."""
+    started = time.monotonic()
+    _log_to(run)
+    checkpoint = runs.checkpoint_path(run, "last") if config["resume"] is not None else None
+    data, model, trainer = prepare(config, run, checkpoint)
+    if trainer.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        runs.write_config(run, config)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        log.info(summary.opening(config, model, data, trainer))
+        log.info("run folder: %s", config["run"]["dir"])
+        if config["compile"]:
+            log.info("compile=true: the second step compiles the model, which may take a minute")
+    try:
+        with lightning_errors():
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except UserError:
+        if checkpoint is None and trainer.global_step == 0:
+            (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained
+        raise
+    result = summary.collect(config, model, data, trainer, time.monotonic() - started)
+    if not trainer.callback_metrics:  # nothing was left to train: only the test had been interrupted
+        result["metrics"] = runs.read_summary(run).get("metrics", {})
+    if trainer.is_global_zero:
+        runs.write_summary(run, result | {"status": "trained"})
+    if isinstance(trainer.strategy, FullySharded):
+        model, result["best"] = _whole(config, run, trainer), _best(trainer)
+    else:
+        result["best"] = _take_best_weights(trainer, model)
+    pruned = any(isinstance(callback, Prune) and callback.pruned for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if pruned:
+        result["status"] = "pruned"
+    if config["test"] and not pruned:
+        trainer.test(model, datamodule=data, verbose=False)
+        result["metrics"] |= summary.numbers(trainer.callback_metrics)
+    if trainer.is_global_zero:
+        runs.write_summary(run, result)
+        print(summary.table(result))
+        if config["report"] and not pruned:
+            whole = _whole(config, run, trainer) if isinstance(trainer.strategy, FullySharded) else model
+            _report(run, whole, data, trainer)
+        print(f"run: {run}")
+
+
+def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
+    """Figures and report.html of the finished run; the figures go to W&B and TensorBoard, too.
+
+    The run is complete by now, and a figure that cannot be drawn does not undo it.
+    """
+    from vaelab.figures.style import rendered
+    from vaelab.report import build as report
+
+    try:
+        model.to(trainer.strategy.root_device)  # Lightning has taken it away
+        figures = report.of_run(run, model, data, run / "report.html")
+        for logger in trainer.loggers:
+            if isinstance(logger, PictureLogger):
+                for name, figure in figures.items():
+                    logger.log_picture(name, rendered(figure), trainer.global_step)
+        print(f"report: {run / 'report.html'}")
+    except Exception as error:
+        again = f"vaelab report run={shlex.quote(str(run))}"
+        log.warning("the report could not be made (%s); try again: %s", error, again, exc_info=True)
+
+
+@contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Makes UserErrors of what Lightning finds wrong with the trainer's arguments when it begins to fit."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
+            raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        raise
+
+
+def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -> tuple[Any, Any, pl.Trainer]:
+    """Data, model and trainer of a run, ready to fit."""
+    quieten()
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    data = build(config["dataset"])
+    data.setup()
+    model = build_model(config, data)
+    if checkpoint is None:
+        model.start_from(data.mean_image, data.spread)
+    trainer = _build_trainer(config, run, model, data, checkpoint)
+    if isinstance(trainer.strategy, FullySharded):
+        trainer.strategy.check(trainer, model)
+    hasten(config, model, data, trainer.strategy.root_device.type)
+    return data, model, trainer
+
+
+def build_model(config: dict[str, Any], data: Any) -> Any:
+    try:
+        model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise UserError("model: it does not fit the memory; make it smaller (model.latent_dim, network)") from error
+    model.likelihood.check(data.pixel_range)
+    model.seed = config["seed"]
+    model.optimizer = build(config["optimizer"])
+    try:
+        model.configure_optimizers()
+    except ValueError as error:
+        raise UserError(f"optimizer: {str(error)[0].lower()}{str(error)[1:]}") from error
+    return model
+
+
+def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, checkpoint: Path | None) -> pl.Trainer:
+    """Lightning's trainer with the config's callbacks and loggers, and the lab's own."""
+    callbacks = [build(node) for node in config["callbacks"].values() if node]
+    for callback in callbacks:
+        if hasattr(callback, "check"):
+            callback.check(model)
+    part, folder = "val" if len(data.val) else "train", run / "checkpoints"
+    saves = config["trainer"]["enable_checkpointing"]
+    callbacks.append(LastOnException(folder / "last.ckpt" if saves else None))
+    if saves:
+        callbacks += [
+            RunCheckpoint(
+                folder,
+                "best",
+                monitor=f"{part}/{model.monitor}",
+                mode=model.best,
+                save_on_train_epoch_end=part == "train",
+                enable_version_counter=False,
+            ),
+            RunCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ]
+    if config["trainer"]["enable_progress_bar"]:
+        callbacks.append(ProgressLine())
+    if place := studies.place():
+        callbacks.append(Prune(place))
+    resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    callbacks.append(KLPerDimension(MetricsFile(run / "kl_per_dim.csv", resumed_step)))
+    loggers = [MetricsFile(run / "metrics.csv", resumed_step)]
+    loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
+    try:
+        trainer = build(config["trainer"], callbacks=callbacks, logger=loggers)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFile()
+    quicken(trainer)
+    return trainer
+
+
+def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
+    """Memory layout and compilation, as the config wants them on such a device."""
+    if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
+        model.to(memory_format=torch.channels_last)
+    if config["compile"]:
+        if device == "cuda" and importlib.util.find_spec("triton") is None:
+            raise UserError("compile=true needs Triton on a GPU: pip install triton, or leave it out")
+        model.compile_terms(data.batch_size)
+
+
+def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
+    """Gives the model its best checkpoint's weights. Returns which those are: epoch, figure and value.
+
+    Without a validated checkpoint the model stays as it ended. (`trainer.test(ckpt_path=...)` would
+    give a model with averaged weights its raw ones back.)
+    """
+    if callback := _best_checkpoint(trainer):
+        model.load_state_dict(runs.read_checkpoint(Path(callback.best_model_path))["state_dict"])
+    return _best(trainer)
+
+
+def _whole(config: dict[str, Any], run: Path, trainer: pl.Trainer) -> Any:
+    """The model with its best checkpoint's weights, or the last one's, built anew: the trained one is in parts."""
+    model = runs.load(run, "best" if _best_checkpoint(trainer) else "last")
+    model.seed = config["seed"]
+    return model
+
+
+def _best_checkpoint(trainer: pl.Trainer) -> RunCheckpoint | None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RunCheckpoint) and callback.monitor and callback.best_model_path:
+            return callback
+    return None
+
+
+def _best(trainer: pl.Trainer) -> dict[str, Any]:
+    """Which weights are the best: epoch, figure and value."""
+    if callback := _best_checkpoint(trainer):
+        epoch = runs.read_checkpoint(Path(callback.best_model_path))["epoch"]
+        return {"epoch": epoch + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
+    return {"epoch": trainer.current_epoch, "by": None, "value": None}
+
+
+def _log_to(run: Path) -> None:
+    """Sends the lab's messages to the terminal and to run.log, until the next run; from the first process only."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.propagate = False
+    log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
+    if rank_zero_only.rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run / "run.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+    log.addHandler(Terminal())

@@ -1,0 +1,220 @@
+"""One training: alone in its folder, with its end noted there, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from vaelab import runs
+from vaelab.core.errors import DivergenceError, UserError
+from vaelab.runs import jobs
+from vaelab.training.checks import FIRST, check_run
+
+OUTPUT = "output.txt"
+"""What a job that has a process of its own prints."""
+
+
+def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
+    """Trains, and notes in the run folder what went wrong before it raises that.
+
+    Of a run that is refused, nothing is noted: it has not begun. A refused job of a sweep is a failed one.
+    """
+    used = (run / "config.yaml").exists()
+    try:
+        with _claimed(run):
+            check_run(config, run)
+            _train(config, run)
+    except Exception as error:
+        began = not used and (run / "config.yaml").exists()  # a file of its data broke in the middle
+        if (in_sweep and not used) or began or not isinstance(error, UserError):
+            record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
+        raise
+
+
+def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
+    """Trains in a process of its own, which may be killed without harm to other jobs.
+
+    What it prints goes to output.txt in the run folder. It has a session of its own, so that signals
+    for a terminal's or a batch system's processes end it in one way only: this process, when it is
+    asked to end, has the child write its last checkpoint, and waits for it. threads: of the child,
+    None for as many as it takes.
+    """
+    die_with_parent()
+    # a job is one on its machine, whatever has started it: Lightning is not to look for SLURM's other tasks
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "vaelab", "_job", str(run)]
+    with (run / OUTPUT).open("ab") as output, _term() as asked:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert child.stdin is not None
+            with suppress(BrokenPipeError), child.stdin as stdin:
+                stdin.write(json.dumps({"parent": os.getpid(), "config": config}).encode())
+            ended = False
+            while child.poll() is None:
+                if asked and not ended:
+                    child.terminate()
+                    ended = True
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(0.5)  # a wait without end cannot be interrupted from another thread, as Ray does
+        except BaseException:  # Ctrl-C, or submitit's end of the time
+            child.terminate()
+            child.wait()
+            raise
+    if child.returncode < 0:
+        killed = f"killed by {signal.Signals(-child.returncode).name}"
+        record(run, "interrupted", RuntimeError(killed), config)
+
+
+@contextmanager
+def _term() -> Iterator[list[int]]:
+    """Notes SIGTERM in a list, and gives it to whom it was for afterwards."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    former = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def child(run: str) -> int:
+    """The process of a job: trains what standard input says."""
+    die_with_parent()
+    given = json.load(sys.stdin)
+    if os.getppid() != given["parent"]:
+        return 1  # it has ended already
+    try:
+        attempt(given["config"], Path(run), in_sweep=True)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
+    """Has this process end, its last checkpoint written, when the one that started it does (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, how)  # PR_SET_PDEATHSIG
+
+
+def end_jobs() -> None:
+    """Has the launcher's processes below this one end, and their jobs with their last checkpoints written."""
+    import psutil
+
+    sessions, others = [], []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) != os.getsid(0):
+                sessions.append(process)  # a job: its launcher's process ends it
+            elif "resource_tracker" not in " ".join(process.cmdline()):
+                process.terminate()
+                others.append(process)
+    psutil.wait_procs(sessions, timeout=60)
+    for process in others:  # one of submitit's that has not begun its job passes over SIGTERM
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:
+    """Writes how a run ended into its summary.json and run.log; the errors of further processes into run.log alone."""
+    text = "".join(traceback.format_exception(error)) if error else status
+    if FIRST or error:
+        with (run / "run.log").open("a") as file:
+            file.write(f"{text}\n")
+    if not FIRST:
+        return
+    ended = {"status": status, "error": str(error) if error else None, "identity": config and jobs.identity(config)}
+    runs.write_summary(run, runs.read_summary(run) | ended)
+
+
+def worker(run: str) -> int:
+    """A further process of a distributed run, which reads what to do from the run folder."""
+    from vaelab.training.fit import fit
+
+    path = Path(run)
+    die_with_parent(signal.SIGKILL)  # it would wait for the first process for ever
+    try:
+        fit(runs.read_config(path), path)
+    except (UserError, DivergenceError):  # the first process says it
+        return 1
+    except SystemExit:  # all were asked to stop; Lightning kills them all if one of them ends otherwise than well
+        return 0
+    return 0
+
+
+LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+
+
+@contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """Keeps any other process from training into the run folder; a lock that ends with this process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (run / "run.log").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
+    with file:
+        try:
+            if FIRST:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{run} is being trained by another process: wait for it, or choose another run") from error
+        yield
+
+
+def _train(config: dict[str, Any], run: Path) -> None:
+    """Trains in this process, and puts back what training changes about it."""
+    from vaelab.training.fit import fit
+
+    sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # what Lightning starts further processes with
+    environment = {name: os.environ.get(name) for name in (*LAUNCH_VARIABLES, "PYTORCH_NVML_BASED_CUDA_CHECK")}
+    try:
+        fit(config, run)
+    except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
+        record(run, "interrupted", None, config)
+        if FIRST:
+            print(f"interrupted; continue with: vaelab train {shlex.quote(f'resume={run}')}")
+        if stop.code == 1:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + signal.SIGTERM)
+    finally:
+        sys.argv = sys_argv
+        _leave_process_group(environment)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # or a sweep's next job would log into this run
+
+
+def _leave_process_group(environment: dict[str, str | None]) -> None:
+    """Undoes what a distributed run leaves behind, so that a sweep's next job starts afresh."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,124 @@
+"""What is said of a run: its first line, its final table, summary.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from vaelab import __version__
+from vaelab.core.words import number
+
+PARTS = ("train", "val", "test")
+PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf")
+
+
+def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
+    """The line that opens a run: model, data, device."""
+    shape = "x".join(map(str, data.shape))
+    counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
+    parameters = sum(p.numel() for p in model.parameters())
+    processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    return (
+        f"{config['run']['name']}: {counts} images of {shape}; {parameters:,} parameters; "
+        f"on {trainer.strategy.root_device.type}{processes}"
+    )
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Final figures, a row each, a column per part of the data, and which weights they are of."""
+    metrics, best = summary["metrics"], summary["best"]
+    parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in metrics)]
+    names = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
+    width = max(map(len, names), default=0)
+    lines = [f"{'':{width}} " + "".join(f"{part:>12}" for part in parts)]
+    for name in names:
+        cells = (metrics.get(f"{part}/{name}") for part in parts)
+        lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else number(cell):>12}" for cell in cells))
+    of = f"of epoch {best['epoch']}, the best by {best['by']}" if best["by"] else "of the last epoch, too"
+    lines.append(f"train and val of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
+    return "\n".join(lines)
+
+
+def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
+    """One row per job: its state, the figure that selects its best checkpoint, or its error, and its health."""
+    width = max(map(len, summaries), default=0)
+    lines = []
+    for name, summary in summaries.items():
+        best = summary.get("best", {})
+        shown = f"{best['by']} {number(best['value'])}" if best.get("by") else (summary.get("error") or "")
+        codes = ", ".join(dict.fromkeys(finding["code"] for finding in summary.get("findings", [])))
+        lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}{'  ' * bool(codes)}{codes}")
+    return "\n".join(lines)
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Figures as Python floats."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, seconds: float) -> dict[str, Any]:
+    """The content of summary.json after training: `best` and the test's figures are added to it.
+
+    `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
+    docs/ explains each key.
+    """
+    pixels, latents = math.prod(data.shape), getattr(model, "latent_dim", None)
+    beta = float(model.beta) if hasattr(model, "beta") else None
+    health = [c for c in trainer.callbacks if hasattr(c, "findings")]
+    return {
+        "status": "finished",
+        "name": config["run"]["name"],
+        "metrics": numbers(trainer.callback_metrics),
+        "best": {},
+        "epochs": trainer.current_epoch,
+        "steps": trainer.fit_loop.epoch_loop.global_step,
+        "findings": [finding._asdict() for callback in health for finding in callback.findings],
+        "kl_per_dim": {p: v["kl_per_dim"].tolist() for p, v in model.epoch_vectors.items() if "kl_per_dim" in v},
+        "model": {
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "latent_dimensions": latents,
+        },
+        "data": {
+            "class": type(data).__name__,
+            "shape": list(data.shape),
+            "dimensions": pixels,
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+            "num_classes": data.num_classes,
+            "binarize": data.binarize,
+            "pixel_range": list(data.pixel_range),
+        },
+        "objective": {
+            "likelihood": type(model.likelihood).__name__,
+            "log_likelihood_is": model.likelihood.density(data.binary),
+            "reduction": "sum over pixels and latent dimensions, mean over images",
+            "beta": beta,
+            "beta_if_mean_reduced": None if beta is None or latents is None else beta * latents / pixels,
+        },
+        "versions": {"vaelab": __version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "commit": _commit(),
+        "device": str(trainer.strategy.root_device),
+        "processes": trainer.world_size,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _commit() -> str | None:
+    """The lab's own git commit, with a + if files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--", "."])
+    try:
+        head, changes = (
+            subprocess.run(c, cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
