@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from vaelab.core.batch import Batch
+
 # one thread per test process: the suite runs several at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -25,6 +27,11 @@ SMALL = [
     "report=false",
 ]
 """A run of a second: 96 fake images, two epochs, on the processor."""
+
+
+def terms_of(model, x, labels=None):
+    """The terms of images, with the noise that the model draws for them."""
+    return model.terms(Batch(x, labels), model.noise(len(x)))
 
 
 class Result(NamedTuple):

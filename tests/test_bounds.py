@@ -125,7 +125,7 @@ def test_very_unlikely_images_do_not_underflow():
 def conditional():
     torch.manual_seed(0)
     model = CVAE((1, 4, 4), 3, MLP([8], "relu", True), Bernoulli(), 2, 3)
-    model.embedding.weight.data.mul_(5)
+    model.condition.embedding.weight.data.mul_(5)
     return model, torch.rand(5, 1, 4, 4).round(), torch.tensor([0, 1, 2, 1, 0])
 
 

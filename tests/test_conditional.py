@@ -8,6 +8,7 @@ from vaelab.evaluation.metrics.conditional import (
     label_in_codes,
     swap_effects,
 )
+from vaelab.nn.posteriors import DiagonalGaussian
 
 RANGE = (-1.0, 2.0)
 CLASSES = 4
@@ -53,7 +54,7 @@ class UsesBoth(nn.Module):
     def encode(self, x, labels):
         assert not self.training
         z = quadrants(x).gather(1, labels[:, None])
-        return z, torch.full_like(z, -3.0)
+        return DiagonalGaussian(z, torch.full_like(z, -3.0))
 
     def decode(self, z, labels):
         return draw(z[:, 0], labels)
@@ -74,7 +75,7 @@ class IgnoresLabel(UsesBoth):
 
     def encode(self, x, labels):
         z = quadrants(x)
-        return z, torch.full_like(z, -3.0)
+        return DiagonalGaussian(z, torch.full_like(z, -3.0))
 
     def decode(self, z, labels):
         return assemble(z[:, :, None].expand(-1, -1, 16))
@@ -114,7 +115,7 @@ def test_a_model_that_uses_both(data):
     assert figures["label_swap_followed"] == 1.0
     # one of four changes between two independent levels: twice the variance of a level
     assert figures["latent_swap_mse"] == pytest.approx(2 * levels.var().item() / 4, rel=0.1)
-    value, chance = label_in_codes(model.eval().encode(images, labels)[0], labels, seed=0)
+    value, chance = label_in_codes(model.eval().encode(images, labels).code, labels, seed=0)
     assert value == pytest.approx(1 / CLASSES, abs=0.07)  # three standard errors of 600 images
     assert chance == pytest.approx(1 / CLASSES, abs=0.07)
     assert ailments(model, figures) == []
@@ -140,7 +141,7 @@ def test_a_model_that_ignores_the_label(data):
     assert figures["label_swap_mse"] == 0.0
     assert figures["label_swap_followed"] == 0.0  # the picture keeps its class, which is not the new one
     assert figures["latent_swap_ratio"] > 1
-    assert label_in_codes(model.eval().encode(images, labels)[0], labels, seed=0)[0] > 0.99
+    assert label_in_codes(model.eval().encode(images, labels).code, labels, seed=0)[0] > 0.99
     assert ailments(model, figures) == ["label_ignored"]
 
 

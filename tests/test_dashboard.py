@@ -21,7 +21,7 @@ from vaelab.report import workspace
 
 pytest.importorskip("wandb_workspaces")
 
-SECTIONS = ["Objective", "Rate and distortion", "Schedules", "Codebook", "Samples", "System"]
+SECTIONS = ["Objective", "Rate and distortion", "Schedules", "Codebook", "Others", "Samples", "System"]
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 GPU = {"system/gpu.0.gpu", "system/gpu.0.memoryAllocated"}
 """Logged where there is a GPU."""
@@ -263,7 +263,8 @@ def test_an_account_without_an_entity_must_name_one(upload):
 
 def test_a_server_that_does_not_answer_is_told(tmp_path):
     """In a process of its own: W&B's client would go on asking."""
-    code = "import sys; from vaelab import cli; from vaelab.commands import dashboard; dashboard.SECONDS = 1; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import sys; from vaelab.commands import dashboard; dashboard.SECONDS = 1"
+    code += "; from vaelab import cli; sys.exit(cli.main(sys.argv[1:]))"
     environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0"}
     command = [sys.executable, "-c", code, "dashboard", "upload=true"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)

@@ -129,10 +129,9 @@ class Watch(pl.Callback):
         weights = trainer.strategy.lightning_module_state_dict()
         self.weights = {name: w.clone() for name, w in weights.items() if torch.is_tensor(w)}
 
-    def reparameterise(self, mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    def noise(self, model: Any, count: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.step)
-        noise = torch.randn(200, mean.shape[1], generator=generator)[self.images]
-        return mean + (0.5 * logvar).exp() * noise
+        return torch.randn(200, model.latent_dim, generator=generator)[self.images]
 
 
 def config(*arguments: str) -> dict[str, Any]:
@@ -161,7 +160,7 @@ def trained(folder: Path, *arguments: str, callbacks: Sequence[pl.Callback] = ()
     restarts = watch_restarts(model)
     watch = Watch()
     trainer.callbacks.extend([watch, *callbacks])  # type: ignore[attr-defined]
-    vaelab.models.vae.reparameterise = watch.reparameterise
+    vaelab.models.VAE.noise = lambda model, count: watch.noise(model, count)  # type: ignore[method-assign]
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = (folder / "metrics.csv").read_text() if trainer.is_global_zero else ""
@@ -173,13 +172,13 @@ def watch_restarts(model: Any) -> list[int]:
     """How many codes are placed, each time; filled while the model trains."""
     counts: list[int] = []
     if hasattr(model, "codebook"):
-        place = model.codebook._place
+        place = model.codebook._move
 
         def counted(which: torch.Tensor, *rest: Any) -> None:
             counts.append(int(which.sum()))
             place(which, *rest)
 
-        model.codebook._place = counted
+        model.codebook._move = counted
     return counts
 
 
@@ -245,7 +244,7 @@ def assert_alike(two: dict[str, Any], one: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)  # put back what `trained` sets
+    monkeypatch.setattr(vaelab.models.VAE, "noise", None)  # put back what `trained` sets
     variant, optimizer = RUNS[name]
     one = trained(tmp_path, *variant, *optimizer, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}")
     first, second = (found[name] for found in processes)
@@ -262,7 +261,7 @@ def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkey
 @pytest.mark.parametrize("name", STOPPED)
 def test_processes_stop_at_the_same_step_and_two_or_one_go_on(processes, folder, name, tmp_path, monkeypatch):
     """All of them save the eighth step, in the middle of an epoch, and the run ends as if it had not been stopped."""
-    monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)
+    monkeypatch.setattr(vaelab.models.VAE, "noise", None)
     variant, optimizer = STOPPED[name]
     arguments = [*variant, *optimizer, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}"]
     arguments.append("trainer.log_every_n_steps=2")
@@ -277,7 +276,7 @@ def test_processes_stop_at_the_same_step_and_two_or_one_go_on(processes, folder,
 
 def test_the_first_process_saves_what_it_has_where_it_fails(processes, folder, tmp_path, monkeypatch):
     """Its weights are everybody's; of the epoch's figures it has its own part."""
-    monkeypatch.setattr(vaelab.models.vae, "reparameterise", None)
+    monkeypatch.setattr(vaelab.models.VAE, "noise", None)
     failed = folder / "failed"
     assert torch.load(failed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
     one, rest = (
@@ -296,9 +295,13 @@ def test_the_rest_of_an_epoch_is_dealt_out_by_any_number_of_processes(size, firs
             batches = IndexBatches(lambda: (order, 0), size, 16, rank, then)
             done = batches.go_on_after(images)
             batches.order = lambda done=done: (order, done)
-            parts.append(list(batches))
+            places = list(batches)
+            parts.append([place.index for place in places])
             assert done + len(parts[-1]) == len(batches)
-            assert [batches.share(done + i).count for i in range(len(parts[-1]))] == [len(p) for p in parts[-1]]
+            shares = [len(place.index) if place.share is None else place.share.count for place in places]
+            assert shares == [len(p) for p in parts[-1]]
             batches.order = lambda: (order, 0)
-            assert sum(map(len, batches)) == sum(len(range(size)[rank_slice(*b, rank, then)]) for b in batches.whole)
+            assert sum(len(place.index) for place in batches) == sum(
+                len(range(size)[rank_slice(*b, rank, then)]) for b in batches.whole
+            )
         assert torch.cat([torch.cat(parallel) for parallel in zip(*parts, strict=True)]).equal(order[images:])

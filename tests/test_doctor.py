@@ -313,7 +313,8 @@ def test_without_hydra(machine, monkeypatch, capsys):
 
 def test_starting_imports_no_torch(tmp_path):
     code = (
-        "import sys; from vaelab.training import installation; installation.run_python = lambda code: {'error': 'left out'}\n"
+        "import sys\nfrom vaelab.training import installation\n"
+        "installation.run_python = lambda code: {'error': 'left out'}\n"
         "from vaelab.cli import main; main(['doctor']); print([m for m in ('torch', 'wandb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)

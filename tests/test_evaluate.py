@@ -200,7 +200,8 @@ def test_sigma_and_mean_of_single_images_are_the_encoder_s(train, evaluate):
     config = read_config(run)
     data = build(config["dataset"])
     data.setup()
-    mean, logvar = vaelab.load(run).encode(data.as_model_sees(data.test.batch(torch.arange(80))).images)
+    posterior = vaelab.load(run).encode(data.as_model_sees(data.test.batch(torch.arange(80))).images)
+    mean, logvar = posterior.mean, posterior.logvar
     with np.load(run / "evaluation.npz") as arrays:
         assert arrays["posterior_mean"] == pytest.approx(mean.detach().numpy(), abs=1e-5)
         assert arrays["posterior_sigma"] == pytest.approx(logvar.detach().mul(0.5).exp().numpy(), abs=1e-5)

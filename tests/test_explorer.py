@@ -51,7 +51,7 @@ def made(model: str, network: str, *overrides: str, shape=(1, 9, 13), classes=3)
         codes = draws(model, 32)
         model.decode(*codes)
     model.eval()
-    if model.latents == "discrete":
+    if model.layout.codes:
         model.codebook.codes.data.normal_()
     with torch.no_grad():
         raw = model.decode(*draws(model, 32))
@@ -61,8 +61,8 @@ def made(model: str, network: str, *overrides: str, shape=(1, 9, 13), classes=3)
 
 def draws(model, count):
     """Codes and labels."""
-    if model.latents == "discrete":
-        return torch.randint(model.codebook.num_embeddings, (count, *model.map_size)), None
+    if model.layout.codes:
+        return torch.randint(model.codebook.num_embeddings, (count, *model.layout.shape)), None
     return torch.randn(count, model.latent_dim), torch.arange(count) % model.num_classes
 
 
@@ -74,7 +74,7 @@ def payload(model, pixel_range=(0.0, 1.0), count=16):
 
 def unit(model, code, label, pixel_range=(0.0, 1.0)):
     """The model's own picture of one code, [C, H, W] in [0, 1]."""
-    code = torch.tensor(code).view(1, *model.map_size) if model.latents == "discrete" else torch.tensor([code])
+    code = torch.tensor(code).view(1, *model.layout.shape) if model.layout.codes else torch.tensor([code])
     with torch.no_grad():
         return to_unit(model.likelihood.mean(model.decode(code, torch.tensor([label]))), pixel_range)[0]
 
@@ -205,13 +205,13 @@ def test_starts_are_spread_over_all_images_and_classes():
     own = explorer.payload(model, images, labels, (0.0, 1.0))["labels"]
     assert [own.count(k) for k in range(3)] == [4, 4, 4]
     codes = explorer.payload(model, images, None, (0.0, 1.0))["starts"]
-    wanted = model.encode(images)[0][torch.linspace(0, 59, 12).long()]
+    wanted = model.encode(images).code[torch.linspace(0, 59, 12).long()]
     torch.testing.assert_close(torch.tensor(codes), wanted)
 
 
 def test_images_are_encoded_a_batch_at_a_time(monkeypatch):
     model, sizes = made("vae", "mlp"), []
-    monkeypatch.setattr("vaelab.inference.views.batch_size", lambda shape: 5)
+    monkeypatch.setattr("vaelab.inference.coding.batch_size", lambda shape: 5)
     hook = model.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     payload(model, count=16)
     hook.remove()
@@ -243,7 +243,7 @@ def test_an_autoencoders_sliders_reach_three_standard_deviations(page):
     model = made("ae", "mlp")
     data = payload(model)
     images = torch.empty(16, *model.shape).uniform_(generator=torch.Generator().manual_seed(2))
-    codes = model.encode(images).detach()
+    codes = model.encode(images).code.detach()
     first = data["dimensions"][0]
     assert first["index"] == codes.std(0).argmax()
     spread = codes.std(0, correction=0)[first["index"]].item()

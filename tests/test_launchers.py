@@ -74,7 +74,9 @@ def test_jobs_that_raise_or_are_killed_take_no_other_along(sweep):
 def test_a_failed_job_has_its_reason_and_its_traceback(sweep):
     assert "broken on purpose" in sweep.jobs[1]["error"]
     (log,) = sweep.folder.glob("*/1-vae-digits/run.log")
-    assert 'raise ValueError("broken on purpose")' in log.read_text()
+    text = log.read_text()
+    assert ", in job\n" in text  # a program's own code is pickled, and may have lost its lines on the way
+    assert "ValueError: broken on purpose" in text
     assert 2 not in sweep.jobs or "its process" in sweep.jobs[2]["error"]
 
 

@@ -1,68 +1,136 @@
-"""Imports point one way: cli -> commands -> runs -> models, datasets, callbacks -> leaf modules -> torch."""
+"""The rooms of the package: what each may import, and what each alone may know (CONTRIBUTING, The rooms)."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import vaelab
 
 ROOT = Path(vaelab.__file__).parent
-LOOKERS = {"sample", "reconstruct", "traverse", "interpolate", "encode", "decode", "export", "explain", "report"}
-LOOKERS |= {"dashboard", "list_runs", "watch", "data"}
-TRAINERS = {"train", "sweeps", "jobs", "launch", "checks", "bench", "plan", "doctor", "evaluate", "measure", "compare"}
-HYDRA = {"command", "config", "runs", "trained", *TRAINERS, *LOOKERS}
-PARTS = ("models", "datasets", "callbacks")
-COMMANDS = {"cli", "command", "fit", "timing", "forecast", "__main__", *TRAINERS, *LOOKERS}
-NEEDS_LIGHTNING = {"fsdp", "loggers", "loop"}
+ROOMS = (
+    "core", "nn", "models", "datasets", "runs", "inference", "evaluation", "figures", "report", "training", "sweeps",
+    "commands",
+)  # fmt: skip
+"""Each imports only what stands before it, itself included; imports inside functions count."""
+LIGHTNING = ("models/module.py", "datasets/base.py", "training/", "sweeps/")
+PRIVATE = ("training/loop.py",)
+"""The one file that knows private parts of Lightning."""
+HYDRA = ("core/config.py", "runs/", "sweeps/", "commands/")
+FILES = ("runs/",)
+"""Where the names of files in a run folder stand."""
+NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "run.log", "output.txt", "report.html",
+         "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml", ".lock")  # fmt: skip
+SLOW = ("wandb", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard", "jinja2", "markupsafe",
+        "safetensors", "onnx", "onnxruntime", "onnxscript", "optuna", "ray", "zuko", "scipy")  # fmt: skip
+"""Libraries that are imported where they are used."""
+MOST = 15
+"""Modules side by side."""
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports when it is imported: what stands inside functions does not count."""
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+
+
+def imported(tree: ast.AST, inside_functions: bool = True) -> set[str]:
+    """Modules that a file imports, those for type checkers left out."""
     found: set[str] = set()
-    blocks: list[ast.AST] = [ast.parse(path.read_text())]
+    blocks: list[ast.AST] = [tree]
     while blocks:
         for node in ast.iter_child_nodes(blocks.pop()):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-            elif not isinstance(node, ast.FunctionDef) and not is_type_checking(node):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)) and (
+                inside_functions or not isinstance(node, ast.FunctionDef)
+            ):
                 blocks.append(node)
     return found
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+def outside(name: str, places: tuple[str, ...]) -> bool:
+    return not any(name == place or (place.endswith("/") and name.startswith(place)) for place in places)
 
 
-FILES = sorted(ROOT.glob("**/*.py"))
+def test_each_room_imports_only_those_before_it():
+    wrong = []
+    for name, tree in sources():
+        room = name.partition("/")[0]
+        if room in ROOMS:
+            above = ROOMS[ROOMS.index(room) + 1 :]
+            wrong += [f"{name}: {m}" for m in imported(tree) if m.startswith(tuple(f"vaelab.{a}" for a in above))]
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
-def test_imports_point_downwards(path):
-    relative = path.relative_to(ROOT)
-    part, names = relative.parts[0], imports(path)
-    if part in PARTS:
-        others = [p for p in PARTS if p != part]
-        assert not [n for n in names if any(n.startswith(f"vaelab.{o}") for o in others)]
-        assert not [n for n in names if n.startswith(("hydra", "omegaconf"))]
-        assert not [n for n in names if n.startswith("vaelab.") and n.split(".")[1] in COMMANDS | {"runs", "config"}]
-    elif relative.stem not in HYDRA:
-        assert not [n for n in names if n.startswith(("hydra", "omegaconf"))]
-        if relative.stem not in COMMANDS | {"__init__"}:
-            assert not [n for n in names if n.startswith("vaelab.") and n.split(".")[1] in {*PARTS, *COMMANDS}]
-            if relative.stem not in NEEDS_LIGHTNING:
-                assert not [n for n in names if "lightning" in n]
+def test_rooms_are_those_of_the_list():
+    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()} == set(ROOMS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
-def test_slow_libraries_are_imported_when_used(path):
-    slow = ("wandb", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard")
-    slow = (*slow, "jinja2", "markupsafe", "safetensors", "onnx", "onnxruntime", "onnxscript")
-    relative = path.relative_to(ROOT)
-    if relative.parts == ("datasets", "files.py"):
-        slow = tuple(s for s in slow if s != "PIL")
-    assert not [n for n in imports(path) if n.startswith(slow)]
+def test_no_module_imports_a_command():
+    shared = ("vaelab.commands.command", "vaelab.commands.trained.viewing")
+    wrong = [
+        f"{name}: {module}"
+        for name, tree in sources()
+        for module in imported(tree)
+        if module.startswith("vaelab.commands") and not module.startswith(shared)
+    ]
+    assert not wrong
+
+
+def test_lightning_and_hydra_are_known_where_they_are_needed():
+    wrong = []
+    for name, tree in sources():
+        modules = {module.partition(".")[0] for module in imported(tree)}
+        if "pytorch_lightning" in modules and outside(name, LIGHTNING):
+            wrong.append(f"{name}: pytorch_lightning")
+        if {"hydra", "omegaconf"} & modules and outside(name, HYDRA):
+            wrong.append(f"{name}: hydra")
+    assert not wrong
+
+
+def test_one_file_knows_private_parts_of_lightning():
+    """Attributes that begin with an underscore, of anything but self, in what may import Lightning."""
+    wrong = []
+    for name, tree in sources():
+        if outside(name, LIGHTNING) or not outside(name, PRIVATE):
+            continue
+        for node in ast.walk(tree):
+            private = isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr)
+            if private and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                text = ast.unparse(node)
+                if re.search(r"trainer|strategy|loop|connector|super\(\)\._setup", text):
+                    wrong.append(f"{name}: {text}")
+        wrong += [f"{name}: {m}" for m in imported(tree) if m.startswith("pytorch_lightning") and "._" in m]
+    assert not wrong
+
+
+def test_names_of_files_in_a_run_folder_stand_in_one_room():
+    wrong = []
+    for name, tree in sources():
+        if not outside(name, FILES):
+            continue
+        docstrings = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in NAMES and id(node) not in docstrings:
+                wrong.append(f"{name}:{node.lineno}: {node.value}")
+    assert not wrong
+
+
+def test_slow_libraries_are_imported_when_used():
+    wrong = [
+        f"{name}: {module}"
+        for name, tree in sources()
+        for module in imported(tree, inside_functions=False)
+        if module.partition(".")[0] in SLOW and (name, module.partition(".")[0]) != ("datasets/files.py", "PIL")
+    ]
+    assert not wrong
+
+
+def test_a_folder_can_be_overlooked():
+    folders = [ROOT, *(path for path in ROOT.rglob("*") if (path / "__init__.py").is_file())]
+    sizes = {f.relative_to(ROOT).as_posix(): len([p for p in f.glob("*.py") if p.name[0] != "_"]) for f in folders}
+    assert {name: size for name, size in sizes.items() if size > MOST} == {}

@@ -16,7 +16,7 @@ import pytest
 
 from vaelab.cli import main
 from vaelab.evaluation.comparison.listed import Listed
-from vaelab.runs import offline, overview
+from vaelab.runs import offline, overview, runs_below
 
 CONFIG = """run: {{name: vae-mnist, overrides: [dataset=mnist, model.latent_dim={d}, model.beta={beta}, seed={seed}]}}
 seed: {seed}
@@ -383,4 +383,4 @@ def test_a_run_inside_a_run_is_none(make):
     run = make("a")
     (run / "deeper").mkdir()
     (run / "deeper" / "summary.json").write_text("{}")
-    assert list(overview.find([Path("outputs"), Path("outputs/a")])) == [run]
+    assert list(runs_below([Path("outputs"), Path("outputs/a")])) == [run]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vaelab
 import vaelab.training.fit
 import vaelab.training.loop
+from vaelab.core.batch import Batch
 from vaelab.core.means import Means
 
 VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
@@ -133,9 +134,9 @@ def test_other_versions_of_lightning_get_their_own_loop(train, loops, monkeypatc
 def test_a_variant_may_log_from_its_terms(train, loops, monkeypatch):
     terms = vaelab.models.VAE.terms
 
-    def logging(self, x, labels):
-        self.log("largest", x.max())
-        return terms(self, x, labels)
+    def logging(self, batch, noise):
+        self.log("largest", batch.images.max())
+        return terms(self, batch, noise)
 
     monkeypatch.setattr(vaelab.models.VAE, "terms", logging)
     lean = train("test=false", "dataset.val_size=0")
@@ -185,9 +186,13 @@ def bare_work(run):
     for _ in range(3):  # the first makes the optimiser's state
         with Count() as count:
             index = torch.arange(64)[:32]
-            loss = model.objective(model.terms(images[index].float().div_(255), labels[index]))
+            batch = Batch(images[index].float().div_(255), labels[index])
+            terms = model.terms(batch, model.noise(32))
+            loss = model.objective(terms)
             optimizer.zero_grad()
             loss.backward()
+            with torch.no_grad():
+                model.learn([model.observe(batch, terms)])
             optimizer.step()
     return count.all
 

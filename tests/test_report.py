@@ -447,16 +447,11 @@ def test_the_command_writes_the_page_of_a_run_and_prints_where(trained, capsys):
 
 @pytest.mark.parametrize("figures", [True, False])
 def test_figures_are_redrawn_unless_told_not_to(trained, monkeypatch, figures):
-    import vaelab
-
     def redraw(folder, model, data, rows) -> dict:
         save_png(torch.zeros(7, 31, 3, dtype=torch.uint8), folder / "figures" / "curves.png")
         return {}
 
-    stub = ModuleType("gallery")
-    stub.redraw = redraw
-    monkeypatch.setattr(vaelab, "gallery", stub, raising=False)
-    monkeypatch.setitem(sys.modules, "vaelab.report.gallery", stub)
+    monkeypatch.setattr("vaelab.report.gallery.redraw", redraw)
     assert main(["report", f"run={trained}", "device=cpu", f"figures={figures}"]) == 0
     assert ('width="31" height="7"' in (trained / "report.html").read_text()) == figures
 

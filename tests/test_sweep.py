@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL
-from vaelab.runs import jobs, read_config
+from vaelab.runs import jobs, jobs_of, read_config
 from vaelab.training.summary import sweep_table
 
 
@@ -136,7 +136,7 @@ def test_a_sweep_that_grows_does_the_new_jobs_alone(train, tmp_path):
     assert more.code == 0, more.err
     assert more.out.count("done already") == 2
     assert {path: path.read_bytes() for path in before} == before
-    seeds = {folder.name: read_config(folder)["seed"] for folder in jobs.folders(tmp_path / "sweep")}
+    seeds = {folder.name: read_config(folder)["seed"] for folder in jobs_of(tmp_path / "sweep")}
     assert seeds == {"0-vae-fake": 1, "1-vae-fake": 2, "2-vae-fake": 0}
 
 

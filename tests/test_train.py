@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import vaelab
 import vaelab.training.callbacks
+from tests.conftest import terms_of
 from vaelab.core.config import build
 
 
@@ -163,7 +164,7 @@ def test_the_test_is_of_the_best_checkpoint(train, spoil):
     x = data.as_model_sees(data.test.batch(torch.arange(len(data.test)))).images
     with torch.no_grad():
         best, last = (
-            vaelab.load(result.run, name).terms(x, None)["reconstruction"].mean().item() for name in ("best", "last")
+            terms_of(vaelab.load(result.run, name), x)["reconstruction"].mean().item() for name in ("best", "last")
         )
     assert result.series("test/reconstruction")[0] == pytest.approx(best, rel=1e-5)
     assert abs(best - last) > 1e-3 * best

@@ -13,7 +13,7 @@ import vaelab
 from vaelab.cli import main
 from vaelab.figures import walks
 from vaelab.figures.pixels import save_png
-from vaelab.inference import views
+from vaelab.inference import coding, paths
 from vaelab.report import gallery
 from vaelab.runs.trained import Trained
 
@@ -75,7 +75,7 @@ def test_arrays_are_the_models_samples_with_their_labels(run):
         images, labels = made["images"], made["labels"]
     assert (images.shape, images.dtype) == ((300, 8, 8, 1), np.uint8)
     assert labels.tolist() == [i % 3 for i in range(300)]
-    expected = views.sample(vaelab.load(folder), 300, torch.from_numpy(labels), (0.0, 1.0), 5)
+    expected = coding.sample(vaelab.load(folder), 300, torch.from_numpy(labels), (0.0, 1.0), 5)
     assert np.abs(images[..., 0] / 255 - expected[:, 0].numpy()).max() < 0.51 / 255
 
 
@@ -97,7 +97,7 @@ def test_all_classes_are_drawn_from_the_same_codes(run):
     with np.load("made.npz") as made:
         images, labels = made["images"], made["labels"]
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    expected = views.sample(vaelab.load(folder), 3, torch.tensor([1]), (0.0, 1.0), 0)
+    expected = coding.sample(vaelab.load(folder), 3, torch.tensor([1]), (0.0, 1.0), 0)
     assert np.abs(images[3:6, ..., 0] / 255 - expected[:, 0].numpy()).max() < 0.51 / 255
 
 
@@ -147,10 +147,10 @@ def test_a_traversal_says_how_much_each_dimension_holds(run):
     code, out, err = run.command("traverse", "steps=3")
     assert code == 0, err
     batch = trained.batch("test", torch.arange(len(trained.split("test"))))
-    dims, used = views.order(trained.model, batch.images, batch.labels)
+    dims, used = paths.usage(trained.model, batch.images, batch.labels)
     rows = [line.split() for line in out.splitlines() if len(line.split()) == 3 and line.split()[0].isdigit()]
     assert [int(row[0]) for row in rows] == dims[:20].tolist()
-    assert [float(row[1]) for row in rows] == pytest.approx(used[:20].tolist(), abs=6e-4)
+    assert [float(row[1]) for row in rows] == pytest.approx(used.values[:20].tolist(), abs=6e-4)
     assert "2 more" in out
     whole = run.command("traverse", "steps=3", "dims=all", "out=all.png")[1]
     assert "more" not in whole

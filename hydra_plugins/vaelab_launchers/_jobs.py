@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from vaelab.runs import Files
 from vaelab.runs.jobs import compose, folder_of, wait_for
 
 ENDED = ("finished", "pruned", "failed", "diverged", "interrupted")
@@ -48,15 +49,16 @@ class Jobs(NamedTuple):
         status: `failed` or `interrupted`. reason: in a line. text: all that is known, for its run.log.
         """
         from vaelab import runs
+        from vaelab.core.config import resolved
         from vaelab.training import launch
 
         config = compose(self.context.config_loader, self.config, number, overrides)
         own = {key: value for key, value in config.items() if key != "hydra"}
-        plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(own)), resolve=True)
+        plain = resolved(OmegaConf.masked_copy(config, list(own)))
         run = folder_of(Path(config.hydra.runtime.output_dir), plain)
         wait_for(run)
         if runs.read_summary(run).get("status") not in ENDED:
-            with (run / "run.log").open("a") as file:
+            with Files(run).log.open("a") as file:
                 file.write(f"{text}\n")
             launch.record(run, status, RuntimeError(reason), plain)
         hydra = OmegaConf.masked_copy(config, "hydra")

@@ -17,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.vaelab_optuna import _outcome
 from hydra_plugins.vaelab_optuna._spaces import Space, space
 from vaelab.core.errors import UserError
+from vaelab.core.metrics import TRAINING, metric
 from vaelab.core.types import PositiveInt
 
-BETTER = {"elbo": "max", "loss": "min", "reconstruction": "min", "kl": "min"}
-"""Which end of a figure is the better one, where that goes without saying."""
+KNOWN = [known.name for known in TRAINING if not known.set]
+"""Names of metrics that can be searched for."""
 
 
 class Settings(NamedTuple):
@@ -45,11 +46,11 @@ class Settings(NamedTuple):
             raise UserError("optimize= is empty: name a figure, such as optimize=val/elbo")
         if given is not None and len(given) != len(names):
             raise UserError(f"direction: {len(given)} for {len(names)} figures: give max or min for each of optimize=")
-        ends = given or [BETTER.get(name.rpartition("/")[2]) for name in names]
+        ends = given or [metric(name).better or None for name in names]
         for name, end in zip(names, ends, strict=True):
             part, _, figure = name.rpartition("/")
-            near = difflib.get_close_matches(figure, BETTER, 1, 0.7)
-            if near and figure not in BETTER:
+            near = difflib.get_close_matches(figure, KNOWN, 1, 0.7)
+            if near and figure not in KNOWN:
                 raise UserError(f"optimize={name}: no such figure; did you mean {part}/{near[0]}?")
             if end is None:
                 raise UserError(f"optimize={name}: is more of it better or less? add direction=max or direction=min")

@@ -16,6 +16,7 @@ import torch
 from common import Row, arguments, clock, compare, interleave, parse, save
 from torch import Tensor
 
+from vaelab.core.batch import Batch
 from vaelab.models import VAE
 from vaelab.nn.likelihoods import Bernoulli
 from vaelab.nn.networks import MLP, Burgess, Conv, Network
@@ -43,7 +44,7 @@ def run(
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
 
     def loss_of(x: Tensor) -> Tensor:
-        return model.objective(model.terms(x, None))
+        return model.objective(model.terms(Batch(x), model.noise(len(x))))
 
     loss = torch.compile(loss_of, dynamic=False) if "compile" in chosen else loss_of
 

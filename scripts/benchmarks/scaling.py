@@ -19,6 +19,7 @@ from common import Row, arguments, compare, fresh_process, interleave, parse, pe
 from lab import noise_set, train
 from torch.utils.flop_counter import FlopCounterMode
 
+from vaelab.core.batch import Batch
 from vaelab.models import VAE, VQVAE, Model
 from vaelab.nn.likelihoods import Bernoulli, GaussianLearned
 from vaelab.nn.networks import MLP, Conv
@@ -46,7 +47,7 @@ def vqvae(num_embeddings: int) -> Model:
 def flops(model: Model) -> float:
     """Floating-point operations of matrix products and convolutions per image, forward and backward."""
     with FlopCounterMode(display=False) as counter:
-        model.objective(model.terms(torch.rand(BATCH, *SHAPE), None)).backward()
+        model.objective(model.terms(Batch(torch.rand(BATCH, *SHAPE)), model.noise(BATCH))).backward()
     return counter.get_total_flops() / BATCH
 
 
@@ -62,7 +63,7 @@ def activations(model: Model) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        model.objective(model.terms(torch.rand(BATCH, *SHAPE), None)).backward()
+        model.objective(model.terms(Batch(torch.rand(BATCH, *SHAPE)), model.noise(BATCH))).backward()
     return sum(kept.values())
 
 

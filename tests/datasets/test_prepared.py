@@ -70,7 +70,7 @@ def test_the_file_holds_each_image_with_its_own_label_and_factors(path, splits):
         found = everything(PreparedSplit(path, read_header(path), part))
         by_number = found.factors[:, 0].argsort()
         wanted = everything(split)
-        for one, other in zip(found, wanted, strict=True):
+        for one, other in zip(found[:3], wanted[:3], strict=True):
             assert one[by_number].equal(other)
             assert one.dtype == other.dtype
 
@@ -93,7 +93,7 @@ def test_images_without_labels(tmp_path, common):
     data = prepared(file, common, storage="stream")
     data.setup()
     assert data.num_classes is None
-    assert data.train.batch(torch.arange(3))[1:] == (None, None)
+    assert data.train.batch(torch.arange(3))[1:] == (None, None, None)
 
 
 def test_what_is_known_of_the_classes(tmp_path, splits, common):
@@ -118,7 +118,7 @@ def test_streamed_batches_are_those_held_in_memory(path, common, trainer, order,
         assert len(one) == len(other) > 0
         for batch, same in zip(one, other, strict=True):
             assert isinstance(same, Batch)
-            assert all(a.equal(b) for a, b in zip(batch, same, strict=True))
+            assert all(a.equal(b) for a, b in zip(batch[:3], same[:3], strict=True))
 
 
 def test_what_does_not_fit_is_streamed(path, common, monkeypatch):
@@ -252,7 +252,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_epochs_differ(path, common
 def test_the_order_is_that_of_the_blocks(path, common, trainer):
     data = ready(path, common, trainer, storage="stream")
     batches = IndexBatches(lambda: (block_order(270, 10, 40, 0, 0), 0), 270, 16)
-    for index, batch in zip(batches, data.train_dataloader(), strict=True):
+    for (index, _), batch in zip(batches, data.train_dataloader(), strict=True):
         assert data.train.batch(index).images.equal(batch.images)
 
 

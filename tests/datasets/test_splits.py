@@ -14,6 +14,10 @@ from vaelab.datasets.splits import (
 )
 
 
+def indices(batches):
+    return [place.index for place in batches]
+
+
 def tensor_split(count=50):
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).clone()
     return TensorSplit(images, torch.arange(count) % 3, torch.arange(count)[:, None])
@@ -38,7 +42,7 @@ def test_epoch_order_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_every_world_size_sees_each_image_once_in_the_same_batches(size, world_size):
     order = epoch_order(size, 0, 0)
-    ranks = [list(IndexBatches(lambda: (order, 0), size, 16, rank, world_size)) for rank in range(world_size)]
+    ranks = [indices(IndexBatches(lambda: (order, 0), size, 16, rank, world_size)) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     seen = torch.cat([torch.cat(parts) for parts in zip(*ranks, strict=True)])
     assert seen.equal(order)
@@ -49,7 +53,7 @@ def test_no_rank_gets_a_batch_of_one_image():
         for world_size in (1, 2, 3):
             for rank in range(world_size):
                 batches = IndexBatches(lambda size=size: (torch.arange(size), 0), size, 4, rank, world_size)
-                assert min(len(part) for part in batches) >= 2, (size, world_size, rank)
+                assert min(map(len, indices(batches))) >= 2, (size, world_size, rank)
 
 
 def test_a_small_remainder_joins_the_batch_before_it():
@@ -59,8 +63,8 @@ def test_a_small_remainder_joins_the_batch_before_it():
 
 def test_a_resumed_epoch_goes_on_with_the_batch_after_the_last_one_done():
     order = epoch_order(100, 0, 0)
-    whole = list(IndexBatches(lambda: (order, 0), 100, 16))
-    rest = list(IndexBatches(lambda: (order, 4), 100, 16))
+    whole = indices(IndexBatches(lambda: (order, 0), 100, 16))
+    rest = indices(IndexBatches(lambda: (order, 4), 100, 16))
     assert torch.cat(rest).equal(torch.cat(whole[4:]))
 
 

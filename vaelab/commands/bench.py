@@ -21,12 +21,14 @@ def main(arguments: list[str]) -> int:
 def job(config: Any) -> None:
     """Hydra's job: checks the config, measures, prints the table and writes the file."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
+
+    from vaelab.core.config import resolved
 
     hydra: Any = HydraConfig.instance()
     with open_dict(config), TemporaryDirectory() as folder:
         config.run.dir, config.run.overrides, config.run.config_dir = folder, [], None
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = resolved(config)
         hydra.cfg = None  # or Lightning would rerun this command line in every process
         bench = plain.pop("bench")
         output = _check(bench, plain)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged, read_json
+from vaelab.runs import Files
 
 if TYPE_CHECKING:
     from vaelab.evaluation.findings.health import Finding
@@ -60,7 +61,7 @@ def report(run: str) -> str:
 
     folder = runs.find(run)
     config, rows, summary = runs.read_config(folder), runs.read_metrics(folder), _read_summary(folder)
-    parts = {key: _part(config, key, folder / "config.yaml") for key in ("run", "schedule", "trainer")}
+    parts = {key: _part(config, key, Files(folder).config) for key in ("run", "schedule", "trainer")}
     status, best, stored = summary.get("status"), summary["best"], _stored(summary, folder)
     place, evaluated = _evaluation(folder, best)
     curves = diagnose_training(rows, summary)
@@ -73,7 +74,7 @@ def report(run: str) -> str:
     training = "while training, at its last look"
     training += f" (found again by the evaluation: {', '.join(again)})" if again else ""
     of_run = "curves in metrics.csv"
-    if not (folder / "metrics.csv").is_file():
+    if not Files(folder).metrics.is_file():
         of_run = "end of the run (metrics.csv is missing: no curve is judged)"
     found = {training: [f for f in stored if f.code not in again], of_run: curves}
     found |= {place: evaluated} if place else {}
@@ -95,7 +96,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     """summary.json, with `best` and `objective` as objects; without it nothing else. Raises UserError if damaged."""
     from vaelab import runs
 
-    path = folder / "summary.json"
+    path = Files(folder).summary
     summary = read_json(path, runs.RESTORE)
     summary |= {key: _part(summary, key, path) for key in ("best", "objective")}
     if not isinstance(summary.get("status", ""), str):
@@ -107,7 +108,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 def _lacks(folder: Path, name: str) -> str:
     """What is wrong with the file of checkpoint `name`: missing, empty, or nothing."""
-    path = folder / "checkpoints" / f"{name}.ckpt"
+    path = Files(folder).checkpoint(name)
     return "missing" if not path.is_file() else "" if path.stat().st_size else "empty"
 
 
@@ -132,7 +133,7 @@ def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
     from vaelab import runs
     from vaelab.evaluation.findings.health import Finding
 
-    broken = damaged(folder / "summary.json", "its findings are no findings", runs.RESTORE)
+    broken = damaged(Files(folder).summary, "its findings are no findings", runs.RESTORE)
     try:
         findings = [Finding(**finding) for finding in summary.get("findings", [])]
     except TypeError as error:
@@ -144,11 +145,10 @@ def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
 
 def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Finding]]:
     """What was evaluated and its findings; None and none without an evaluation."""
-    from vaelab import runs
     from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
     from vaelab.evaluation.findings.health import Finding
 
-    path = next((path for split in SPLITS if (path := runs.evaluation_path(folder, split)).is_file()), None)
+    path = next((path for split in SPLITS if (path := Files(folder).evaluation(split)).is_file()), None)
     if path is None:
         return None, []
     evaluation = read_json(path, AGAIN)

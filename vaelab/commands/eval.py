@@ -7,6 +7,7 @@ from typing import Any
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
+from vaelab.runs import Files
 
 SECTIONS = {
     "likelihood": "vaelab.evaluation.sections",
@@ -57,7 +58,7 @@ def job(config: Any) -> None:
     subject, about = measure.prepare(run, saved, options)
     evaluation, failed = measure.measure(run, subject, about, _chosen(options))
     if evaluation["protocols"]:
-        print(f"evaluation: {runs.evaluation_path(run, options['split'])}")
+        print(f"evaluation: {Files(run).evaluation(options['split'])}")
     asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
     if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
         raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))

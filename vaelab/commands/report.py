@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
+from vaelab.runs import Files
 
 
 class Options(NamedTuple):
@@ -30,16 +31,16 @@ def job(config: Any) -> None:
     """Hydra's job: checks what is asked, draws, writes the page and prints where it is."""
     from vaelab import runs
     from vaelab.core.config import options
-    from vaelab.report import build, page, swept
+    from vaelab.report import build, page
 
     asked = options(Options, config)
     folder = Path(asked.run)
-    several = asked.run != "last" and swept.is_sweep(folder)
+    several = asked.run != "last" and runs.is_sweep(folder)
     folder = folder if several else runs.find(asked.run)
     out = _place(asked.out, folder)
     if several:
         build.of_sweep(folder, out, asked.figures)
-    elif any(folder.glob("checkpoints/*.ckpt")):
+    elif Files(folder).saved:
         build.of_folder(folder, out, asked.checkpoint, asked.device, asked.root, asked.figures)
     else:
         from vaelab.report import run
@@ -51,7 +52,7 @@ def job(config: Any) -> None:
 
 def _place(out: str | None, folder: Path) -> Path:
     """Where the page goes. Raises UserError if it cannot."""
-    path = folder / "report.html" if out is None else Path(out)
+    path = Files(folder).report if out is None else Path(out)
     key = f"out={path}"
     if path.suffix not in (".html", ".htm"):
         raise UserError(f"{key}: name a file that ends in .html")

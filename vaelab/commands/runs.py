@@ -18,14 +18,12 @@ from vaelab.commands import command
 from vaelab.core.conf import target_names
 from vaelab.core.errors import UserError
 from vaelab.core.files import write_text
+from vaelab.core.metrics import metric
 from vaelab.evaluation.comparison.configurations import sortable
 from vaelab.evaluation.comparison.listed import COLUMNS, KEYS, MISSING, Listed, word
 from vaelab.report import runs_table
-from vaelab.runs import offline, overview
+from vaelab.runs import offline, overview, runs_below
 from vaelab.runs.overview import Run
-
-HIGH = ("elbo", "log_p_hat", "codebook_usage", "perplexity")
-"""Figures of which the highest comes first."""
 
 
 class Options(NamedTuple):
@@ -83,7 +81,7 @@ def job(config: Any) -> None:
             raise UserError("there is no ./outputs yet: vaelab train makes it, or give another folder")
         raise UserError(f"{missing[0]}: there is no such folder")
     names = {target.rpartition(".")[2]: name for target, name in target_names().items()}
-    found = [overview.read(folder, names) for folder in overview.find(paths)]
+    found = [overview.read(folder, names) for folder in runs_below(paths)]
     listed = Listed(target_names())
     found = _ordered(_selected(found, wanted, listed), asked.sort, listed)
     show = _shown(found, asked.show, listed)
@@ -176,7 +174,7 @@ def _ordered(found: list[Run], sort: str | None, listed: Listed) -> list[Run]:
     judged = sorted({run.best["by"] for run in found if run.best.get("by")}) if key == "best" else [key]
     if len(judged) > 1:
         raise UserError(f"sort={sort}: the best of these runs are by {' and by '.join(judged)}: name one figure")
-    flip = ("".join(judged).rpartition("/")[2] in HIGH) != other_way
+    flip = (metric("".join(judged)).better == "max") != other_way
     pairs = list(zip(values, found, strict=True))
     having = [(value, run) for value, run in pairs if value is not MISSING]
     having.sort(key=lambda pair: sortable(pair[0]), reverse=flip)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
+from vaelab.runs import Files
 
 
 def main(arguments: list[str]) -> int:
@@ -79,6 +80,7 @@ def job(config: Any) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     from vaelab import runs
+    from vaelab.core.config import resolved
     from vaelab.sweeps import sweep as sweeps
     from vaelab.training import launch
 
@@ -88,7 +90,7 @@ def job(config: Any) -> str:
     in_sweep = hydra.mode.name == "MULTIRUN"
     overrides = [o for o in hydra.overrides.task if command.key_of(o) not in ("resume", "run.dir", "sweep.dir")]
     with open_dict(config):
-        config.run.dir, config.run.overrides = str(run), overrides
+        config.run.format, config.run.dir, config.run.overrides = runs.FORMAT, str(run), overrides
         config.run.config_dir = next(
             (s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None
         )
@@ -96,7 +98,7 @@ def job(config: Any) -> str:
             config.logger.wandb.group = Path(hydra.sweep.dir).name
     title = f"[{hydra.job.num}] {' '.join(overrides)}" if in_sweep else ""
     try:
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = resolved(config)
         instance.cfg = None  # or Lightning would rerun this command line in every process
         if in_sweep:
             run = sweeps.do(plain, run, title, hydra.launcher)
@@ -108,8 +110,8 @@ def job(config: Any) -> str:
         launch.record(run, "failed", error, None)
         print(f"\n{title}\nvaelab: {error}", file=sys.stderr)
     finally:
-        if run.is_dir() and {path.name for path in run.iterdir()} <= {"run.log"}:
-            (run / "run.log").unlink(missing_ok=True)
+        if run.is_dir() and {*run.iterdir()} <= {Files(run).log}:
+            Files(run).log.unlink(missing_ok=True)
             run.rmdir()  # nothing was trained
         instance.cfg = OmegaConf.create({"hydra": hydra})
     return str(run)

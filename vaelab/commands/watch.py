@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
+from vaelab.core.metrics import in_order, metric
 from vaelab.core.terminal import BAR, bar, cut, duration, spark
 from vaelab.core.types import PositiveFloat
 from vaelab.core.words import number
-from vaelab.runs import overview
+from vaelab.runs import Files, SweepFiles, overview, read_config_if_any, runs_below, sweep_of
 
-FIGURES = ("loss", "elbo", "reconstruction", "kl", "capacity", "beta", "vq", "perplexity", "codebook_usage")
-"""Figures that are shown, of those that a model has."""
 SPARK = 32
 """Characters of a small curve."""
 NO_LIMIT = 10_000
@@ -79,15 +78,15 @@ def job(config: Any) -> None:
 def _find(asked: str) -> Path:
     """The folder to watch. `last` is the newest run, or the sweep that it is a job of."""
     if asked == "last":
-        found = list(overview.find([Path("outputs")]))
+        found = list(runs_below([Path("outputs")]))
         if not found:
             raise UserError("run=last: there is no run under ./outputs yet; vaelab train makes one")
-        newest = max(found, key=lambda run: overview.modified(run / "run.log"))
-        return overview.sweep_of(newest) or newest
+        newest = max(found, key=lambda run: overview.modified(Files(run).log))
+        return sweep_of(newest) or newest
     folder = Path(asked)
     if not folder.is_dir():
         raise UserError(f"run={asked}: there is no such folder")
-    if next(overview.find([folder]), None) is None:
+    if next(runs_below([folder]), None) is None:
         raise UserError(f"run={asked}: there is no run in it; give the folder that vaelab train printed")
     return folder
 
@@ -126,12 +125,12 @@ class Watched:
 
     def look(self, width: int, height: int) -> View:
         """What there is to see now, in at most so many characters and lines."""
-        runs = [overview.read(folder, self.options) for folder in overview.find([self.folder])]
+        runs = [overview.read(folder, self.options) for folder in runs_below([self.folder])]
         if len(runs) == 1 and runs[0].folder == self.folder:
             lines, live = self._run(runs[0], width), runs[0].status == "running"
         else:
-            lock = self.folder / ".lock"
-            idle = time.time() - max((overview.modified(run.folder / "run.log") for run in runs), default=0.0)
+            lock = SweepFiles(self.folder).lock
+            idle = time.time() - max((overview.modified(Files(run.folder).log) for run in runs), default=0.0)
             live = any(run.status == "running" for run in runs) or overview.locked(lock)
             live = live or (not lock.exists() and idle < SETTLED)
             lines = self._sweep(runs, width, height, live)
@@ -168,7 +167,7 @@ class Watched:
         """metrics.csv, read again when it has changed; a row that is just being written waits for the next look."""
         from vaelab import runs
 
-        changed = overview.modified(folder / "metrics.csv")
+        changed = overview.modified(Files(folder).metrics)
         before = self.rows.get(folder, (0.0, []))
         if changed != before[0]:
             with suppress(UserError):
@@ -191,7 +190,7 @@ class Watched:
     def _settings(self, folder: Path) -> dict[str, Any]:
         if folder not in self.settings:
             try:
-                found = overview.settings(folder)
+                found = read_config_if_any(folder)
             except UserError:
                 return {}
             if not found:  # the run is about to begin
@@ -201,12 +200,12 @@ class Watched:
 
     def _rate(self, run: overview.Run, progress: Progress) -> float | None:
         """Steps per second since the first look; before anything was seen to change, since the run began."""
-        written = overview.modified(run.folder / "metrics.csv")
+        written = overview.modified(Files(run.folder).metrics)
         began, step = self.first.setdefault(run.folder, (written, progress.step))
         if written - began < 1:
             if self._settings(run.folder).get("resume"):
                 return None
-            began, step = overview.modified(run.folder / "config.yaml"), 0
+            began, step = overview.modified(Files(run.folder).config), 0
         seconds = written - began
         return (progress.step - step) / seconds if seconds > 0 and progress.step > step else None
 
@@ -250,7 +249,8 @@ class Watched:
 def _figures(rows: list[dict[str, float]], width: int) -> list[str]:
     """A line per figure: its newest value in training and validation, and a small curve."""
     lines = []
-    for name in FIGURES:
+    logged = {key.rpartition("/")[2] for row in rows for key in row if "/" in key}
+    for name in in_order([name for name in logged if metric(name).colour or metric(name).brief]):
         series = {
             part: [row[f"{part}/{name}"] for row in rows if f"{part}/{name}" in row]
             for part in ("step", "train", "val")
@@ -273,7 +273,7 @@ def _figures(rows: list[dict[str, float]], width: int) -> list[str]:
 def _warnings(folder: Path) -> list[str]:
     """The last warnings of run.log."""
     try:
-        text = (folder / "run.log").read_text(encoding="utf-8", errors="replace")
+        text = Files(folder).log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     found = [line.partition(" WARNING ")[2] for line in text.splitlines() if " WARNING " in line]

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vaelab.core.errors import UserError
+from vaelab.core.renames import upgrade_run
 
 GIVEN_LATER = {"shape", "num_classes", "run"}
 """Constructor arguments that the program gives, not the config."""
@@ -30,6 +31,12 @@ def build(node: Any, /, **arguments: Any) -> Any:
         if error.__cause__ is not None:
             raise error.__cause__ from None
         raise
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A composed config as plain containers, with today's names of classes. Raises what OmegaConf does for `???`."""
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return upgrade_run(plain)
 
 
 def options(kind: type[Options], config: Any) -> Options:
@@ -85,8 +92,13 @@ def _check_call(config: dict[str, Any], key: str) -> None:
             near = difflib.get_close_matches(name, signature, 1)
             hint = f"; did you mean {key}.{near[0]}?" if near else ""
             raise UserError(f"{key}.{name}: {config['_target_']} takes no such value{hint}")
-        if name in hints and not _has_target(value):
+        if name in hints and not _has_target(value) and not _is_none(hints[name], value):
             _check_value(hints[name], value, f"{key}.{name}")
+
+
+def _is_none(hint: Any, value: Any) -> bool:
+    """Whether a value is the option `none` of a group, a file without content, where None is allowed."""
+    return value == {} and type(None) in get_args(hint)
 
 
 def _check_value(hint: Any, value: Any, key: str) -> None:

@@ -1,5 +1,6 @@
 """Data sets, one file per family. Importing this imports no data library: `load` does."""
 
+from vaelab.core.batch import Batch
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.celeba import CelebA
 from vaelab.datasets.digits import Digits
@@ -8,7 +9,7 @@ from vaelab.datasets.fake import Fake
 from vaelab.datasets.folder import Folder
 from vaelab.datasets.prepared import Prepared
 from vaelab.datasets.shapes3d import Shapes3D
-from vaelab.datasets.splits import Batch, Split, TensorSplit
+from vaelab.datasets.splits import Split, TensorSplit
 from vaelab.datasets.sprites import Sprites
 from vaelab.datasets.torchvision import CIFAR10, KMNIST, MNIST, SVHN, FashionMNIST
 

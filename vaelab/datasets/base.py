@@ -12,11 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vaelab.core.distributed import Share
+from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from vaelab.datasets.splits import (
-    Batch,
     IndexBatches,
     ResidentLoader,
     Split,
@@ -230,10 +229,6 @@ class ImageData(pl.LightningDataModule):
         """The training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
         return epoch_order(len(self.train), self.seed, epoch)
 
-    def share(self, part: str, batch_idx: int) -> Share:
-        """This process's share of a global batch of the train, val or test images."""
-        return self._dealt[part].share(batch_idx)
-
     def _loader(self, part: str, split: Split, order: Any) -> tuple[Split, Any]:
         assert self.trainer is not None
         if len(split) < self.trainer.world_size:
@@ -269,7 +264,7 @@ def gather(split: Split) -> TensorSplit:
 
     parts = torch.arange(len(split)).split(256)
     bar = tqdm(parts, desc="reading images", unit="batch", delay=2, leave=False, disable=None)
-    images, labels, factors = zip(*(split.batch(part) for part in bar), strict=True)
+    images, labels, factors = zip(*(split.batch(part)[:3] for part in bar), strict=True)
     return TensorSplit(
         torch.cat(images),
         None if labels[0] is None else torch.cat(labels),

@@ -270,7 +270,9 @@ def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict
         first = split.batch(torch.arange(1))
         arrays = {
             what: {"dtype": dtype, "shape": [len(split), *tensor.shape[1:]], "offset": 0, "bytes": 0, "crc32": "0" * 8}
-            for what, dtype, tensor in zip(("images", "labels", "factors"), ("|u1", "<i8", "<i8"), first, strict=True)
+            for what, dtype, tensor in zip(
+                ("images", "labels", "factors"), ("|u1", "<i8", "<i8"), first[:3], strict=True
+            )
             if tensor is not None
         }
         header["parts"][name] = {"count": len(split), "arrays": arrays}

@@ -13,24 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vaelab.core.batch import Batch
 from vaelab.core.distributed import Share
 from vaelab.core.errors import UserError
 
 
-class Batch(NamedTuple):
-    """Images with what is known of them.
+class Place(NamedTuple):
+    """Which images of a split a batch is of, and this process's share of the global batch if there are several."""
 
-    images: [B, C, H, W], uint8 from a split, float32 in the data's range at the model.
-    labels: class indices, [B] int64, or None.
-    factors: ground-truth factors of variation as indices, [B, F] int64, or None.
-    """
-
-    images: Tensor
-    labels: Tensor | None = None
-    factors: Tensor | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        return Batch(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in self))  # type: ignore[arg-type]
+    index: Tensor
+    share: Share | None
 
 
 class Split(Protocol):
@@ -126,8 +118,8 @@ def rank_slice(start: int, stop: int, rank: int, world_size: int) -> slice:
     return slice(start + size * rank // world_size, start + size * (rank + 1) // world_size)
 
 
-class IndexBatches(Sampler[Tensor]):
-    """The index tensors of one epoch's batches, for one process.
+class IndexBatches(Sampler[Place]):
+    """The places of one epoch's batches, for one process.
 
     order: called at the start of every pass; gives the epoch's order, [N] int64, and the number
     of batches already done (not zero after a resume in the middle of an epoch).
@@ -148,11 +140,13 @@ class IndexBatches(Sampler[Tensor]):
     def __len__(self) -> int:
         return len(self.whole)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        order, start = self.order()
+    def __iter__(self) -> Iterator[Place]:
+        order, begin = self.order()
         self.bounds, self.next_bounds = self.next_bounds, self.whole
-        for bounds in self.bounds[start:]:
-            yield order[rank_slice(*bounds, self.rank, self.world_size)]
+        for start, stop in self.bounds[begin:]:
+            part = rank_slice(start, stop, self.rank, self.world_size)
+            share = Share(part.start - start, part.stop - part.start, stop - start, self.world_size)
+            yield Place(order[part], share if self.world_size > 1 else None)
 
     def go_on_after(self, images: int) -> int:
         """Cuts the next pass anew after an epoch's first `images`; returns which of its batches comes next.
@@ -163,12 +157,6 @@ class IndexBatches(Sampler[Tensor]):
         done = len(self.whole) - len(rest)
         self.next_bounds = self.whole[:done] + [(start + images, stop + images) for start, stop in rest]
         return done
-
-    def share(self, batch_idx: int) -> Share:
-        """This process's part of an epoch's global batch."""
-        start, stop = self.bounds[batch_idx]
-        part = rank_slice(start, stop, self.rank, self.world_size)
-        return Share(part.start - start, part.stop - part.start, stop - start, self.world_size)
 
 
 class ResidentLoader:
@@ -181,8 +169,8 @@ class ResidentLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in self.batches:
-            yield self.split.batch(index)
+        for index, share in self.batches:
+            yield self.split.batch(index)._replace(share=share)
 
 
 class _BatchDataset(Dataset[Batch | UserError]):
@@ -191,9 +179,9 @@ class _BatchDataset(Dataset[Batch | UserError]):
     def __init__(self, split: Split):
         self.split = split
 
-    def __getitem__(self, index: Tensor) -> Batch | UserError:  # type: ignore[override]
+    def __getitem__(self, place: Place) -> Batch | UserError:  # type: ignore[override]
         try:
-            return self.split.batch(index)
+            return self.split.batch(place.index)._replace(share=place.share)
         except UserError as error:
             return error
 

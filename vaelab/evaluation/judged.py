@@ -32,9 +32,9 @@ AUDITED, PER_CLASS = 2_000, 100
 
 
 def _vectors(subject: Subject) -> Tensor:
-    if subject.latents == "discrete":
+    if subject.model.layout.dimensions is None:
         raise Unsupported("a map of discrete codes is no code vector")
-    return subject.codes[0]
+    return subject.codes
 
 
 def disentanglement(subject: Subject) -> Section:
@@ -54,7 +54,7 @@ def labels(subject: Subject) -> Section:
         raise Unsupported("the data set has no labels")
     _unseen(subject)
     known = subject.some(subject.of("train"), PROBED)
-    learnt = subject.encode(known)[0].cpu().numpy(), _labels(subject, known).numpy()
+    learnt = subject.encode(known).code.cpu().numpy(), _labels(subject, known).numpy()
     asked = codes.cpu().numpy(), subject.labels.numpy()
     informed = len(codes) >= BINS
     information = torch.as_tensor(label_information(*asked, BINS)) if informed else torch.empty(0)
@@ -76,6 +76,8 @@ def conditional(subject: Subject) -> Section:
     """Whether a conditional model uses the label, and z."""
     if not subject.model.conditional:
         raise Unsupported("the model is not conditional on labels")
+    if subject.model.prior is None:
+        raise Unsupported("the model has no prior to draw samples of a class from")
     _unseen(subject)
     model, data, seed = subject.model, subject.data, subject.settings.seed
     of_data, (low, high) = (data.pixel_range, data.binary), data.pixel_range
@@ -85,7 +87,7 @@ def conditional(subject: Subject) -> Section:
     images, known = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
     swaps = swap_effects(model, judge, images, known, *of_data, seed)
     assert subject.labels is not None
-    in_z, guessed = label_in_codes(subject.codes[0], subject.labels, seed)
+    in_z, guessed = label_in_codes(*_told(subject), seed)
     figures = {
         "sample_accuracy": per_class.mean().item(),
         "classifier_accuracy": accuracy,
@@ -104,9 +106,19 @@ def conditional(subject: Subject) -> Section:
     )
 
 
+def _told(subject: Subject) -> tuple[Tensor, Tensor]:
+    """Code vectors and labels of the measured images; of maps of codes all their vectors, of fewer images."""
+    assert subject.labels is not None
+    if subject.model.layout.dimensions is not None:
+        return subject.codes, subject.labels
+    chosen, model = subject.drawn(len(subject.codes), AUDITED), subject.model
+    vectors = model.codebook.lookup(subject.codes[chosen.to(subject.device)])  # type: ignore[operator]
+    return vectors.flatten(1), subject.labels[chosen]
+
+
 def samples(subject: Subject) -> Section:
     """Generated images beside real ones, in a classifier's features and in pixels."""
-    if not subject.model.has_prior:
+    if subject.model.prior is None:
         raise Unsupported("the model has no prior to draw samples from")
     _unseen(subject)
     data, settings, model = subject.data, subject.settings, subject.model

@@ -18,6 +18,7 @@ from vaelab.core.files import whole
 from vaelab.core.words import number, wrapped
 from vaelab.evaluation.findings.diagnosis import diagnose_evaluation, verdicts
 from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
+from vaelab.runs import Files
 from vaelab.runs.trained import Trained, open_data
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
@@ -59,7 +60,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
         "vaelab": __version__,
         "subject": {
             "model": type(model).__name__,
-            "latent_dimensions": getattr(model, "latent_dim", None),
+            "latent_dimensions": model.layout.dimensions,
             "seed": saved["seed"],
             "dataset": type(data).__name__,
             "data": {name: value for name, value in identity.items() if name != "root"},
@@ -115,7 +116,7 @@ def measure(
         print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
         raise
     if not evaluation["protocols"] and not failed:  # an empty evaluation would look like a healthy one
-        runs.evaluation_path(run, about["split"]).unlink(missing_ok=True)
+        Files(run).evaluation(about["split"]).unlink(missing_ok=True)
         return evaluation, failed
     findings = diagnose_evaluation(evaluation["figures"], evaluation["subject"])
     evaluation |= {
@@ -168,7 +169,7 @@ def _replace(evaluation: dict[str, Any], name: str, section: Section | None, pat
 
 def _per_image_path(run: Path, split: str) -> Path:
     """Where the values of single images are: an entry per image, in the order of the split."""
-    return runs.evaluation_path(run, split).with_suffix(".npz")
+    return Files(run).evaluation(split).with_suffix(".npz")
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vaelab.evaluation.metrics.codes import code_histogram, codebook_use, rate_b
 from vaelab.evaluation.metrics.latents import active_dimensions, aggregate_kl
 from vaelab.evaluation.metrics.likelihood import amortisation_gap, bits_per_dimension, mean_and_error
 from vaelab.evaluation.subject import Section, Subject, Unsupported
-from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
+from vaelab.nn.gaussian import kl_to_standard_normal
 
 DRAWS = 10_000
 """Draws of z for the split of the aggregate KL, and posteriors that the aggregate is a mixture of, at most."""
@@ -29,7 +29,7 @@ GAP_STEPS, GAP_RATE, GAP_SAMPLES = 100, 0.03, 200
 
 def likelihood(subject: Subject) -> Section:
     """ELBO and importance-weighted bound, or distortion and rate of discrete codes."""
-    if subject.latents != "gaussian":
+    if not subject.model.bounded:
         return _distortion(subject)
     bounds, samples = subject.bounds, subject.settings.importance_samples
     figures = {"importance_samples": float(samples)}
@@ -37,6 +37,8 @@ def likelihood(subject: Subject) -> Section:
         figures[name], figures[f"{name}_se"] = mean_and_error(bounds[name])
     figures["effective_samples"] = bounds["effective_samples"].quantile(0.5).item()
     meaning = subject.model.likelihood.density(subject.data.binary)
+    closed = subject.posterior.has_kl(subject.model.require_prior())
+    how = "in closed form" if closed else "from the same draws"
     if not meaning.startswith("not a density"):
         dimensions, is_density = math.prod(subject.model.shape), meaning == "a density on pixels"
         figures["bits_per_dim"] = bits_per_dimension(
@@ -44,7 +46,7 @@ def likelihood(subject: Subject) -> Section:
         )
     return Section(
         figures,
-        f"The likelihood is {meaning}. ELBO: reconstruction from {samples:,} draws of z per image, KL in closed form. "
+        f"The likelihood is {meaning}. ELBO: reconstruction from {samples:,} draws of z per image, KL {how}. "
         "log_p_hat: the importance-weighted bound of the same draws (Burda et al. 2016); effective_samples: its median "
         "effective sample size. Standard errors are over images.",
         per_image=bounds,
@@ -55,8 +57,8 @@ def _distortion(subject: Subject) -> Section:
     mean, error = mean_and_error(subject.distortion)
     figures = {"reconstruction": mean, "reconstruction_se": error}
     protocol = "Distortion: -log p(x|z) at the image's own code; without q(z|x) there is no bound on log p(x)."
-    if subject.latents == "discrete":
-        rate = rate_bits(subject.codes[0], subject.model.codebook.num_embeddings)
+    if subject.model.layout.codes is not None:
+        rate = rate_bits(subject.codes, subject.model.layout.codes)
         figures |= {f"rate_{name}_bits": bits for name, bits in rate._asdict().items()}
         protocol += (
             " Rate: bits for all codes of an image under the uniform prior, under the codes' frequencies, and under "
@@ -67,12 +69,31 @@ def _distortion(subject: Subject) -> Section:
 
 def latents(subject: Subject) -> Section:
     """KL of each dimension, active dimensions, what the KL is spent on, and the amortisation gap."""
-    if subject.latents != "gaussian":
+    if not subject.model.bounded:
         raise Unsupported("the model has no Gaussian posterior")
-    mean, logvar = subject.codes
-    activity, chosen = active_dimensions(mean), subject.drawn(len(mean), DRAWS).to(mean.device)
+    posterior, prior = subject.posterior, subject.model.require_prior()
+    codes, marginals = posterior.code, posterior.marginals
+    activity, chosen = active_dimensions(codes), subject.drawn(len(codes), DRAWS).to(codes.device)
     generator, count = torch.Generator(subject.device).manual_seed(subject.settings.seed), len(chosen)
-    spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE)
+    estimates, vectors = {}, {"variance_of_means": activity.variances}
+    protocol = "Active: variance of the posterior means above 0.01 (Burda et al. 2016). "
+    per_image = {"posterior_mean": codes}
+    if marginals is not None and prior.standard:
+        mean, logvar = marginals
+        spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE)
+        estimates |= {
+            "kl_index_code_mi": spent.index_code_mi,
+            "kl_total_correlation": spent.total_correlation,
+            "kl_dimension_wise": spent.dimension_wise_kl,
+            "kl_aggregate": spent.kl,
+        }
+        protocol += (
+            "kl_aggregate and the three parts it is the sum of (Hoffman & Johnson 2016): plain Monte Carlo, "
+            f"{count:,} draws, q(z) the exact mixture of {count:,} images' posteriors, so the mutual information is at "
+            f"most log N = {math.log(count):.2f}. "
+        )
+        vectors = {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0)} | vectors
+        per_image["posterior_sigma"] = (0.5 * logvar).exp()
     gaps = [
         amortisation_gap(
             *(subject.model, batch.images, batch.labels),
@@ -80,48 +101,42 @@ def latents(subject: Subject) -> Section:
         )
         for batch in subject.batches(subject.some(subject.own, subject.settings.gap_images), "amortisation gap")
     ]
-    estimates = {
-        "kl_index_code_mi": spent.index_code_mi,
-        "kl_total_correlation": spent.total_correlation,
-        "kl_dimension_wise": spent.dimension_wise_kl,
-        "kl_aggregate": spent.kl,
-        "amortisation_gap": mean_and_error(torch.cat(gaps)),
-    }
+    estimates["amortisation_gap"] = mean_and_error(torch.cat(gaps))
     figures = {
         "active": float(activity.active.sum()),
-        "dimensions": float(mean.shape[1]),
+        "dimensions": float(codes.shape[1]),
         "images": float(count),
         **{name: estimate.mean for name, estimate in estimates.items()},
         **{f"{name}_se": estimate.error for name, estimate in estimates.items()},
     }
     return Section(
         figures,
-        "Active: variance of the posterior means above 0.01 (Burda et al. 2016). kl_aggregate and the three parts it "
-        f"is the sum of (Hoffman & Johnson 2016): plain Monte Carlo, {count:,} draws, q(z) the exact mixture of "
-        f"{count:,} images' posteriors, so the mutual information is at most log N = {math.log(count):.2f}. "
-        f"Amortisation gap (Cremer et al. 2018): {GAP_STEPS} steps of Adam on the posteriors of "
+        f"{protocol}Amortisation gap (Cremer et al. 2018): {GAP_STEPS} steps of Adam on the posteriors of "
         f"{sum(map(len, gaps)):,} images, measured with {GAP_SAMPLES} fresh draws.",
-        {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0), "variance_of_means": activity.variances},
-        {"posterior_mean": mean, "posterior_sigma": (0.5 * logvar).exp()},
+        vectors,
+        per_image,
     )
 
 
 def reconstruction(subject: Subject) -> Section:
     """Squared error of each image: mean, median, spread and extremes over images."""
-    model, gaussian = subject.model, subject.latents == "gaussian"
-    found: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if gaussian else {})
-    for batch, code in zip(subject.batches(bar="reconstructing"), subject.batched_codes(subject.codes), strict=True):
-        x = subject.unit(batch.images)
-        decoded = {"mse": code[0]} | ({"sampled_mse": reparameterise(*code)} if gaussian else {})
+    model, posterior = subject.model, subject.posterior
+    found: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if posterior.density else {})
+    for batch, own in zip(subject.batches(bar="reconstructing"), subject.in_batches(posterior), strict=True):
+        x, decoded = subject.unit(batch.images), {"mse": own.code}
+        if own.density:
+            decoded["sampled_mse"] = own.rsample(torch.randn_like(own.code))
         for name, z in decoded.items():
             image = subject.unit(model.likelihood.mean(model.decode(z, batch.labels)))
             found[name].append((image - x).square().flatten(1).mean(1))
     per_image = {name: torch.cat(parts).cpu().double() for name, parts in found.items()}
-    source = {"gaussian": "the posterior mean (mse) and one draw of z (sampled_mse)", "discrete": "the nearest codes"}
+    source = "the code" if model.layout.codes is None else "the nearest codes"
+    if posterior.density:
+        source = "the posterior mean (mse) and one draw of z (sampled_mse)"
     return Section(
         {f"{name}_{what}": value for name, values in per_image.items() for what, value in _spread(values).items()},
         "Mean squared error of each image, over pixels and channels scaled to [0, 1], of the mean image decoded from "
-        f"{source.get(subject.latents, 'the code')}.",
+        f"{source}.",
         per_image=per_image,
     )
 
@@ -139,16 +154,16 @@ def _spread(values: Tensor) -> dict[str, float]:
 
 def codebook(subject: Subject) -> Section:
     """Use of the codes over the whole split."""
-    if subject.latents != "discrete":
+    if subject.model.layout.codes is None:
         raise Unsupported("the model has no codebook")
-    histogram = code_histogram(subject.codes[0], subject.model.codebook.num_embeddings)
+    histogram = code_histogram(subject.codes, subject.model.layout.codes)
     figures = {name: float(value) for name, value in codebook_use(histogram)._asdict().items()}
     figures["drawn"] = float(histogram.sum())
     return Section(
         figures,
-        f"All {subject.codes[0].numel():,} codes of the split.",
+        f"All {subject.codes.numel():,} codes of the split.",
         {"histogram": histogram},
-        {"indices": subject.codes[0]},
+        {"indices": subject.codes},
     )
 
 
@@ -159,7 +174,7 @@ def anomaly(subject: Subject) -> Section:
     if subject.model.conditional:
         raise Unsupported("a conditional model scores an image with its label, and these images have other labels")
     own, other = subject.own, subject.some(subject.other, len(subject.own))
-    if subject.latents == "gaussian":
+    if subject.model.bounded:
         normal, anomalous = subject.bounds, subject.bounds_of(other)
         names = {"elbo": -1, "log_p_hat": -1, "reconstruction": 1}
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from vaelab.core.pixels import to_bytes, to_unit
 from vaelab.core.randomness import seed_of
 from vaelab.evaluation.metrics.likelihood import importance_weighted
 from vaelab.inference.batches import batch_size
+from vaelab.nn.posteriors import Posterior
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 AT_A_TIME = 20_000
 """Draws of z after which the importance-weighted bound shows its progress."""
@@ -69,7 +73,7 @@ class Subject:
     model was not trained on, for anomaly detection, or None.
     """
 
-    model: Any
+    model: Model
     data: Any
     part: str
     identity: dict[str, Any]
@@ -100,10 +104,6 @@ class Subject:
     def device(self) -> torch.device:
         return self.model.device
 
-    @property
-    def latents(self) -> str:
-        return self.model.latents
-
     def seed(self, *place: int | str) -> None:
         """Seeds torch's noise by a place in the evaluation, so that no section depends on those before it."""
         torch.manual_seed(seed_of(self.settings.seed, *place))
@@ -123,29 +123,31 @@ class Subject:
             yield self.data.as_model_sees(part.split.batch(place).to(self.device))
 
     @cached_property
-    def codes(self) -> tuple[Tensor, ...]:
+    def posterior(self) -> Posterior:
         """`encode` of the measured images."""
         return self.encode(self.own)
 
-    def encode(self, part: Part) -> tuple[Tensor, ...]:
-        """What the model's `encode` gives for all images: one tensor, or mean and log-variance.
+    @property
+    def codes(self) -> Tensor:
+        """What stands for each of the measured images: [N, d], or [N, h, w] int64."""
+        return self.posterior.code
 
-        Raises ValueError if these are not finite, or the weights that discrete codes are made with.
+    def encode(self, part: Part) -> Posterior:
+        """The posterior of all images of a part.
+
+        Raises ValueError if it is not finite, or the weights that discrete codes are made with.
         """
-        found = []
-        for batch in self.batches(part, "encoding"):
-            code = self.model.encode(batch.images, batch.labels)
-            found.append(code if isinstance(code, tuple) else (code,))
-        codes = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-        continuous = codes[0].is_floating_point()
-        looked_at = codes if continuous else [w for w in self.model.state_dict().values() if torch.is_tensor(w)]
-        if not all(bool(values.isfinite().all()) for values in looked_at):
+        found = [self.model.encode(batch.images, batch.labels) for batch in self.batches(part, "encoding")]
+        posterior = Posterior.cat(found)
+        continuous = posterior.code.is_floating_point()
+        values = (posterior.arrays if continuous else self.model.state_dict()).values()
+        if not all(bool(tensor.isfinite().all()) for tensor in values if torch.is_tensor(tensor)):
             raise ValueError(f"the {'codes' if continuous else 'weights'} of the model are NaN or infinite")
-        return codes
+        return posterior
 
-    def batched_codes(self, codes: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-        """Codes in the batches of `batches`."""
-        return zip(*(part.split(batch_size(self.model.shape)) for part in codes), strict=True)
+    def in_batches(self, posterior: Posterior) -> list[Posterior]:
+        """A posterior in the batches of `batches`."""
+        return posterior.split(batch_size(self.model.shape))
 
     @cached_property
     def bounds(self) -> dict[str, Tensor]:
@@ -170,13 +172,13 @@ class Subject:
     @cached_property
     def distortion(self) -> Tensor:
         """`distortion_of` the measured images."""
-        return self.distortion_of(self.own, self.codes)
+        return self.distortion_of(self.own, self.posterior)
 
-    def distortion_of(self, part: Part, codes: tuple[Tensor, ...]) -> Tensor:
-        """-log p(x|z) at the image's own code, [N], nats: for models without a Gaussian posterior."""
+    def distortion_of(self, part: Part, posterior: Posterior) -> Tensor:
+        """-log p(x|z) at the image's own code, [N], nats: for models without a bound on log p(x)."""
         found = []
-        for batch, (code,) in zip(self.batches(part, "decoding"), self.batched_codes(codes), strict=True):
-            raw = self.model.decode(code, batch.labels)
+        for batch, own in zip(self.batches(part, "decoding"), self.in_batches(posterior), strict=True):
+            raw = self.model.decode(own.code, batch.labels)
             found.append(-self.model.likelihood.log_prob(raw, batch.images))
         return torch.cat(found).cpu().double()
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from vaelab.core.metrics import NATS, metric
 from vaelab.figures import series, style
 from vaelab.figures.series import Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NATS = "nats per image"
 PANEL = (4.2, 2.7)
 """Width and height of a panel, inches."""
 START, HEADROOM = 0.1, 3.0
@@ -37,7 +37,8 @@ def training(rows: Rows) -> Figure:
     in their place. The ratio is left out where reconstruction is not above 0, as a density's may be.
     """
     time = series.time_of(rows)
-    shown = [(draw, names) for draw, names in PANELS if any(series.known(rows, time, name) for name in names)]
+    possible = [*PANELS, *((_terms, (name,)) for name in series.unknown(rows, time)[:MOST])]
+    shown = [(draw, names) for draw, names in possible if any(series.known(rows, time, name) for name in names)]
     if series.same(rows, time, "loss", "reconstruction"):
         shown = [(draw, names) for draw, names in shown if names != ("loss",)]
     if not shown:
@@ -145,24 +146,16 @@ def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
 
 PARTS = {"train": "training", "step": "training", "val": "validation"}
 TIMES = {"epoch": "epoch", "step": "optimiser step"}
-TITLES = {
-    "loss": ("Loss", NATS),
-    "reconstruction": ("Reconstruction, −log p(x|z)", NATS),
-    "kl": ("KL(q(z|x) ‖ p(z))", NATS),
-    "vq": ("Vector quantisation", "squared distance, sum per image"),
-    "perplexity": ("Perplexity of the codes", "codes"),
-}
-NAMES = {"vq": "vq term of the loss", "commitment": "commitment, not weighed"}
 
 
 def _terms(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
     """Figures of one unit in one panel."""
     lines = [
-        _line(axes, *series.series(rows, f"{part}/{name}", time), name, part, label=NAMES.get(name, name))
+        _line(axes, *series.series(rows, f"{part}/{name}", time), name, part, label=metric(name).label)
         for name in names
         for part in series.parts(time)
     ]
-    title, unit = TITLES[names[0]]
+    title, unit = metric(names[0]).label, metric(names[0]).unit
     if names[0] == "reconstruction" and series.same(rows, time, "loss", "reconstruction"):
         title = f"Loss: reconstruction{title.removeprefix('Reconstruction')}"
     _title(axes, title)
@@ -190,7 +183,7 @@ def _usage(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
         _line(axes, *series.series(rows, f"{part}/perplexity", time), "perplexity", part, label="perplexity")
         x, y = series.series(rows, f"{part}/codebook_usage", time)
         _line(right, x, 100 * y, "codebook_usage", part, label="codes in use")
-    _title(axes, TITLES["perplexity"][0] + " and share in use")
+    _title(axes, metric("perplexity").label + " and share in use")
     axes.set_ylabel("perplexity, codes", color=style.COLOURS["perplexity"])
     right.set_ylabel("codes in use, %", color=style.COLOURS["codebook_usage"], fontsize=9)
     right.tick_params(labelsize=9)
@@ -207,7 +200,9 @@ PANELS: list[tuple[Panel, tuple[str, ...]]] = [
     (_terms, ("vq", "commitment")),
     (_usage, ("perplexity", "codebook_usage")),
 ]
-"""How a panel is drawn, and of what; those that a run has no figures for are left out."""
+"""How a panel is drawn, and of what; those that a run has no metrics for are left out."""
+MOST = 6
+"""Further panels, at most, of metrics that the vocabulary does not know."""
 
 
 # --- drawing ----------------------------------------------------------------------------------
@@ -220,7 +215,7 @@ def _line(axes: Any, x: np.ndarray, y: np.ndarray, name: str, part: str, label: 
     line_style = style.LINES["train" if part == "step" else part]
     (line,) = axes.plot(
         *(x, y),
-        color=style.COLOURS[name],
+        color=style.COLOURS.get(name, style.GREY),
         linestyle=line_style,
         linewidth=1.4,
         marker=("D" if part == "val" else "o") if len(alone) else "",

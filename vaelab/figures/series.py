@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from vaelab.core.metrics import TRAINING
+
 Rows = Sequence[Mapping[str, float]]
 """The filled cells of each row by name."""
 GAP = 2.0
@@ -58,6 +60,14 @@ def known(rows: Rows, time: str, name: str) -> bool:
         return known(rows, time, "kl") and not any(value <= 0 for value in below) and any(map(math.isfinite, below))
     keys = [f"{part}/{name}" for part in parts(time)]
     return any(math.isfinite(row.get(key, math.nan)) for row in rows for key in keys)
+
+
+def unknown(rows: Rows, time: str) -> list[str]:
+    """Names of metrics that were logged and are not in the vocabulary, as a new variant's."""
+    starts = tuple(f"{part}/" for part in parts(time))
+    names = dict.fromkeys(key.rpartition("/")[2] for row in rows for key in row if key.startswith(starts))
+    known_ones = {metric.name for metric in TRAINING}
+    return [name for name in names if name not in known_ones]
 
 
 def same(rows: Rows, time: str, a: str, b: str) -> bool:

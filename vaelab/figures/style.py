@@ -15,6 +15,18 @@ import torch
 from torch import Tensor
 
 from vaelab.core.files import whole
+from vaelab.core.metrics import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TRAINING,
+    VERMILION,
+    YELLOW,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,23 +34,8 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#767676"
-
-COLOURS = {
-    "loss": BLACK,
-    "elbo": BLACK,
-    "reconstruction": BLUE,
-    "kl": VERMILION,
-    "capacity_gap": PURPLE,
-    "capacity": GREEN,
-    "beta": GREEN,
-    "vq": VERMILION,
-    "commitment": ORANGE,
-    "perplexity": GREEN,
-    "codebook_usage": PURPLE,
-}
-"""Of a metric, under its log key."""
+COLOURS = {metric.name: metric.colour for metric in TRAINING if metric.colour}
+"""Of a metric, under its name; `colour` has one for any."""
 CYCLE = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK, YELLOW]
 """Of what has no colour of its own: classes, runs."""
 LINES: dict[str, Any] = {"train": "-", "val": (0, (4, 1.5)), "test": (0, (1, 1))}

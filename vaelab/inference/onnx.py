@@ -62,23 +62,22 @@ def write(
 def parts(model: Model) -> tuple[Part, Part]:
     """The encoder and the decoder; the inputs and outputs are those of docs/export.md."""
     labels = ("labels",) if model.conditional else ()
-    codes = {"gaussian": ("mean", "logvar"), "point": ("codes",), "discrete": ("indices",)}[model.latents]
-    taken = "z" if model.latents == "gaussian" else codes[0]
+    given = tuple(model.blank().arrays)
     encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
-    return Part("encoder", encoder, ("images", *labels), codes), Part("decoder", decoder, (taken, *labels), ("images",))
+    taken = model.layout.arrays[0]
+    return Part("encoder", encoder, ("images", *labels), given), Part("decoder", decoder, (taken, *labels), ("images",))
 
 
 class Encoder(nn.Module):
-    """Images in the model's range, with labels if it is conditional, to what `encode` gives."""
+    """Images in the model's range, with labels if it is conditional, to the tensors of their posteriors."""
 
     def __init__(self, model: Model):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        if self.model.latents == "discrete":  # the model's own search is in chunks, whose number depends on the batch
-            return squared_distances(self.model.encoder(images), self.model.codebook.codes).argmin(-1)  # type: ignore
-        return self.model.encode(images, labels)  # type: ignore[operator]
+        found: list[Tensor] = [*self.model.encode(images, labels).arrays.values()]
+        return tuple(found) if len(found) > 1 else found[0]
 
 
 class Decoder(nn.Module):
@@ -86,15 +85,10 @@ class Decoder(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.model.likelihood.mean(self.model.decode(codes, labels))  # type: ignore[operator]
-
-
-def squared_distances(z: Tensor, codes: Tensor) -> Tensor:
-    """|z - e|^2 - |z|^2 of a feature map [B, D, h, w] and codes [K, D]: [B, h, w, K]."""
-    return codes.square().sum(1) - 2 * z.movedim(1, -1) @ codes.t()
+        return self.model.likelihood.mean(self.model.decode(codes, labels))
 
 
 def example(model: Model, part: Part, count: int, pixel_range: tuple[float, float]) -> tuple[Tensor, ...]:
@@ -102,12 +96,13 @@ def example(model: Model, part: Part, count: int, pixel_range: tuple[float, floa
     generator = torch.Generator().manual_seed(count)
     low, high = pixel_range
     first = torch.rand(count, *model.shape, generator=generator) * (high - low) + low
-    if part.inputs[0] in ("z", "codes"):
-        first = torch.randn(count, int(model.latent_dim), generator=generator)  # type: ignore[arg-type]
-    elif part.inputs[0] == "indices":
-        codes: Any = model.codebook
-        first = torch.randint(codes.num_embeddings, (count, *model.map_size), generator=generator)  # type: ignore
-    return (first, torch.arange(count) % model.num_classes) if model.conditional else (first,)  # type: ignore
+    if part.name == "decoder":
+        layout = model.layout
+        first = torch.randn(count, *layout.shape, generator=generator)
+        if layout.codes is not None:
+            first = torch.randint(layout.codes, (count, *layout.shape), generator=generator)
+    labels = model.condition.in_turn(count)
+    return (first,) if labels is None else (first, labels)
 
 
 def _export(part: Part, inputs: tuple[Tensor, ...], path: Path, metadata: dict[str, str]) -> None:
@@ -147,11 +142,9 @@ def compare(model: Model, part: Part, path: Path, pixel_range: tuple[float, floa
         made = session.run(None, {name: x.numpy() for name, x in zip(part.inputs, inputs, strict=True)})
         with torch.inference_mode():
             own = part.module(*inputs)
-            if part.outputs == ("indices",):
-                own = model.encode(*inputs)  # type: ignore[operator]
         for name, theirs, ours in zip(part.outputs, made, own if isinstance(own, tuple) else (own,), strict=True):
             got = torch.from_numpy(theirs)
-            same, gap = _agree(model, inputs[0], got, ours) if name == "indices" else _close(got, ours)
+            same, gap = _agree(model, inputs, got, ours) if name == "indices" else _close(got, ours)
             if not same:
                 raise UserError(
                     f"onnx=true: `{name}` of {path.name} differs from torch by {gap:.1e} at {count} images, "
@@ -170,15 +163,16 @@ def _close(got: Tensor, own: Tensor) -> tuple[bool, float]:
     return gap <= TOLERANCE * max(1.0, own.abs().max().item()), gap
 
 
-def _agree(model: Model, images: Tensor, got: Tensor, own: Tensor) -> tuple[bool, float]:
+def _agree(model: Model, inputs: tuple[Tensor, ...], got: Tensor, own: Tensor) -> tuple[bool, float]:
     """Whether indices [B, h, w] are the same but for codes equally near, and how much farther the others' are."""
     if got.shape != own.shape:
         return False, float("nan")
     whole: Any = model
     with torch.inference_mode():
-        distances = squared_distances(whole.encoder(images).double(), whole.codebook.codes.double())
-    gap = (distances.gather(-1, got[..., None]) - distances.gather(-1, own[..., None])).abs().max().item()
-    return gap <= TOLERANCE * max(1.0, distances.abs().max().item()), gap
+        wanted = whole.codebook.project(whole.features(*inputs)).double()
+        far = [(whole.codebook.lookup(indices).double() - wanted).square().sum(1) for indices in (got, own)]
+    gap = (far[0] - far[1]).abs().max().item()
+    return gap <= TOLERANCE * max(1.0, far[1].abs().max().item()), gap
 
 
 @contextlib.contextmanager

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from vaelab.core.batch import Batch
 from vaelab.core.types import PositiveInt, Shape
-from vaelab.models.base import Model
+from vaelab.models.base import Build, Terms
+from vaelab.models.module import Model
+from vaelab.nn.conditions import beside
+from vaelab.nn.layouts import vector
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
+from vaelab.nn.posteriors import Point
 
 
 class AE(Model):
@@ -19,8 +23,6 @@ class AE(Model):
 
     monitor = "reconstruction"
     best = "min"
-    has_prior = False
-    latents = "point"
 
     def __init__(
         self,
@@ -29,26 +31,23 @@ class AE(Model):
         network: Network,
         likelihood: Likelihood,
         latent_dim: PositiveInt,
+        condition: Build = None,
     ):
-        super().__init__(shape, num_classes, likelihood)
+        super().__init__(shape, num_classes, likelihood, condition)
         self.latent_dim = latent_dim
-        self.encoder = network.encoder(self.shape, latent_dim)
-        self.decoder = network.decoder(latent_dim, self.shape)
+        self.layout = vector(latent_dim, standard=False, arrays=("codes",))
+        self.encoder = network.encoder(self.shape, latent_dim, context=self.condition.size)
+        self.decoder = network.decoder(latent_dim + self.condition.size, self.shape)
 
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Codes, [B, d]."""
-        return self.encoder(x)
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Point:
+        return Point(self.encoder(x, self.condition(labels)))
 
-    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Raw likelihood parameters of p(x|z), [B, C, H, W]."""
-        return self.decoder(codes)
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decoder(beside(z, self.condition(labels)))
 
-    def terms(self, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        return {"reconstruction": -self.likelihood.log_prob(self.decode(self.encode(x)), x)}
+    def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
+        raw = self.decode(self.encode(batch.images, batch.labels).codes, batch.labels)
+        return {"reconstruction": -self.likelihood.log_prob(raw, batch.images)}
 
-    def objective(self, terms: dict[str, Tensor]) -> Tensor:
+    def objective(self, terms: Terms) -> Tensor:
         return terms["reconstruction"].mean()
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decode(self.encode(x)))

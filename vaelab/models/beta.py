@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
+from vaelab.models.base import Build
 from vaelab.models.vae import VAE
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 
 
 class BetaVAE(VAE):
-    """Minimises E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, I)) with beta as given or scheduled (eq. 4).
+    """Minimises E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)) with beta as given or scheduled (eq. 4).
 
     Both terms are sums over pixels and dimensions, as in the paper's equation. With terms averaged
     over D pixels and d dimensions, as many code bases do, the same beta weighs D / d times more.
@@ -25,6 +26,9 @@ class BetaVAE(VAE):
         likelihood: Likelihood,
         latent_dim: PositiveInt,
         beta: NonNegativeFloat,
+        posterior: Build = None,
+        prior: Build = None,
+        condition: Build = None,
     ):
-        super().__init__(shape, num_classes, network, likelihood, latent_dim)
+        super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
         self.beta.fill_(beta)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+from vaelab.models.base import Build, Terms
 from vaelab.models.vae import VAE
+from vaelab.nn.controllers import multiplicative
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 
 LEAST = 1e-6
-"""Of the multiplier: a factor would not bring it back from zero, where a C that cannot be reached leads it."""
+"""Smallest value of the multiplier: a factor cannot bring it back from zero, where a C out of reach leads it."""
 
 
 class CapacityVAE(VAE):
@@ -55,31 +59,40 @@ class CapacityVAE(VAE):
         constraint: Literal["l1", "lagrangian"],
         penalty: NonNegativeFloat,
         multiplier_rate: PositiveFloat,
+        posterior: Build = None,
+        prior: Build = None,
+        condition: Build = None,
     ):
-        super().__init__(shape, num_classes, network, likelihood, latent_dim)
+        super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
         self.constraint = constraint
         self.capacity.fill_(capacity)
         self.gamma.fill_(gamma)
         self.penalty.fill_(penalty)
         self.multiplier_rate.fill_(multiplier_rate)
 
-    def objective(self, terms: dict[str, Tensor]) -> Tensor:
-        gap = global_mean(terms["kl"].mean(), self.share) - self.capacity
-        self.gap = gap.detach()
+    def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
+        """Those of the VAE, and how far the mean KL over all processes is off C."""
+        terms = super().terms(batch, noise)
+        return terms | {"gap": global_mean(terms["kl"].mean(), batch.share) - self.capacity}
+
+    def objective(self, terms: Terms) -> Tensor:
+        gap = terms["gap"]
         if self.constraint == "l1":
             cost = self.gamma * gap.abs()
         else:
             cost = self.multiplier * (gap + 0.5 * self.penalty * gap.square())
         return terms["reconstruction"].mean() + cost
 
-    @torch.no_grad()
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Moves the multiplier: after the backward pass, once per optimiser step."""
+    def observe(self, batch: Batch, terms: Terms) -> Tensor:
+        return terms["gap"].detach()
+
+    def learn(self, observed: Sequence[Tensor]) -> None:
+        """Moves the multiplier by how far the mean KL is off C."""
+        gap = observed[0] if len(observed) == 1 else torch.stack(list(observed)).mean()
         if self.constraint == "l1":  # the slope of gamma |gap|
-            self.multiplier.copy_(self.gamma * self.gap.sign())
+            self.multiplier.copy_(self.gamma * gap.sign())
         else:
-            moved = self.multiplier * (self.multiplier_rate * self.gap).exp()
-            self.multiplier.copy_(torch.minimum(moved.clamp(min=LEAST), self.gamma))
+            self.multiplier.copy_(multiplicative(self.multiplier, gap, self.multiplier_rate, LEAST, self.gamma))
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         return super().derived(means, vectors) | {"capacity_gap": means["kl"] - means["capacity"]}

@@ -5,24 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vaelab.core.batch import Batch
 from vaelab.core.types import PositiveInt, Shape
-from vaelab.models.base import Model
-from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
+from vaelab.models.base import Build, Terms
+from vaelab.models.module import Model
+from vaelab.nn.conditions import beside
+from vaelab.nn.layouts import vector
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
+from vaelab.nn.posteriors import Diagonal, Posterior
+from vaelab.nn.priors import Prior, StandardNormal
 
 
 class VAE(Model):
-    """Minimises the negative ELBO, E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, I)), with one draw of z.
+    """Minimises the negative ELBO, E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), with one draw of z.
 
-    q(z|x) is a diagonal Gaussian. beta is 1; a schedule may warm it up to 1.
+    beta is 1; a schedule may warm it up to 1.
 
-    latent_dim: number d of latent dimensions.
+    latent_dim: number d of latent dimensions. posterior: q(z|x), given d; a diagonal Gaussian if None.
+    prior: p(z), given d; N(0, I) if None.
     """
 
-    latents = "gaussian"
     scalars = {"beta": 1.0}
     beta: Tensor
+    prior: Prior
 
     def __init__(
         self,
@@ -31,49 +37,40 @@ class VAE(Model):
         network: Network,
         likelihood: Likelihood,
         latent_dim: PositiveInt,
+        posterior: Build = None,
+        prior: Build = None,
+        condition: Build = None,
     ):
-        super().__init__(shape, num_classes, likelihood)
+        super().__init__(shape, num_classes, likelihood, condition)
         self.latent_dim = latent_dim
-        self._build(network)
+        self.posterior = (posterior or Diagonal)(latent_dim)
+        self.prior = (prior or StandardNormal)(latent_dim)
+        self.layout = vector(latent_dim, self.prior.standard)
+        self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
+        self.decoder = network.decoder(latent_dim + self.condition.size, self.shape)
 
-    def _build(self, network: Network) -> None:
-        """Makes `encoder` ([B, C, H, W] -> [B, 2d]) and `decoder` ([B, d] -> [B, C, H, W])."""
-        self.encoder = network.encoder(self.shape, 2 * self.latent_dim)
-        self.decoder = network.decoder(self.latent_dim, self.shape)
-
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z|x), [B, d] each, float32 under any autocast."""
-        mean, logvar = self.encoder(x).float().chunk(2, 1)
-        return mean, logvar
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
+        return self.posterior(self.encoder(x, self.condition(labels)))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Raw likelihood parameters of p(x|z), [B, C, H, W]."""
-        return self.decoder(z)
+        return self.decoder(beside(z, self.condition(labels)))
 
-    def terms(self, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        mean, logvar = self.encode(x, labels)
-        raw = self.decode(reparameterise(mean, logvar), labels)
-        kl_per_dim = kl_to_standard_normal(mean, logvar)
-        return {
-            "reconstruction": -self.likelihood.log_prob(raw, x),
-            "kl": kl_per_dim.sum(1),
-            "kl_per_dim": kl_per_dim,
-        }
+    def noise(self, count: int) -> Tensor:
+        """Standard normal, [count, d]."""
+        return torch.randn(count, self.latent_dim, device=self.device)
 
-    def objective(self, terms: dict[str, Tensor]) -> Tensor:
+    def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
+        assert noise is not None
+        x, labels = batch.images, batch.labels
+        z, kl = self.encode(x, labels).sample_with_kl(noise, self.prior, labels)
+        terms = {"reconstruction": -self.likelihood.log_prob(self.decode(z, labels), x), "kl": kl.total}
+        return terms if kl.per_dim is None else terms | {"kl_per_dim": kl.per_dim}
+
+    def objective(self, terms: Terms) -> Tensor:
         return terms["reconstruction"].mean() + self.beta * terms["kl"].mean()
 
-    def vectors(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"kl_per_dim": terms["kl_per_dim"].sum(0)}
+    def vectors(self, terms: Terms) -> dict[str, Tensor]:
+        return {"kl_per_dim": terms["kl_per_dim"].sum(0)} if "kl_per_dim" in terms else {}
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         return {"elbo": -(means["reconstruction"] + means["kl"])}
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decode(self.encode(x, labels)[0], labels))
-
-    @torch.no_grad()
-    def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
-        z = torch.randn(count, self.latent_dim, device=self.device)
-        return self.likelihood.mean(self.decode(z, labels))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from vaelab.core.batch import Batch
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
-from vaelab.models.base import Model
+from vaelab.models.base import Build, Terms
+from vaelab.models.module import Model
+from vaelab.nn.conditions import beside
+from vaelab.nn.layouts import Layout, Level
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
-from vaelab.nn.quantizers import GradientCodebook, code_counts, perplexity
+from vaelab.nn.posteriors import Codes
+from vaelab.nn.priors import UniformCodes
+from vaelab.nn.quantizers import Chosen, Codebook, code_counts, perplexity
 
 
 class VQVAE(Model):
@@ -21,12 +27,11 @@ class VQVAE(Model):
     is uniform while training, so the KL is the constant P log K for P positions and is left out.
 
     num_embeddings: number K of codes. embedding_dim: their size D. commitment_cost: beta in the
-    paper. codebook: how the codes are learned, given K and D (`vaelab.nn.quantizers`).
+    paper. codebook: the codes and how they are learned, given K and D (`vaelab.nn.quantizers`).
     """
 
     monitor = "reconstruction"
     best = "min"
-    latents = "discrete"
     scalars = {"commitment_cost": 0.25}
     commitment_cost: Tensor
 
@@ -36,54 +41,69 @@ class VQVAE(Model):
         num_classes: PositiveInt | None,
         network: Network,
         likelihood: Likelihood,
-        codebook: Callable[..., GradientCodebook],
+        codebook: Callable[..., Codebook],
         num_embeddings: PositiveInt,
         embedding_dim: PositiveInt,
         commitment_cost: NonNegativeFloat,
+        condition: Build = None,
     ):
-        super().__init__(shape, num_classes, likelihood)
+        super().__init__(shape, num_classes, likelihood, condition)
         self.commitment_cost.fill_(commitment_cost)
-        self.encoder = network.map_encoder(self.shape, embedding_dim)
+        context, map_size = self.condition.size, network.map_size(self.shape)
+        self.encoder = network.map_encoder((self.shape[0] + context, *self.shape[1:]), embedding_dim)
         self.codebook = codebook(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
-        self.decoder = network.map_decoder(embedding_dim, self.shape)
-        self.map_size = network.map_size(self.shape)
+        self.decoder = network.map_decoder(embedding_dim + context, self.shape)
+        self.layout = Layout((Level("codes", map_size, num_embeddings),), ("indices",))
+        self.prior = UniformCodes(num_embeddings, map_size)
 
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Code indices, [B, h, w] int64."""
-        return self.codebook.search(self.encoder(x))
+    def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What is quantised, [B, D, h, w]. x: [B, C, H, W] in the data's range; labels: [B] or None."""
+        return self.encoder(beside(x, self.condition(labels)))
 
-    def decode(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Codes:
+        return Codes(self.codebook.search(self.features(x, labels)))
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Raw likelihood parameters from code indices [B, h, w]: [B, C, H, W]."""
-        return self.decoder(self.codebook.lookup(indices))
+        return self._decode_vectors(self.codebook.lookup(z), labels)
 
-    def terms(self, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        quantized = self.codebook(self.encoder(x), self.share)
-        raw = self.decoder(quantized.vectors)
+    def _decode_vectors(self, vectors: Tensor, labels: Tensor | None) -> Tensor:
+        return self.decoder(beside(vectors, self.condition(labels)))
+
+    def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
+        x, labels = batch.images, batch.labels
+        quantized = self.codebook(self.features(x, labels))
         return {
-            "reconstruction": -self.likelihood.log_prob(raw, x),
+            "reconstruction": -self.likelihood.log_prob(self._decode_vectors(quantized.vectors, labels), x),
             "vq": quantized.codebook_loss + self.commitment_cost * quantized.commitment,
             "commitment": quantized.commitment,
-            "codes": quantized.indices,
+            "codes": quantized.chosen,
+            "quantized": quantized.rows,
         }
 
-    def objective(self, terms: dict[str, Tensor]) -> Tensor:
+    def objective(self, terms: Terms) -> Tensor:
         return terms["reconstruction"].mean() + terms["vq"].mean()
 
-    def vectors(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def vectors(self, terms: Terms) -> dict[str, Tensor]:
         return {"code_counts": code_counts(terms["codes"], self.codebook.num_embeddings)}
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
-        """Perplexity and usage of the codebook over everything counted, not the mean of batches' figures."""
+        """Perplexity and usage of the codebook over everything counted, not the mean of batches' values."""
         counts = vectors["code_counts"]
         return {"perplexity": perplexity(counts).item(), "codebook_usage": (counts > 0).double().mean().item()}
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decode(self.encode(x)))
+    def place(self, batch: Batch) -> None:
+        """Places fresh codes on what the encoder makes of the first training batch."""
+        if not self.codebook.unplaced:
+            return
+        state = [buffer.clone() for buffer in self.encoder.buffers()]  # of a batch norm: the batch is seen once
+        with torch.no_grad():
+            self.codebook.place(self.features(batch.images, batch.labels), batch.share)
+            for buffer, before in zip(self.encoder.buffers(), state, strict=True):
+                buffer.copy_(before)
 
-    @torch.no_grad()
-    def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
-        """Mean images of codes drawn from the uniform prior: independent positions, so rarely like the data."""
-        size = (count, *self.map_size)
-        indices = torch.randint(self.codebook.num_embeddings, size, device=self.device)
-        return self.likelihood.mean(self.decode(indices))
+    def observe(self, batch: Batch, terms: Terms) -> Chosen:
+        return Chosen(terms["quantized"], terms["codes"], batch.share)
+
+    def learn(self, observed: Sequence[Chosen]) -> None:
+        self.codebook.learn(observed)

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: the approximate posterior of every continuous variant."""
+"""Diagonal Gaussians: draws, and the KL to a standard normal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def reparameterise(mean: Tensor, logvar: Tensor) -> Tensor:
+def reparameterise(mean: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
     """A draw z = mean + sigma * eps, eps ~ N(0, I), through which gradients flow.
 
-    mean, logvar: [B, d]; logvar is the natural logarithm of the variance. Returns [B, d].
-    Kingma & Welling 2014, section 2.4.
+    mean, logvar: [B, d]; logvar is the natural logarithm of the variance. noise: eps, [..., B, d]; drawn
+    here if None. Returns [..., B, d]. Kingma & Welling 2014, section 2.4.
     """
-    return torch.addcmul(mean, (0.5 * logvar).exp(), torch.randn_like(mean))
+    return torch.addcmul(mean, (0.5 * logvar).exp(), torch.randn_like(mean) if noise is None else noise)
 
 
 def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Codebooks of the VQ-VAE: nearest-code search, straight-through gradient, two ways of learning the codes.
+"""Codebooks: finite sets of codes, the rule that chooses one, the gradient through it, and how codes are learned.
 
 van den Oord, Vinyals & Kavukcuoglu, "Neural Discrete Representation Learning", 2017.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,12 +25,15 @@ class Quantized(NamedTuple):
     """A quantised feature map.
 
     vectors: [B, D, h, w], the codes, with the straight-through gradient. indices: [B, h, w] int64.
+    rows: [B h w, D], what was quantised, without gradient, and chosen: [B h w], the indices once more.
     codebook_loss: |sg(z) - e|^2, [B], which moves the codes (zero where they move by averages).
     commitment: |z - sg(e)|^2, [B], which moves the encoder. Both are summed over D and positions.
     """
 
     vectors: Tensor
     indices: Tensor
+    rows: Tensor
+    chosen: Tensor
     codebook_loss: Tensor
     commitment: Tensor
 
@@ -47,6 +51,8 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     norms folded in, in chunks of rows through one buffer: the memory does not grow with N * K.
     """
     minus_twice, norms = -2 * codes.t(), codes.square().sum(1)
+    if torch.compiler.is_exporting():  # the number of chunks would be that of the example's batch
+        return torch.addmm(norms, z, minus_twice).argmin(1)
     elements = SEARCH_ELEMENTS if z.device.type == "cpu" else SEARCH_ELEMENTS_GPU
     rows = min(len(z), max(1, elements // len(codes)))
     distances = z.new_empty(rows, len(codes))
@@ -84,20 +90,102 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(p).sum().exp()
 
 
-class GradientCodebook(nn.Module):
+class Chosen(NamedTuple):
+    """What a training batch chose, for codes that learn from it.
+
+    rows: the encoder's output, [B h w, D], without gradient. indices: [B h w] int64. share: this process's
+    part of the global batch, None where it has all of it.
+    """
+
+    rows: Tensor
+    indices: Tensor
+    share: Share | None
+
+
+class Codebook(nn.Module):
+    """Base of the codebooks: K codes of D numbers, of which each position of a feature map chooses one.
+
+    num_embeddings: K. embedding_dim: D, the channels of the feature map.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+
+    @property
+    def vectors(self) -> Tensor:
+        """All codes, [K, D]."""
+        raise NotImplementedError
+
+    def project(self, z: Tensor) -> Tensor:
+        """The encoder's output moved to where the codes are, [B, D, h, w]: the nearest code is chosen there."""
+        return z
+
+    def choose(self, rows: Tensor) -> Tensor:
+        """Indices of the codes that vectors choose: [N, D] float32 -> [N] int64."""
+        raise NotImplementedError
+
+    def search(self, z: Tensor) -> Tensor:
+        """Indices of the codes that a feature map chooses: [B, D, h, w] -> [B, h, w] int64."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.choose(_rows(z)).view(z.shape[0], *z.shape[2:])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes at `indices`: [B, h, w] -> [B, D, h, w]."""
+        return F.embedding(indices, self.vectors).movedim(-1, 1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: the encoder's output, [B, D, h, w]; computed in float32 under any autocast. Changes no state."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            rows = _rows(z)
+            chosen = self.choose(rows)
+            indices = chosen.view(z.shape[0], *z.shape[2:])
+            codes = self.lookup(indices)
+            return Quantized(
+                vectors=z + (codes - z).detach(),
+                indices=indices,
+                rows=rows,
+                chosen=chosen,
+                codebook_loss=self.codebook_loss(z, codes),
+                commitment=(z - codes.detach()).square().flatten(1).sum(1),
+            )
+
+    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+        """|sg(z) - e|^2 summed over D and positions, [B]: what moves codes that are parameters. Zero by default."""
+        return z.new_zeros(len(z))
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether the codes still wait for a first training batch to be placed on."""
+        return False
+
+    def place(self, z: Tensor, share: Share | None) -> None:
+        """Places fresh codes on the encoder's output for the first training batch, [B, D, h, w]."""
+
+    def learn(self, chosen: Sequence[Chosen]) -> None:
+        """Moves codes that learn without a gradient, once per optimiser step. chosen: by its batches."""
+
+
+def _rows(z: Tensor) -> Tensor:
+    """The vectors of a feature map: [B, D, h, w] -> [B h w, D], float32, without gradient."""
+    return z.detach().movedim(1, -1).flatten(0, -2).float()
+
+
+class GradientCodebook(Codebook):
     """Codes as parameters, moved by |sg(z) - e|^2 (van den Oord et al. 2017, eq. 3).
 
     num_embeddings: K. embedding_dim: D. The codes start at encoder outputs of the first training
-    batch. restart_after: a code that no vector of this many consecutive training batches has chosen
-    is moved onto a random encoder output; None never restarts.
+    batch. restart_after: a code that no vector of this many consecutive steps has chosen is moved onto
+    a random encoder output; None never restarts.
     """
 
     codes: Tensor
     idle: Tensor
 
     def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, restart_after: PositiveInt | None):
-        super().__init__()
-        self.num_embeddings, self.restart_after = num_embeddings, restart_after
+        super().__init__(num_embeddings, embedding_dim)
+        self.restart_after = restart_after
         self._make_codes(torch.empty(num_embeddings, embedding_dim).uniform_(-1 / num_embeddings, 1 / num_embeddings))
         self.register_buffer("idle", torch.zeros(num_embeddings))
         self.initialised = False
@@ -111,65 +199,46 @@ class GradientCodebook(nn.Module):
     def set_extra_state(self, state: dict[str, bool]) -> None:
         self.initialised = state["initialised"]
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """Codes at `indices`: [B, h, w] -> [B, D, h, w]."""
-        return F.embedding(indices, self.codes).movedim(-1, 1)
+    @property
+    def vectors(self) -> Tensor:
+        return self.codes
 
-    def search(self, z: Tensor) -> Tensor:
-        """Nearest codes of a feature map: [B, D, h, w] -> [B, h, w] int64."""
-        with torch.autocast(z.device.type, enabled=False):
-            flat = z.detach().movedim(1, -1).flatten(0, -2).float()
-            return nearest_code(flat, self.codes.detach()).view(z.shape[0], *z.shape[2:])
+    def choose(self, rows: Tensor) -> Tensor:
+        return nearest_code(rows, self.codes.detach())
 
-    def forward(self, z: Tensor, share: Share | None = None) -> Quantized:
-        """z: encoder output, [B, D, h, w]; computed in float32 under any autocast.
-
-        share: this process's of the global batch, None where it has all of it.
-        """
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            flat = z.detach().movedim(1, -1).flatten(0, -2)
-            if self.training and not self.initialised:
-                self._place(torch.ones_like(self.idle, dtype=torch.bool), flat, share)
-                self.initialised = True
-            indices = nearest_code(flat, self.codes.detach())
-            index_map = indices.view(z.shape[0], *z.shape[2:])
-            codes = self.lookup(index_map)
-            result = Quantized(
-                vectors=z + (codes - z).detach(),
-                indices=index_map,
-                codebook_loss=self._codebook_loss(z, codes),
-                commitment=(z - codes.detach()).square().flatten(1).sum(1),
-            )
-            if self.training:
-                self._update(flat, indices, share)
-        return result
-
-    def _codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
         return (z.detach() - codes).square().flatten(1).sum(1)
 
-    @torch.no_grad()
-    def _update(self, flat: Tensor, indices: Tensor, share: Share | None) -> None:
-        """After a training batch: moves the codes if they learn by averages, restarts those idle too long.
+    @property
+    def unplaced(self) -> bool:
+        return not self.initialised
 
-        flat: [N, D]; indices: [N].
-        """
-        counts = all_sum(code_counts(indices, self.num_embeddings))
-        self._average(flat, indices, counts)
+    @torch.no_grad()
+    def place(self, z: Tensor, share: Share | None) -> None:
+        self._move(torch.ones_like(self.idle, dtype=torch.bool), _rows(z), share)
+        self.initialised = True
+
+    @torch.no_grad()
+    def learn(self, chosen: Sequence[Chosen]) -> None:
+        """Moves the codes if they learn by averages, and restarts those that were idle too long."""
+        counts = code_counts(chosen[0].indices, self.num_embeddings)
+        for batch in chosen[1:]:
+            counts += code_counts(batch.indices, self.num_embeddings)
+        counts = all_sum(counts)
+        self._average(chosen, counts)
         self.idle.add_(1).mul_(counts == 0)
         if self.restart_after is not None:
-            self._place(self.idle >= self.restart_after, flat, share)
+            self._move(self.idle >= self.restart_after, chosen[-1].rows, chosen[-1].share)
 
-    def _average(self, flat: Tensor, indices: Tensor, counts: Tensor) -> None:
-        """Nothing: the optimiser moves the codes. counts: [K], over all processes."""
+    def _average(self, chosen: Sequence[Chosen], counts: Tensor) -> None:
+        """Nothing: the optimiser moves the codes. counts: [K], how often each was chosen, over all processes."""
 
-    @torch.no_grad()
-    def _place(self, which: Tensor, flat: Tensor, share: Share | None) -> None:
-        """Moves the codes where `which`, [K] bool, onto random rows of `flat`, [N, D], without a host sync.
+    def _move(self, which: Tensor, rows: Tensor, share: Share | None) -> None:
+        """Moves the codes where `which`, [K] bool, onto random rows, [N, D], without a host sync.
 
-        The rows are of all processes' `flat`, and every process takes the same.
+        The rows are of all processes' batches, and every process takes the same.
         """
-        fresh = random_rows(flat, self.num_embeddings, share)
+        fresh = random_rows(rows, self.num_embeddings, share)
         self.codes.data.copy_(torch.where(which[:, None], fresh, self.codes))
         self.idle.mul_(~which)
 
@@ -200,19 +269,20 @@ class EMACodebook(GradientCodebook):
     def _make_codes(self, start: Tensor) -> None:
         self.register_buffer("codes", start)
 
-    def _codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
         return z.new_zeros(len(z))
 
-    def _average(self, flat: Tensor, indices: Tensor, counts: Tensor) -> None:
-        sums = all_sum(torch.zeros_like(self.codes).index_add_(0, indices, flat))
+    def _average(self, chosen: Sequence[Chosen], counts: Tensor) -> None:
+        sums = torch.zeros_like(self.codes)
+        for batch in chosen:
+            sums.index_add_(0, batch.indices, batch.rows)
         self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.cluster_sum.lerp_(sums, 1 - self.decay)
+        self.cluster_sum.lerp_(all_sum(sums), 1 - self.decay)
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
         self.codes.copy_(self.cluster_sum / smoothed[:, None])
 
-    @torch.no_grad()
-    def _place(self, which: Tensor, flat: Tensor, share: Share | None) -> None:
-        super()._place(which, flat, share)
+    def _move(self, which: Tensor, rows: Tensor, share: Share | None) -> None:
+        super()._move(which, rows, share)
         self.cluster_size.copy_(torch.where(which, torch.ones_like(self.cluster_size), self.cluster_size))
         self.cluster_sum.copy_(torch.where(which[:, None], self.codes, self.cluster_sum))

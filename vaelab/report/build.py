@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaelab import runs
+from vaelab.runs import Files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +45,9 @@ def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) ->
     if figures and content is not None:
         drawn = gallery.redraw(run, model, data, rows)
     elif figures:
-        drawn = dict(gallery.draw_curves(rows, run / "kl_per_dim.csv"))
+        drawn = dict(gallery.draw_curves(rows, Files(run).kl_per_dim))
         for name, figure in drawn.items():
-            style.save(figure, run / "figures" / f"{name}.png")
+            style.save(figure, Files(run).figure(name))
     page.save(out, build(run, content, sound=content is not None))
     return drawn
 

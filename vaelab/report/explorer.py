@@ -9,18 +9,21 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vaelab.core.pixels import to_unit
-from vaelab.evaluation.findings.health import DEAD_DIMENSION
-from vaelab.inference import views
+from vaelab.inference import coding
 from vaelab.inference.batches import evaluating
-from vaelab.nn.gaussian import kl_to_standard_normal
+from vaelab.nn.layouts import Layout
+from vaelab.nn.posteriors import Usage
 from vaelab.nn.quantizers import code_counts
 from vaelab.report import portable
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 STARTS = 12
 """Images to start from."""
@@ -39,7 +42,7 @@ Json = dict[str, Any]
 
 
 def payload(
-    model: Any,
+    model: Model,
     images: Tensor,
     labels: Tensor | None,
     pixel_range: tuple[float, float],
@@ -51,36 +54,37 @@ def payload(
     and all of them say how much each dimension is used. labels: [N], or None. class_names: of the labels, in
     order.
     """
-    gaussian = model.latents == "gaussian"
-    codes: Any = (views.posterior if gaussian else views.codes)(model, images, labels)
+    posterior, layout = coding.posterior(model, images, labels), model.layout
+    codes, used = posterior.code, posterior.usage(model.prior) if layout.dimensions else None
     weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
-    if not _finite([*weights, kl_to_standard_normal(*codes) if gaussian else codes]):
+    if not _finite([*weights, codes, *([used.values] if used else [])]):
         return None
     labels = None if labels is None else labels.cpu()
     with evaluating(model):
         carried = portable.decoder(model)
 
     def decoded(z: Tensor, y: Tensor | None) -> Tensor:
-        return views.decode(model, z, y, pixel_range)
+        return coding.decode(model, z, y, pixel_range)
 
-    starts = _starts(labels, len(images), STARTS if carried else 1 if model.latents == "discrete" else SHEET_STARTS)
+    starts = _starts(labels, len(images), STARTS if carried else SHEET_STARTS if used else 1)
     own = None if labels is None else labels[starts]
     page = {
-        "kind": model.latents,
+        "standard": layout.standard,
         "shape": list(model.shape),
         "range": list(pixel_range),
         "names": _names(model, labels, class_names),
-        "conditional": model.conditional,
+        "conditional": model.conditional and (carried is not None or used is not None),
         "labels": None if own is None else own.tolist(),
         "originals": sheet(to_unit(images[starts.to(images.device)], pixel_range)),
     }
-    if model.latents == "discrete":
-        page |= {"map": list(codes.shape[1:]), "codes": model.codebook.num_embeddings}
-        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, page["codes"], decoded)
+    if used is None:
+        page |= {"map": list(layout.shape), "codes": layout.codes}
+        label = own[:1] if own is not None and model.conditional else None
+        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, page["codes"], label, decoded)
         page["starts"] = codes[starts].flatten(1).tolist()
     else:
-        centre, page["dimensions"] = _dimensions(codes)
-        z = (codes[0] if gaussian else codes)[starts]
+        centre, page["dimensions"] = _dimensions(codes, used, layout)
+        z = codes[starts]
         made = None if carried else _sheet_of_dimensions(z, own if model.conditional else None, page, decoded)
         page |= {"centre": centre, "starts": z.tolist()}
     return page | {"made": made, "decoder": None if carried is None else _decoder(carried)}
@@ -96,7 +100,7 @@ def _starts(labels: Tensor | None, total: int, count: int) -> Tensor:
     return order[torch.linspace(0, total - 1, min(count, total)).long()]
 
 
-def _names(model: Any, labels: Tensor | None, class_names: Sequence[str] | None) -> list[str] | None:
+def _names(model: Model, labels: Tensor | None, class_names: Sequence[str] | None) -> list[str] | None:
     """Names of the classes."""
     if class_names is not None:
         return list(class_names)
@@ -111,25 +115,25 @@ def _decoder(carried: portable.Portable) -> Json:
     return fields | {"weights": base64.b64encode(weights).decode(), "count": len(carried.weights)}
 
 
-def _dimensions(codes: Any) -> tuple[list[float], list[Json]]:
+def _dimensions(codes: Tensor, used: Usage, layout: Layout) -> tuple[list[float], list[Json]]:
     """Where all sliders stand in the middle, and the sliders: the most used dimension first.
 
-    codes: mean and log-variance of q(z|x), whose use is the KL in nats, or codes, whose use is their standard
-    deviation; [N, d].
+    codes: [N, d]. used: how much each axis is. Of axes with deviation 1 under the prior a slider goes to both sides of
+    0, of others to both sides of the codes' mean.
     """
-    if isinstance(codes, tuple):
-        use = kl_to_standard_normal(*codes).mean(0)
-        centre = torch.zeros_like(use)
-        low, high = centre - REACH, centre + REACH
-    else:
-        use, centre = codes.std(0, correction=0), codes.mean(0)
-        spread = REACH * use.clamp_min(1e-3)
-        low, high = centre - spread, centre + spread
+    deviation = codes.std(0, correction=0)
+    centre, spread = codes.mean(0), REACH * deviation.clamp_min(1e-3)
+    if layout.standard:
+        centre, spread = torch.zeros_like(centre), torch.full_like(centre, REACH)
+    low, high = centre - spread, centre + spread
+    measure, use = ("KL", used.values) if used.word == "KL" else ("sd", deviation)
     sliders = [
         {
             "index": index,
+            "name": layout.axis(index),
+            "measure": measure,
             "use": use[index].item(),
-            "unused": isinstance(codes, tuple) and use[index].item() < DEAD_DIMENSION,
+            "unused": used.silent is not None and use[index].item() < used.silent,
             "low": low[index].item(),
             "high": high[index].item(),
             "step": (high - low)[index].item() / STEPS,
@@ -162,10 +166,12 @@ def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decod
     return sheet(decoded(torch.stack(z), torch.stack(y) if y else None)) | {"per_start": len(z) // len(codes)}
 
 
-def _sheet_of_codes(first: Tensor, maps: Tensor, num_embeddings: int, decoded: Callable[..., Tensor]) -> Json:
+def _sheet_of_codes(
+    first: Tensor, maps: Tensor, num_embeddings: int, label: Tensor | None, decoded: Callable[..., Tensor]
+) -> Json:
     """Pictures of a map: as it is, then with each of the most used codes at each of some positions.
 
-    first: [h, w]; maps: of all images, [N, h, w], which say what is used.
+    first: [h, w]; maps: of all images, [N, h, w], which say what is used. label: [1], of a conditional model.
     """
     height, width = first.shape
     codes = code_counts(maps, num_embeddings).argsort(descending=True)[: min(SHEET_CODES, num_embeddings)]
@@ -173,7 +179,7 @@ def _sheet_of_codes(first: Tensor, maps: Tensor, num_embeddings: int, decoded: C
     positions = [row * width + column for row in rows for column in columns]
     changed = [first.flatten().scatter(0, first.new_tensor([p]), code) for p in positions for code in codes]
     z = torch.stack([first.flatten(), *changed]).view(-1, height, width)
-    return sheet(decoded(z, None)) | {"positions": positions, "codes": codes.tolist(), "per_start": len(z)}
+    return sheet(decoded(z, label)) | {"positions": positions, "codes": codes.tolist(), "per_start": len(z)}
 
 
 def _spread(side: int) -> list[int]:

@@ -18,12 +18,16 @@ from vaelab.core.pixels import to_unit
 from vaelab.core.randomness import seeded
 from vaelab.evaluation.metrics.codes import code_histogram
 from vaelab.figures import curves, images, latents, style, walks
-from vaelab.inference import views
+from vaelab.inference import coding, paths
 from vaelab.inference.batches import evaluating
 from vaelab.nn.quantizers import perplexity
+from vaelab.runs import Files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vaelab.models import Model
+    from vaelab.nn.posteriors import Posterior, Usage
 
 FEW = 32
 """Images that grids show."""
@@ -47,7 +51,7 @@ class Scene:
     Without validation images, training images are taken. count: how many a few are.
     """
 
-    model: Any
+    model: Model
     data: Any
     count: int
 
@@ -60,19 +64,24 @@ class Scene:
         return self.data.sample_batch(many(self.data.shape), self.model.device)
 
     @cached_property
+    def posterior(self) -> Posterior:
+        """The posterior of many images, on the processor."""
+        return coding.posterior(self.model, self.many.images, self.many.labels)
+
+    @property
     def codes(self) -> Tensor:
         """Posterior means or codes of many images, [N, d], or code indices, [N, h, w]."""
-        return views.codes(self.model, self.many.images, self.many.labels)
+        return self.posterior.code
 
     @cached_property
     def made(self) -> Tensor:
         """Reconstructions of many images, in [0, 1]."""
-        return views.decode(self.model, self.codes, self.many.labels, self.data.pixel_range)
+        return coding.decode(self.model, self.codes, self.many.labels, self.data.pixel_range)
 
     @cached_property
-    def order(self) -> tuple[Tensor, Tensor]:
-        """The latent dimensions by falling KL, or variance, and these."""
-        return views.order(self.model, self.many.images, self.many.labels)
+    def usage(self) -> tuple[Tensor, Usage]:
+        """The axes of the code from the most to the least used, and how much each is."""
+        return paths.usage(self.model, self.many.images, self.many.labels)
 
     def unit(self, x: Tensor) -> Tensor:
         """Images as the model sees them, moved to [0, 1], on the processor."""
@@ -123,8 +132,8 @@ def redraw(run: Path, model: Any, data: Any, rows: list[dict[str, float]]) -> di
     Each is saved as soon as it is drawn: those before one that fails are there.
     """
     figures = {}
-    for name, figure in chain(draw_curves(rows, run / "kl_per_dim.csv"), draw(model, data)):
-        style.save(figure, run / "figures" / f"{name}.png")
+    for name, figure in chain(draw_curves(rows, Files(run).kl_per_dim), draw(model, data)):
+        style.save(figure, Files(run).figure(name))
         figures[name] = figure
     return figures
 
@@ -133,7 +142,7 @@ def redraw(run: Path, model: Any, data: Any, rows: list[dict[str, float]]) -> di
 
 
 def _reconstructions(s: Scene) -> Figure:
-    made = views.decode(s.model, views.codes(s.model, s.few.images, s.few.labels), s.few.labels, s.data.pixel_range)
+    made = coding.decode(s.model, coding.codes(s.model, s.few.images, s.few.labels), s.few.labels, s.data.pixel_range)
     return images.reconstructions(s.unit(s.few.images), made)
 
 
@@ -142,56 +151,59 @@ def _errors(s: Scene) -> Figure:
 
 
 def _samples(s: Scene) -> Figure | None:
-    if not s.model.has_prior:
+    if s.model.prior is None:
         return None
-    return images.samples(views.sample(s.model, 2 * s.count, None, s.data.pixel_range, SEED))
+    return images.samples(coding.sample(s.model, 2 * s.count, None, s.data.pixel_range, SEED))
 
 
 def _real_and_generated(s: Scene) -> Figure | None:
-    if not s.model.has_prior:
+    if s.model.prior is None:
         return None
     labels = s.few.labels if s.model.conditional else None  # the same classes on both sides
-    generated = views.sample(s.model, len(s.few.images), labels, s.data.pixel_range, SEED)
+    generated = coding.sample(s.model, len(s.few.images), labels, s.data.pixel_range, SEED)
     return images.real_and_generated(s.unit(s.few.images), generated)
 
 
 def _classes(s: Scene) -> Figure | None:
-    if not s.model.conditional:
+    if not s.model.conditional or s.model.prior is None or s.model.num_classes is None:
         return None
     shown, columns = min(s.model.num_classes, ROWS), 10
-    z = torch.cat(list(views.prior(s.model, columns, SEED))).repeat(shown, 1)  # a draw per column
+    z = torch.cat([*coding.draws(s.model, columns, SEED)] * shown)  # a draw per column
     labels = torch.arange(shown).repeat_interleave(columns)
-    made = views.decode(s.model, z, labels, s.data.pixel_range)
+    made = coding.decode(s.model, z, labels, s.data.pixel_range)
     return images.classes(made.unflatten(0, (shown, columns)), [str(c) for c in range(shown)])
 
 
 def _traversals(s: Scene) -> Figure | None:
-    if s.model.latents == "discrete":
+    layout = s.model.layout
+    if layout.dimensions is None:
         return None
-    dims, weight = s.order
+    dims, used = s.usage
     dims, values = dims[:ROWS], torch.linspace(-REACH, REACH, STEPS)
-    start = views.codes(s.model, s.few.images[:1], s.one)
+    start = coding.codes(s.model, s.few.images[:1], s.one)
     centre, scale, unit = torch.zeros(start.shape[1]), torch.ones(start.shape[1]), walks.PLAIN
-    if s.model.latents == "point":  # which have no prior to say what is far
+    if not layout.standard:  # there is no prior that says what is far
         centre, scale, unit = s.codes.mean(0), s.codes.std(0, unbiased=False), walks.DEVIATIONS
-    made = views.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, scale, centre)
-    what = "KL {:.2f} nats" if s.model.latents == "gaussian" else "variance {:.2f}"
-    names = [f"z{d}  {what.format(float(weight[i]))}" for i, d in enumerate(dims.tolist())]
+    made = paths.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, scale, centre)
+    names = [
+        f"{layout.axis(d)}  {used.word} {float(used.values[i]):.2f} {used.unit}".rstrip()
+        for i, d in enumerate(dims.tolist())
+    ]
     title = f"{len(dims)} of {start.shape[1]} latent dimensions, one at a time"
     return walks.traversals(made, values, names, title, ((start[0] - centre) / scale)[dims], unit)
 
 
 def _interpolations(s: Scene) -> Figure | None:
-    if s.model.latents == "discrete":
+    if s.model.layout.dimensions is None:
         return None
-    codes, labels = views.codes(s.model, s.few.images, s.few.labels), s.few.labels
+    codes, labels = coding.codes(s.model, s.few.images, s.few.labels), s.few.labels
     rows, names = [], []
     for first, second in _pairs(labels, len(codes)):
         label = None if labels is None else labels[first : first + 1]
         ends = s.unit(s.few.images[[first, second]])
         for spherical in (False, True):
             a, b = codes[first], codes[second]
-            between = views.interpolate(s.model, a, b, STEPS, spherical, label, s.data.pixel_range)
+            between = paths.interpolate(s.model, a, b, STEPS, spherical, label, s.data.pixel_range)
             rows.append(torch.cat([ends[:1], between, ends[1:]]))
             names.append("spherical" if spherical else "linear")
     return walks.interpolations(torch.stack(rows), names) if rows else None
@@ -209,7 +221,7 @@ def _pairs(labels: Tensor | None, count: int) -> list[tuple[int, int]]:
 
 
 def _latents(s: Scene) -> Figure | None:
-    if s.model.latents == "discrete" or s.codes.shape[1] < 2:
+    if (s.model.layout.dimensions or 0) < 2:
         return None
     points, explained = latents.principal_components(s.codes)
     values, names = s.many.labels, ["class"]
@@ -217,7 +229,7 @@ def _latents(s: Scene) -> Figure | None:
         values, names = s.many.factors[:, 0], [next(iter(s.data.factor_sizes))]
     few = values is not None and len(values.unique()) <= latents.MOST_CLASSES
     first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
-    what = "posterior means" if s.model.latents == "gaussian" else "codes"
+    what = "posterior means" if s.posterior.density else "codes"
     return latents.scatter(
         points,
         None if values is None else values.cpu(),
@@ -228,33 +240,33 @@ def _latents(s: Scene) -> Figure | None:
 
 
 def _dimensions(s: Scene) -> Figure | None:
-    if s.model.latents != "gaussian":
+    marginals = s.posterior.marginals
+    if marginals is None or s.usage[1].word != "KL":
         return None
-    dims, kl = s.order
-    _, logvar = views.posterior(s.model, s.many.images, s.many.labels)
-    variance = s.codes.var(0, unbiased=False)
-    return latents.dimensions(kl[dims.argsort()], variance, logvar.exp().mean(0), len(s.many.images))
+    dims, used = s.usage
+    variance, kl = s.codes.var(0, unbiased=False), used.values[dims.argsort()]
+    return latents.dimensions(kl, variance, marginals[1].exp().mean(0), len(s.many.images))
 
 
 def _uncertainty(s: Scene) -> Figure | None:
-    if s.model.latents != "gaussian":
+    if not s.posterior.density:
         return None
     x, labels = s.few.images[:8], None if s.few.labels is None else s.few.labels[:8]
-    mean, deviation = views.uncertainty(s.model, x, labels, 100, s.data.pixel_range, SEED)
+    mean, deviation = coding.uncertainty(s.model, x, labels, 100, s.data.pixel_range, SEED)
     return images.uncertainty(s.unit(x), mean, deviation)
 
 
 def _codes(s: Scene) -> Figure | None:
-    if s.model.latents != "discrete":
+    if s.model.layout.codes is None:
         return None
-    counts = code_histogram(s.codes, s.model.codebook.num_embeddings)
+    counts = code_histogram(s.codes, s.model.layout.codes)
     return latents.codebook(counts, perplexity(counts).item())
 
 
 def _code_maps(s: Scene) -> Figure | None:
-    if s.model.latents != "discrete":
+    if s.model.layout.codes is None:
         return None
-    return images.code_maps(s.unit(s.many.images[:8]), s.made[:8], s.codes[:8], s.model.codebook.num_embeddings)
+    return images.code_maps(s.unit(s.many.images[:8]), s.made[:8], s.codes[:8], s.model.layout.codes)
 
 
 def _data(s: Scene) -> Figure:

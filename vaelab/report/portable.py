@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vaelab.nn.conditions import beside
 from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
 from vaelab.nn.networks import Decoder, LatentLinear, Residual
 
@@ -35,14 +36,15 @@ class Portable(NamedTuple):
     """A decoder that a page can compute.
 
     layers: what to do in order; a place in `weights` is a number of floats from its start, or None for no bias.
-    weights: [N] float32. table: place and size of the vectors that an index stands for: the label embeddings
-    [K, E] or the codes [K, D]; None if there are none. mean: how raw parameters become a mean image.
+    weights: [N] float32. codes, labels: place and size of the vectors that a code's index [K, D], or a label [K, E],
+    stands for; None if there are none. mean: how raw parameters become a mean image.
     products: multiplications per picture.
     """
 
     layers: list[Layer]
     weights: Tensor
-    table: Layer | None
+    codes: Layer | None
+    labels: Layer | None
     mean: str
     products: int
 
@@ -59,7 +61,7 @@ def decoder(model: Model) -> Portable | None:
         return None
     if len(carried.weights) > MOST_WEIGHTS or carried.products > MOST_PRODUCTS or not _is_plain(model):
         return None
-    return Portable(carried.layers, carried.weights, carried.table, carried.mean, carried.products)
+    return Portable(carried.layers, carried.weights, carried.codes, carried.labels, carried.mean, carried.products)
 
 
 _MEANS = {Likelihood.mean: "identity", Bernoulli.mean: "sigmoid", ContinuousBernoulli.mean: "continuous_bernoulli"}
@@ -74,13 +76,13 @@ class _Carrier:
         if type(model.likelihood).mean not in _MEANS or type(model.decoder) is not Decoder:
             raise _NotPortableError
         self.mean = _MEANS[type(model.likelihood).mean]
-        self.table, size = None, (0,)
-        if model.latents == "discrete":
-            self.table, size = self._table(model.codebook.codes), (model.codebook.codes.shape[1], *model.map_size)
-        else:
-            if model.conditional:
-                self.table = self._table(model.embedding.weight)
-            size = (model.latent_dim + (self.table["size"] if self.table else 0),)
+        table = model.condition.table
+        self.labels = None if table is None else self._table(table)
+        self.codes, size = None, model.layout.shape
+        if model.layout.codes is not None:
+            self.codes = self._table(model.codebook.vectors)
+            size = (self.codes["size"], *size)
+        size = (size[0] + model.condition.size, *size[1:])
         self.layers, size = self._sequence(model.decoder.body, size)
         if math.prod(size) != math.prod(model.shape):
             raise _NotPortableError
@@ -95,6 +97,7 @@ class _Carrier:
         return start
 
     def _table(self, vectors: Tensor) -> Layer:
+        """Vectors that indices stand for, [K, size]."""
         return {"start": self._add(vectors), "count": vectors.shape[0], "size": vectors.shape[1]}
 
     def _sequence(self, modules: nn.Sequential, size: Size) -> tuple[list[Layer], Size]:
@@ -175,18 +178,16 @@ _KINDS: dict[type[nn.Module], Callable[[_Carrier, Any, Size], tuple[Layer | None
 
 @torch.no_grad()
 def _is_plain(model: Any) -> bool:
-    """Whether `model.decode` is the decoder on the code, with the label's embedding behind it, and no more.
+    """Whether `model.decode` is the decoder on the code, with the label's vector behind it, and no more.
 
     A new variant may decode in its own way, which would show nowhere in its layers.
     """
-    first = torch.zeros(1, dtype=torch.int64, device=model.device)
-    if model.latents == "discrete":
-        code = torch.arange(math.prod(model.map_size), device=model.device) % model.codebook.num_embeddings
-        code = code.view(1, *model.map_size)
-        vectors, labels = model.codebook.codes[code].movedim(-1, 1), None
+    labels, layout = torch.zeros(1, dtype=torch.int64, device=model.device), model.layout
+    if layout.codes is not None:
+        code = torch.arange(math.prod(layout.shape), device=model.device) % layout.codes
+        code = code.view(1, *layout.shape)
+        vectors = model.codebook.lookup(code)
     else:
-        code = torch.linspace(-1, 1, model.latent_dim, device=model.device)[None]
-        labels = first if model.conditional else None
-        vectors = torch.cat([code, model.embedding.weight[:1]], 1) if model.conditional else code
-    raw, wanted = model.decoder(vectors), model.decode(code, labels)
+        vectors = code = torch.linspace(-1, 1, layout.shape[0], device=model.device)[None]
+    raw, wanted = model.decoder(beside(vectors, model.condition(labels))), model.decode(code, labels)
     return bool((raw - wanted).abs().max() <= ROUNDING * wanted.abs().max())

@@ -10,18 +10,13 @@ from typing import Any
 
 from vaelab import __version__, runs
 from vaelab.core.files import damaged
+from vaelab.core.metrics import MAIN, metric
 from vaelab.core.words import duration, number
 from vaelab.evaluation.comparison.compared import is_outdated
 from vaelab.report import pictures
 from vaelab.report.page import HERE, render
+from vaelab.runs import Files
 
-UNITS = {
-    **dict.fromkeys(("loss", "reconstruction", "kl", "elbo", "capacity", "capacity_gap"), "nats per image"),
-    **dict.fromkeys(("vq", "commitment"), "squared distance, sum per image"),
-    "perplexity": "codes",
-    "codebook_usage": "fraction of the codes",
-}
-"""Of a metric, under its name without the part of the data."""
 STATES = {
     "": ("unfinished", "It has no summary.json: it is being trained, or was killed."),
     "trained": ("unfinished", "It is trained, but its test has not been made."),
@@ -59,10 +54,10 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
         metrics=_metrics(summary),
         evaluation=evaluated,
         explorer=explorer if scripts else None,
-        groups=pictures.groups(folder / "figures", pictures.CAPTIONS),
+        groups=pictures.groups(Files(folder).figures, pictures.CAPTIONS),
         again=again(config),
         versions=_versions(summary),
-        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        config=Files(folder).config.read_text(encoding="utf-8"),
         version=__version__,
     )
 
@@ -91,11 +86,11 @@ def facts(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> list
 
 def _started(folder: Path) -> str:
     """When the run began, from the first line of its log; of a run without one, from its config's date."""
-    log = folder / "run.log"
+    log = Files(folder).log
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if stamp := re.search(r"^(\d{4}-\d\d-\d\d \d\d:\d\d)", text, re.MULTILINE):
         return stamp[1]
-    return datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(Files(folder).config.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
 
 
 def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -105,7 +100,7 @@ def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     word, why = STATES.get(status, (status, ""))
     lines = [why, *(summary.get("error") or "").strip().splitlines()]
-    resumed = (folder / "checkpoints" / "last.ckpt").is_file() and status != "diverged"
+    resumed = Files(folder).checkpoint("last").is_file() and status != "diverged"
     command = shlex.join(["vaelab", "train", f"resume={folder}"]) if resumed else None
     return [{"kind": "bad", "title": f"This run is {word}." if word != "failed" else "This run failed.",
              "lines": [line for line in lines if line], "command": command}]  # fmt: skip
@@ -144,7 +139,7 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
         cells = [metrics.get(f"{part}/{name}") for part in parts]
         shown = ["" if cell is None else number(cell) for cell in cells]
-        rows.append({"name": name, "cells": shown, "unit": UNITS.get(name, "")})
+        rows.append({"name": name, "cells": shown, "unit": metric(name).unit})
     notes = ["A column's and a row's name together are the log key, as in test/elbo."]
     if rows and summary.get("epochs"):
         of = "of the last epoch, too"
@@ -167,14 +162,13 @@ def _evaluation(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], 
         return evaluation, _evaluated(evaluation)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise damaged(runs.evaluation_path(folder, "test"), why, "delete it, and run vaelab eval again") from error
+        raise damaged(Files(folder).evaluation("test"), why, "delete it, and run vaelab eval again") from error
 
 
 def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """The figures of evaluation.json, each with its standard error: the main ones and the others."""
     if not evaluation:
         return None
-    from vaelab.evaluation.comparison.selection import MAIN
 
     figures, point = evaluation["figures"], evaluation["checkpoint"]
     rows = {

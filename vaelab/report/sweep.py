@@ -17,6 +17,7 @@ from vaelab.report import pictures, swept
 from vaelab.report.page import render, thumbnail
 from vaelab.report.run import STATES, again
 from vaelab.report.swept import Job
+from vaelab.runs import Files
 
 KINDS = {
     "rate_distortion": (
@@ -53,7 +54,7 @@ def build(folder: Path, place: Path | None = None) -> str:
         columns=columns,
         rows=rows,
         means=_means(jobs),
-        groups=pictures.groups(folder / "figures", _captions(folder / "figures")),
+        groups=pictures.groups(Files(folder).figures, _captions(Files(folder).figures)),
         albums=_albums(jobs, keys, place),
         commands=[again(job.config) for job in jobs if job.config],
         version=__version__,
@@ -83,9 +84,9 @@ def draw(folder: Path) -> dict[str, Path]:
             cells = [[swept.cell(job, key) for key in keys] + [job.metrics.get(n) for n in figures] for job in jobs]
             titles = [*swept.short(keys).values(), *figures]
             made[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
-    for old in (path for kind in KINDS for path in (folder / "figures").glob(f"{kind}*.png")):
+    for old in (path for kind in KINDS for path in Files(folder).figures.glob(f"{kind}*.png")):
         old.unlink()
-    paths = {name: folder / "figures" / f"{name}.png" for name in made}
+    paths = {name: Files(folder).figure(name) for name in made}
     for name, path in paths.items():
         style.save(made[name], path)
     return paths
@@ -182,7 +183,7 @@ def _link(job: Job, at: Path) -> str | None:
     """Where the run's own report is, seen from the page."""
     from urllib.parse import quote
 
-    return quote(relpath(job.folder / "report.html", at)) if (job.folder / "report.html").is_file() else None
+    return quote(relpath(Files(job.folder).report, at)) if Files(job.folder).report.is_file() else None
 
 
 def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
@@ -233,10 +234,10 @@ def _albums(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> list[tuple[st
                 "name": job.folder.name,
                 "label": swept.label(job.settings, keys),
                 "link": _link(job, at),
-                "picture": thumbnail(job.folder / "figures" / f"{name}.png"),
+                "picture": thumbnail(Files(job.folder).figure(name)),
             }
             for job in jobs
-            if (job.folder / "figures" / f"{name}.png").is_file()
+            if Files(job.folder).figure(name).is_file()
         ]
         found += [(heading, cards)] if cards else []
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +9,10 @@ from typing import Any, NamedTuple
 from vaelab import runs
 from vaelab.core.conf import target_names
 from vaelab.core.errors import UserError
+from vaelab.core.metrics import metric
 from vaelab.evaluation.comparison import compared, sources
 from vaelab.evaluation.comparison import configurations as comparison
 from vaelab.report.run import STATES
-
-SETTINGS = ("beta", "gamma", "capacity", "multiplier", "multiplier_rate", "penalty", "commitment_cost")
-"""What is logged among the figures, but was set."""
 
 
 class Job(NamedTuple):
@@ -38,22 +35,11 @@ class Job(NamedTuple):
         return STATES.get(status, (status,))[0]
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether it is no run, but has some."""
-    return not (folder / "config.yaml").is_file() and bool(_folders(folder))
-
-
-def _folders(folder: Path) -> list[Path]:
-    """The jobs' folders, in their order."""
-    found = {path.parent for name in ("summary.json", "config.yaml") for path in folder.glob(f"*/{name}")}
-    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
-
-
 def read(folder: Path) -> list[Job]:
     """The jobs of a sweep."""
 
     options = target_names()
-    return [_job(path, options) for path in _folders(folder)]
+    return [_job(path, options) for path in runs.jobs_of(folder)]
 
 
 def _job(folder: Path, options: dict[str, str]) -> Job:
@@ -63,8 +49,7 @@ def _job(folder: Path, options: dict[str, str]) -> Job:
     try:
         summary = runs.read_summary(folder)
         error = str(summary.get("error") or "")
-        if (folder / "config.yaml").is_file():
-            config = sources.read_config(folder / "config.yaml")
+        if config := runs.read_config_if_any(folder):
             settings = compared.flat_settings(config, options) | {"seed": config["seed"]}
         if summary.get("status") == "finished":
             found = sources.read_run(folder, "test", options)
@@ -117,5 +102,5 @@ def figures(jobs: Sequence[Job]) -> list[str]:
     """The test figures that any run has, what was only set left out."""
     names = dict.fromkeys(name for job in jobs for name in job.metrics if name.startswith("test/"))
     first = [name for name in ("test/elbo", "test/reconstruction", "test/kl") if name in names]
-    others = [name for name in names if name.partition("/")[2] not in SETTINGS and name not in first]
+    others = [name for name in names if not metric(name).set and name not in first]
     return first + others

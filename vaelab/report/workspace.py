@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from vaelab.core.metrics import TRAINING
+
 STEPS, EPOCHS, SECONDS = "trainer/global_step", "epoch", "_runtime"
 """What panels have on their x axis."""
 MODEL = "model._target_"
@@ -15,12 +17,13 @@ MODEL = "model._target_"
 
 
 class Lines(NamedTuple):
-    """Figures over `x`. smoothing: from 0 to 1, the weight of what came before."""
+    """Metrics over `x`. smoothing: from 0 to 1, the weight of what came before. pattern: of further log keys."""
 
     title: str
     figures: tuple[str, ...]
     x: str = STEPS
     smoothing: float = 0.0
+    pattern: str | None = None
 
 
 class Points(NamedTuple):
@@ -47,34 +50,37 @@ class Pictures(NamedTuple):
 
 
 Panel = Lines | Points | Bars | Pictures
+OTHERS = rf"^(val|train)/(?!({'|'.join(metric.name for metric in TRAINING)})$)"
+"""Log keys of metrics that are not in the vocabulary: what a new variant logs."""
 NOISY = 0.6
 """The smoothing of figures that are means over a few batches; those of a whole epoch are drawn as they are."""
 
+
+def _lines(group: str) -> tuple[Lines, ...]:
+    """A panel for each metric of a group of the vocabulary: of what was set, step by step."""
+    return tuple(
+        Lines(
+            f"{metric.label}, {metric.unit}" if metric.unit else metric.label,
+            (f"step/{metric.name}",) if metric.set else (f"val/{metric.name}", f"train/{metric.name}"),
+        )
+        for metric in TRAINING
+        if metric.group == group
+    )
+
+
 SECTIONS: dict[str, tuple[Panel, ...]] = {
-    "Objective": (
-        Lines("ELBO, nats per image", ("val/elbo", "train/elbo")),
-        Lines("Loss, nats per image", ("val/loss", "train/loss")),
-        Lines("Loss, step by step", ("step/loss",), smoothing=NOISY),
-    ),
+    "Objective": (*_lines("Objective"), Lines("Loss, step by step", ("step/loss",), smoothing=NOISY)),
     "Rate and distortion": (
         Points("Rate and distortion of the last epoch", "val/kl", "val/reconstruction", "val/elbo"),
-        Lines("Rate: KL, nats per image", ("val/kl", "train/kl")),
-        Lines("Distortion: reconstruction, nats per image", ("val/reconstruction", "train/reconstruction")),
+        *_lines("Rate and distortion"),
         Lines("KL of each latent dimension", ("histograms/kl_per_dim",)),
     ),
-    "Schedules": (
-        Lines("β", ("step/beta",)),
-        Lines("Capacity and KL, nats", ("step/capacity", "step/kl")),
-        Lines("Gap: KL - capacity, nats", ("train/capacity_gap",)),
-        Lines("Multiplier of the constraint", ("step/multiplier",)),
-        Lines("Learning rate", ("step/lr",)),
-    ),
+    "Schedules": (*_lines("Schedules"), Lines("Capacity and KL, nats", ("step/capacity", "step/kl"))),
     "Codebook": (
-        Lines("Perplexity", ("val/perplexity", "train/perplexity")),
-        Lines("Codes in use, fraction", ("val/codebook_usage", "train/codebook_usage")),
-        Lines("Codebook and commitment terms", ("step/vq", "step/commitment"), smoothing=NOISY),
+        *_lines("Codebook"),
         Lines("How often each code is chosen", ("histograms/code_counts",)),
     ),
+    "Others": (Lines("What else is logged", (), pattern=OTHERS),),
     "Samples": (
         Pictures("Samples", ("pictures/samples", "pictures/classes")),
         Pictures("Reconstructions", ("pictures/reconstructions", "pictures/code_maps")),
@@ -135,7 +141,7 @@ def figures(panels: Sequence[Panel]) -> set[str]:
     found: set[str] = set()
     for panel in panels:
         match panel:
-            case Lines(_, names, x, _):
+            case Lines(_, names, x, _, _):
                 found |= {*names, x}
             case Points(_, x, y, colour):
                 found |= {x, y, colour}
@@ -223,9 +229,11 @@ def _panel(panel: Panel, grouped: str | None) -> Any:
 
     group = {"groupby": wr.Config(grouped), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"} if grouped else {}
     match panel:
-        case Lines(title, names, x, smoothing):
-            smooth = {"smoothing_type": "exponential", "smoothing_factor": smoothing}
-            return wr.LinePlot(title=title, x=x, y=list(names), **(smooth if smoothing else {}), **group)
+        case Lines(title, names, x, smoothing, pattern):
+            more: dict[str, Any] = {"metric_regex": pattern} if pattern else {}
+            if smoothing:
+                more |= {"smoothing_type": "exponential", "smoothing_factor": smoothing}
+            return wr.LinePlot(title=title, x=x, y=list(names), **more, **group)
         case Points(title, x, y, colour):
             x_of, y_of, z_of = (wr.SummaryMetric(name) for name in (x, y, colour))
             return wr.ScatterPlot(title=title, x=x_of, y=y_of, z=z_of)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole, write_text
+from vaelab.core.renames import upgrade_run, upgrade_tensors
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = "vaelab-1"
 """Of model.json: what `load` reads."""
-BUILDS = ("vaelab.models", "vaelab.nn.networks", "vaelab.nn.likelihoods", "vaelab.nn.quantizers")
+BUILDS = ("vaelab.models", "vaelab.nn")
 """Modules whose classes a model.json may name."""
 
 
@@ -53,6 +54,7 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
 
     root = Path(folder)
     about = read_description(root)
+    about["model"] = upgrade_run({"model": about["model"]})["model"]
     check_builds(about["model"], root)
     check(about["model"], "model")
     try:
@@ -63,7 +65,7 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
         raise UserError(f"{root / WEIGHTS} is damaged: export the run again") from error
     try:
         model = build(about["model"], shape=tuple(about["shape"]), num_classes=about["num_classes"])
-        model.load_state_dict(tensors | about["extra"])
+        model.load_state_dict(upgrade_tensors(tensors | about["extra"]))
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(
             f"{root / WEIGHTS} is of another model than {DESCRIPTION} says: export the run again"

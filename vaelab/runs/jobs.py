@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from vaelab import runs
 from vaelab.core.errors import UserError
-from vaelab.runs import overview
+from vaelab.core.renames import upgrade_run
+from vaelab.runs.config import read_config_if_any
+from vaelab.runs.layout import Files, jobs_of
+from vaelab.runs.layout import number as number_of
+from vaelab.runs.records import read_summary
 
-LOGS = ("run.log", "output.txt")
-"""What a job has in its folder before it has begun."""
 ASIDE = ("run", "sweep", "resume", "logger", "report")
 """Parts of a config that what is trained does not depend on."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
@@ -42,7 +43,7 @@ def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> 
 
 def identity(config: dict[str, Any]) -> str:
     """What a job trains, as a hash of its resolved config without paths and without what only looks on."""
-    what = {key: value for key, value in config.items() if key not in ASIDE}
+    what = {key: value for key, value in upgrade_run(config).items() if key not in ASIDE}
     what["dataset"] = {key: value for key, value in (what.get("dataset") or {}).items() if key not in MAY_MOVE}
     for section, names in {"trainer": ("default_root_dir", "enable_progress_bar"), "callbacks": ("pictures",)}.items():
         what[section] = {key: value for key, value in (what.get(section) or {}).items() if key not in names}
@@ -71,10 +72,10 @@ def place(run: Path, config: dict[str, Any]) -> Place:
     state = state_of(found)
     if state == "new":
         for path in found.iterdir():
-            if path.name != "run.log":
+            if path != Files(found).log:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif state == "begun" and "damaged" in summary_of(found):
-        (found / "summary.json").replace(found / "summary.json.damaged")
+        Files(found).summary.replace(found / "summary.json.damaged")
         print(f"  {found.name}: summary.json is damaged, and put aside as summary.json.damaged")
     return Place(found, state)
 
@@ -85,9 +86,9 @@ def folder_of(run: Path, config: dict[str, Any]) -> Path:
     if found := run if _identity(run) == own else earlier(run.parent).get(own):
         return found
     run.mkdir(parents=True, exist_ok=True)
-    if not any(path.name not in LOGS for path in run.iterdir()):
+    if not any(path not in Files(run).logs for path in run.iterdir()):
         return run
-    rest, number = run.name.partition("-")[2], max(map(_number, run.parent.iterdir()))
+    rest, number = run.name.partition("-")[2], max(map(number_of, run.parent.iterdir()))
     while True:
         number += 1
         with suppress(FileExistsError):
@@ -101,7 +102,7 @@ def wait_for(run: Path) -> None:
         import fcntl
     except ImportError:  # Windows
         return
-    with suppress(OSError), (run / "run.log").open("a") as file:
+    with suppress(OSError), Files(run).log.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,43 +115,31 @@ def state_of(folder: Path) -> Literal["done", "begun", "new"]:
     status = summary_of(folder).get("status")
     if status in ("finished", "pruned"):
         return "done"
-    whole = zipfile.is_zipfile(folder / "checkpoints" / "last.ckpt")  # it is there, and has an end
+    whole = zipfile.is_zipfile(Files(folder).checkpoint("last"))  # it is there, and has an end
     return "begun" if whole and status not in ("failed", "diverged") else "new"
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """What a job has noted of itself; a damaged file is as none."""
     try:
-        return runs.read_summary(folder)
+        return read_summary(folder)
     except UserError as error:
         return {"error": str(error), "damaged": True}
-
-
-def folders(sweep: Path) -> list[Path]:
-    """The jobs' folders, in the order of their numbers."""
-    found = {path.parent for name in ("config.yaml", "summary.json") for path in sweep.glob(f"*/{name}")}
-    return sorted(found, key=lambda path: (_number(path), path.name))
 
 
 def earlier(sweep: Path) -> dict[str, Path]:
     """The folders of the jobs that a sweep's folder has, by what they train."""
     found: dict[str, Path] = {}
-    for folder in folders(sweep):
+    for folder in jobs_of(sweep):
         if own := _identity(folder):
             found.setdefault(own, folder)
     return found
 
 
-def _number(folder: Path) -> int:
-    """-1 of a folder that is no job's."""
-    number = folder.name.partition("-")[0]
-    return int(number) if number.isdigit() else -1
-
-
 def _identity(folder: Path) -> str | None:
     """Of the job that a folder was made for: by its config, or as its summary has noted of one that never began."""
     with suppress(UserError, OSError):
-        if config := overview.settings(folder):
+        if config := read_config_if_any(folder):
             return identity(config)
         return summary_of(folder).get("identity")
     return None

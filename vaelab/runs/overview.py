@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaelab import runs
 from vaelab.core.errors import UserError
+from vaelab.runs.config import read_config_if_any
+from vaelab.runs.layout import Files, SweepFiles, sweep_of
+from vaelab.runs.records import read_summary
 
-MARKS = ("config.yaml", "summary.json", "run.log")
-"""Files of which a run folder has at least one."""
-JOB = re.compile(r"\d+-(?!\d)")
-"""How the folder of a sweep's job begins; that of a single run begins with a time."""
-LOGS = ("run.log", "output.txt")
-"""What a job has before it begins."""
 ENDED = ("finished", "failed", "diverged", "interrupted", "pruned")
 STATES = (*ENDED, "trained", "running", "stopped", "damaged")
 
@@ -47,32 +42,12 @@ class Run(NamedTuple):
         return sweep_of(self.folder)
 
 
-def sweep_of(run: Path) -> Path | None:
-    """The sweep that a run is a job of."""
-    place = run.absolute()
-    return run.parent if JOB.match(place.name) or (place.parent / "multirun.yaml").is_file() else None
-
-
-def find(paths: Iterable[Path]) -> Iterator[Path]:
-    """The run folders at or below the paths, each once."""
-    seen: set[str] = set()
-    for path in paths:
-        for folder, below, files in os.walk(path):
-            job = "output.txt" in files and JOB.match(os.path.basename(folder))
-            if job or any(mark in files for mark in MARKS) or "checkpoints" in below:
-                below.clear()  # nothing in a run is a run
-                if (real := os.path.realpath(folder)) not in seen:
-                    seen.add(real)
-                    yield Path(folder)
-            below[:] = sorted(name for name in below if name[0] != ".")
-
-
 def read(folder: Path, options: dict[str, str]) -> Run:
     """A run from its files. options: what classes are called on the command line, by their names."""
     name = re.sub(r"^(\d+-)+", "", folder.absolute().name)
     try:
-        summary = runs.read_summary(folder)
-        config = {} if "model" in summary else settings(folder)
+        summary = read_summary(folder)
+        config = {} if "model" in summary else read_config_if_any(folder)
         name = summary.get("name") or config.get("run", {}).get("name") or name
         status = _status(folder, summary)
         error = str(summary.get("error") or "")
@@ -101,23 +76,6 @@ def read(folder: Path, options: dict[str, str]) -> Run:
         return Run(folder, name, "", "", "damaged", None, {}, None, {}, _began(folder), why)
 
 
-def settings(folder: Path) -> dict[str, Any]:
-    """config.yaml as plain containers, empty if there is none; several times faster than OmegaConf."""
-    import yaml
-
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(encoding="utf-8") as file:
-            config = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: it is no YAML") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no run's: it has no keys")
-    return config
-
-
 def locked(path: Path) -> bool:
     """Whether a process holds the file's lock, as one that trains holds run.log's and a sweep holds .lock's."""
     try:
@@ -135,18 +93,18 @@ def locked(path: Path) -> bool:
 
 
 def _status(folder: Path, summary: dict[str, Any]) -> str:
-    status, log = summary.get("status"), folder / "run.log"
-    over = status in ENDED and modified(log) <= modified(folder / "summary.json")
+    status, log = summary.get("status"), Files(folder).log
+    over = status in ENDED and modified(log) <= modified(Files(folder).summary)
     if not over and locked(log):
         return "running"
-    if not status and _only_empty_logs(folder) and (sweep := sweep_of(folder)) and locked(sweep / ".lock"):
+    if not status and _only_empty_logs(folder) and (sweep := sweep_of(folder)) and locked(SweepFiles(sweep).lock):
         return "running"  # it is about to begin
     return status or "stopped"
 
 
 def _only_empty_logs(folder: Path) -> bool:
     """Whether a job was not yet begun there, or ended before it was."""
-    return all(path.name in LOGS and path.stat().st_size == 0 for path in folder.iterdir())
+    return all(path in Files(folder).logs and path.stat().st_size == 0 for path in folder.iterdir())
 
 
 def _named(part: str, summary: dict[str, Any], config: dict[str, Any], options: dict[str, str]) -> str:
@@ -158,7 +116,7 @@ def _named(part: str, summary: dict[str, Any], config: dict[str, Any], options: 
 def _epochs(folder: Path) -> int | None:
     """Epochs that a run has begun, by the last row of metrics.csv."""
     try:
-        with (folder / "metrics.csv").open("rb") as file:
+        with Files(folder).metrics.open("rb") as file:
             names = file.readline().decode().strip().split(",")
             file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
             rows = [line.split(",") for line in file.read().decode(errors="replace").splitlines()]
@@ -169,7 +127,8 @@ def _epochs(folder: Path) -> int | None:
 
 
 def _began(folder: Path) -> float:
-    return next((time for mark in (*MARKS, *LOGS) if (time := modified(folder / mark))), 0.0)
+    files = Files(folder)
+    return next((time for mark in (*files.marks, *files.logs) if (time := modified(mark))), 0.0)
 
 
 def modified(path: Path) -> float:

@@ -100,7 +100,7 @@ class Forecast:
         if kind.cost and length.steps:
             seconds = _seconds(kind.cost, length, at / length.steps)
         ends = _at_the_end(config, model, length)
-        beta, latents = ends.get("beta"), getattr(model, "latent_dim", None)
+        beta, latents = ends.get("beta"), model.layout.dimensions
         reduced = None if beta is None or latents is None else beta * latents / math.prod(data.shape)
         return Known(beta, reduced, ends.get("capacity"), length.steps, length.epochs, at, seconds)
 

@@ -58,14 +58,15 @@ class Row(NamedTuple):
 
 def resolved(config: Any) -> dict[str, Any]:
     """A job's config as `vaelab train` sees it."""
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
+
+    from vaelab.core.config import resolved as as_plain
 
     with open_dict(config):
         if hydra := config.pop("hydra", None):  # of a sweep
             config.run.dir = str(runs.shown(hydra.runtime.output_dir))
         config.run.overrides, config.run.config_dir = [], None
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return plain
+        return as_plain(config)
 
 
 def rows(configs: Sequence[dict[str, Any]], folder: Path | None, steps: int) -> list[Row]:
@@ -136,7 +137,7 @@ def _outlook(found: Sequence[Row], sweep: Planned) -> str:
     left = [row for row in found if row.state in ("new", "begun")]
     times = [row.known.seconds for row in left if row.known.seconds is not None]
     if sweep.trials is not None:
-        made = jobs.folders(Path(sweep.config.hydra.sweep.dir))
+        made = runs.jobs_of(Path(sweep.config.hydra.sweep.dir))
         ended = sum(jobs.state_of(folder) != "begun" for folder in made)  # a trial that failed is not tried again
         to_do = max(sweep.trials - ended, 0)
         text = f"a search of {sweep.trials} trials, {ended} of them made; the row is of one at the first of all values"

@@ -15,7 +15,7 @@ from omegaconf import open_dict, read_write
 
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, UserError
-from vaelab.runs import jobs, offline
+from vaelab.runs import Files, SweepFiles, jobs, offline
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Hydra's launcher of one job after the other, in this process."""
@@ -62,7 +62,7 @@ def _claim(folder: Path) -> None:
     """Locks the folder until `release`, or until this process ends. Raises UserError if it cannot be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = SweepFiles(folder).lock.open("a")
     except OSError as error:
         raise UserError(f"sweep.dir={folder}: it cannot be written to ({error.strerror}): name another") from error
     _locks.append(file)
@@ -109,11 +109,12 @@ def close(sweep: Begun, code: int) -> int:
     from vaelab.training.checks import FIRST
     from vaelab.training.summary import sweep_table
 
-    found = jobs.folders(sweep.folder)
+    found = runs.jobs_of(sweep.folder)
     if code == 130 and not found:
         print("no job had begun: the same command begins them", file=sys.stderr)
     if code == 2 or not found:
-        if {path.name for path in sweep.folder.glob("*")} <= {".lock", "multirun.yaml"}:
+        files = SweepFiles(sweep.folder)
+        if {*sweep.folder.glob("*")} <= {files.lock, files.hydra}:
             shutil.rmtree(sweep.folder, ignore_errors=True)
         return 0
     summaries = {folder.name: jobs.summary_of(folder) for folder in found}
@@ -136,7 +137,8 @@ def _failure(folder: Path, summary: dict[str, Any]) -> str:
         "the same command goes on with it" if status == "interrupted" else "it was killed, or another process is at it"
     )
     error = (summary.get("error") or why).strip().splitlines()[-1]
-    log = folder / ("output.txt" if (folder / "output.txt").is_file() else "run.log")
+    files = Files(folder)
+    log = files.output if files.output.is_file() else files.log
     return f"{folder.name} {status}: {error}\n  {log}"
 
 
@@ -147,9 +149,10 @@ def _answer(sweep: Begun) -> None:
 
     folder = sweep.folder
     try:
+        files = SweepFiles(folder)
         if tables := outcome.answer(folder):
-            print(f"\n{tables}\n\nwritten: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
-        page = folder / "report.html"
+            print(f"\n{tables}\n\nwritten: {files.table}, {files.content}")
+        page = files.report
         if sweep.report:
             build.of_sweep(folder, page)
             print(f"report: {page}")
@@ -195,9 +198,9 @@ def _page_of(run: Path, config: dict[str, Any]) -> None:
     """Makes the page of a run that was ended before it had one."""
     from vaelab.report import build
 
-    if config["report"] and not (run / "report.html").is_file() and jobs.summary_of(run)["status"] == "finished":
-        build.of_folder(run, run / "report.html")
-        print(f"  report: {run / 'report.html'}")
+    if config["report"] and not Files(run).report.is_file() and jobs.summary_of(run)["status"] == "finished":
+        build.of_folder(run, Files(run).report)
+        print(f"  report: {Files(run).report}")
 
 
 def threads(launcher: dict[str, Any]) -> int | None:

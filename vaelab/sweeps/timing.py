@@ -102,7 +102,10 @@ class BareLoop:
 
     def loss(self, batch: Any) -> torch.Tensor:
         with self.trainer.precision_plugin.train_step_context():
-            return self.model.objective(self.terms(batch.images, batch.labels))
+            self.model.place(batch)
+            terms = self.terms(batch, self.model.noise(len(batch.images)))
+            self.model.observed.append(self.model.observe(batch, terms))
+            return self.model.objective(terms)
 
     def step(self, mark: Callable[[], None] = lambda: None) -> None:
         """One step; `mark` is called after each of its parts."""
@@ -121,7 +124,7 @@ class BareLoop:
         """Floating-point operations of the matrix products and convolutions of a step, forward and backward."""
         with FlopCounterMode(display=False) as counter:
             batch = self.batch()
-            self.model.objective(self.model.terms(batch.images, batch.labels)).backward()
+            self.model.objective(self.model.terms(batch, self.model.noise(len(batch.images)))).backward()
         return counter.get_total_flops()
 
 

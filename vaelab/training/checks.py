@@ -12,10 +12,13 @@ from typing import Any
 
 from vaelab.core.conf import CONF
 from vaelab.core.errors import UserError
-from vaelab.runs.jobs import LOGS, MAY_MOVE
+from vaelab.runs.jobs import MAY_MOVE
+from vaelab.runs.layout import Files
 
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""
+PARTS = {"codebook": "vqvae", "posterior": "vae", "prior": "vae", "condition": "vae"}
+"""Parts that not every model has, each with a model that has it."""
 SWITCHES = {
     "test": (True, False),
     "report": (True, False),
@@ -46,8 +49,9 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         raise UserError(f"compile=true needs a C++ compiler, and {compiler} is not there: install it, or set CXX")
     if not config["model"]:
         raise UserError("model=null: choose a model, such as model=vae")
-    if config["codebook"] and "codebook" not in config["model"]:
-        raise UserError("codebook= is for models that have one: add model=vqvae, or leave it out")
+    for part, example in PARTS.items():
+        if config[part] and part not in config["model"]:
+            raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
     # a model's parts last: what is wrong with them is named where the user set it
     check({key: config[key] for key in sorted(config, key=lambda k: k in ("model", "callbacks"))})
     if 0 in (trainer["max_epochs"], trainer["max_steps"]):
@@ -68,8 +72,8 @@ def check_run(config: dict[str, Any], run: Path) -> None:
 
 def check_unused(run: Path) -> None:
     """Raises UserError if a folder has something in it."""
-    if any(path.name not in LOGS for path in run.iterdir()):
-        if not any(run.glob("checkpoints/*.ckpt")):
+    if any(path not in Files(run).logs for path in run.iterdir()):
+        if not Files(run).saved:
             raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
 

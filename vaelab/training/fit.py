@@ -21,6 +21,7 @@ from vaelab import runs
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.quiet import Terminal, quieten
+from vaelab.runs import Files
 from vaelab.training import studies, summary
 from vaelab.training.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.fsdp import FullySharded
@@ -50,7 +51,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except UserError:
         if checkpoint is None and trainer.global_step == 0:
-            (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained
+            Files(run).config.unlink(missing_ok=True)  # nothing was trained
         raise
     result = summary.collect(config, model, data, trainer, time.monotonic() - started)
     if not trainer.callback_metrics:  # nothing was left to train: only the test had been interrupted
@@ -86,12 +87,12 @@ def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
 
     try:
         model.to(trainer.strategy.root_device)  # Lightning has taken it away
-        figures = report.of_run(run, model, data, run / "report.html")
+        figures = report.of_run(run, model, data, Files(run).report)
         for logger in trainer.loggers:
             if isinstance(logger, PictureLogger):
                 for name, figure in figures.items():
                     logger.log_picture(name, rendered(figure), trainer.global_step)
-        print(f"report: {run / 'report.html'}")
+        print(f"report: {Files(run).report}")
     except Exception as error:
         again = f"vaelab report run={shlex.quote(str(run))}"
         log.warning("the report could not be made (%s); try again: %s", error, again, exc_info=True)
@@ -147,9 +148,9 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     for callback in callbacks:
         if hasattr(callback, "check"):
             callback.check(model)
-    part, folder = "val" if len(data.val) else "train", run / "checkpoints"
+    part, folder = "val" if len(data.val) else "train", Files(run).checkpoints
     saves = config["trainer"]["enable_checkpointing"]
-    callbacks.append(LastOnException(folder / "last.ckpt" if saves else None))
+    callbacks.append(LastOnException(Files(run).checkpoint("last") if saves else None))
     if saves:
         callbacks += [
             RunCheckpoint(
@@ -167,8 +168,8 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     if place := studies.place():
         callbacks.append(Prune(place))
     resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
-    callbacks.append(KLPerDimension(MetricsFile(run / "kl_per_dim.csv", resumed_step)))
-    loggers = [MetricsFile(run / "metrics.csv", resumed_step)]
+    callbacks.append(KLPerDimension(MetricsFile(Files(run).kl_per_dim, resumed_step)))
+    loggers = [MetricsFile(Files(run).metrics, resumed_step)]
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:
         trainer = build(config["trainer"], callbacks=callbacks, logger=loggers)
@@ -232,7 +233,7 @@ def _log_to(run: Path) -> None:
     log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
     if rank_zero_only.rank == 0:
         run.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(run / "run.log")
+        file = logging.FileHandler(Files(run).log)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
     log.addHandler(Terminal())

@@ -8,15 +8,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from vaelab.core.distributed import active, all_sum
 from vaelab.core.errors import UserError
+from vaelab.core.renames import upgrade_tensors
 from vaelab.core.types import PositiveInt
+from vaelab.training.loop import OpenFSDP
 
 
-class FullySharded(FSDPStrategy):
+class FullySharded(OpenFSDP):
     """Lightning's FSDP, with checkpoints like every other run's: one file with whole tensors.
 
     Unlike Lightning's own it can be rehearsed on processors.
@@ -39,7 +40,7 @@ class FullySharded(FSDPStrategy):
                 "accelerator=fsdp: codebook=gradient moves single codes, which are in parts: use codebook=ema"
             )
 
-    def _setup_model(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
         single = [p for p in model.parameters() if p.ndim == 0]  # FSDP takes none of these: each process has them
@@ -48,7 +49,7 @@ class FullySharded(FSDPStrategy):
             parameter.register_post_accumulate_grad_hook(_average)
         self.kwargs["ignored_states"] = single
         if self.root_device.type != "cpu":
-            return super()._setup_model(model)
+            return super().wrap(model)
         # torch takes a processor if it is named, and Lightning names devices by number
         return FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs)
 
@@ -88,7 +89,7 @@ class FullySharded(FSDPStrategy):
         checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
         assert self.model is not None
         with self._whole(first_alone=False):
-            self.model.load_state_dict(checkpoint.pop("state_dict"))
+            self.model.load_state_dict(upgrade_tensors(checkpoint.pop("state_dict")))
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
                 if state["state"]:
                     by_name = OptimStateKeyType.PARAM_NAME

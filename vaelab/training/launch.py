@@ -18,11 +18,8 @@ from typing import Any
 
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, UserError
-from vaelab.runs import jobs
+from vaelab.runs import Files, jobs
 from vaelab.training.checks import FIRST, check_run
-
-OUTPUT = "output.txt"
-"""What a job that has a process of its own prints."""
 
 
 def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
@@ -30,13 +27,13 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
 
     Of a run that is refused, nothing is noted: it has not begun. A refused job of a sweep is a failed one.
     """
-    used = (run / "config.yaml").exists()
+    used = Files(run).config.exists()
     try:
         with _claimed(run):
             check_run(config, run)
             _train(config, run)
     except Exception as error:
-        began = not used and (run / "config.yaml").exists()  # a file of its data broke in the middle
+        began = not used and Files(run).config.exists()  # a file of its data broke in the middle
         if (in_sweep and not used) or began or not isinstance(error, UserError):
             record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
         raise
@@ -55,7 +52,7 @@ def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "vaelab", "_job", str(run)]
-    with (run / OUTPUT).open("ab") as output, _term() as asked:
+    with Files(run).output.open("ab") as output, _term() as asked:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True,
@@ -138,7 +135,7 @@ def record(run: Path, status: str, error: BaseException | None, config: dict[str
     """Writes how a run ended into its summary.json and run.log; the errors of further processes into run.log alone."""
     text = "".join(traceback.format_exception(error)) if error else status
     if FIRST or error:
-        with (run / "run.log").open("a") as file:
+        with Files(run).log.open("a") as file:
             file.write(f"{text}\n")
     if not FIRST:
         return
@@ -173,7 +170,7 @@ def _claimed(run: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = (run / "run.log").open("a")
+        file = Files(run).log.open("a")
     except OSError as error:
         raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
     with file:

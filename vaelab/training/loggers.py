@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
-from vaelab.runs import offline
+from vaelab.runs import Files, offline
 
 log = logging.getLogger("vaelab")
 
@@ -151,7 +151,7 @@ class WandB(WandbLogger):
         if self.finalized:  # it is called after the test, too
             return
         self.finalized = True
-        best = self.run / "checkpoints" / "best.ckpt"
+        best = Files(self.run).checkpoint("best")
         if self.checkpoint and best.is_file():
             import wandb
 

@@ -1,4 +1,4 @@
-"""Lightning's training loop without the machinery that a plain run does not use.
+"""Lightning's training loop without the machinery that a plain run does not use; all that knows its private parts.
 
 Lightning spends half a millisecond around every step on hooks that nobody overrides, profiler
 contexts, closures and message strings: as much as a small model's whole step takes on a GPU.
@@ -13,14 +13,19 @@ and where a run needs nothing else of Lightning's step; all other runs get Light
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+from functools import cache
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.profilers import PassThroughProfiler
-from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.strategies import FSDPStrategy, SingleDeviceStrategy
+from torch import nn
+
+log = logging.getLogger("vaelab")
 
 WRITTEN_FOR = "2.6."
 """Versions of Lightning whose loop this is."""
@@ -39,8 +44,40 @@ NOT_CALLED = (
 """Hooks of a step that it does not: a model or a callback which has one gets Lightning's loop."""
 
 
+def no_question_about_sigterm(trainer: pl.Trainer) -> None:
+    """Keeps Lightning from asking all processes in every step whether there was a SIGTERM, and from waiting for it."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def accumulates(trainer: pl.Trainer) -> bool:
+    """Whether the present batch's gradients wait for those of the next."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def checkpoint_of(trainer: pl.Trainer) -> dict[str, Any]:
+    """The content of a checkpoint of now, without asking the other processes."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+class OpenFSDP(FSDPStrategy):
+    """Lightning's FSDP, with a public name for where it wraps the model."""
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        return self.wrap(model)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model in parts."""
+        return super()._setup_model(model)
+
+
 def quicken(trainer: pl.Trainer) -> bool:
     """Gives the trainer the lean loop, before it fits. Returns whether the run can have it."""
+    if not pl.__version__.startswith(WRITTEN_FOR):
+        _say_once(
+            f"Lightning {pl.__version__} is not {WRITTEN_FOR}x, whose training loop the lab has a leaner form of: "
+            "training takes Lightning's own, which is slower"
+        )
+        return False
     if not _suits(trainer):
         return False
     loop = trainer.fit_loop.epoch_loop
@@ -51,15 +88,17 @@ def quicken(trainer: pl.Trainer) -> bool:
     return True
 
 
+@cache
+def _say_once(text: str) -> None:
+    log.warning(text)
+
+
 def _suits(trainer: pl.Trainer) -> bool:
     """Whether the trainer's parts are plain; model, callbacks and optimiser are looked at in every epoch."""
     precision = trainer.precision_plugin
     plain = type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None)
     return (
-        pl.__version__.startswith(WRITTEN_FOR)
-        and type(trainer.strategy) is SingleDeviceStrategy
-        and plain
-        and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+        type(trainer.strategy) is SingleDeviceStrategy and plain and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
     )
 
 

@@ -66,7 +66,7 @@ def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, seconds
     `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
     docs/ explains each key.
     """
-    pixels, latents = math.prod(data.shape), getattr(model, "latent_dim", None)
+    pixels, latents = math.prod(data.shape), model.layout.dimensions
     beta = float(model.beta) if hasattr(model, "beta") else None
     health = [c for c in trainer.callbacks if hasattr(c, "findings")]
     return {

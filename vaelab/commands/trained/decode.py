@@ -16,10 +16,8 @@ from vaelab.core.types import NonNegativeInt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vaelab.models import Model
     from vaelab.runs.trained import Trained
-
-ARRAYS = {"gaussian": ("z", "mean"), "point": ("codes",), "discrete": ("indices",)}
-"""What is decoded of a file, by the model's kind of latents: the first that it holds."""
 
 SOFTWARE = "vaelab decode"
 """The mark in the files written here."""
@@ -80,17 +78,17 @@ def read(path: str) -> dict[str, Any]:
         ) from error
 
 
-def _codes(arrays: dict[str, Any], model: Any, path: str) -> Tensor:
+def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
     """The codes to decode, [N, ...], on the CPU. Raises UserError if they are not of the model."""
     import torch
 
-    what = " or ".join(f"`{name}`" for name in reversed(ARRAYS[model.latents]))
-    name = next((name for name in ARRAYS[model.latents] if name in arrays), None)
+    layout = model.layout
+    what = " or ".join(f"`{name}`" for name in reversed(layout.arrays))
+    name = next((name for name in layout.arrays if name in arrays), None)
     if name is None:
         holds = ", ".join(f"`{n}`" for n in arrays if n not in ("files", "about", "labels")) or "no codes"
         raise UserError(f"codes={path}: it holds {holds}, but {type(model).__name__} takes {what}\ntake another run=")
-    values, discrete = arrays[name], model.latents == "discrete"
-    one = tuple(model.map_size) if discrete else (model.latent_dim,)
+    values, discrete, one = arrays[name], layout.codes is not None, layout.shape
     if values.dtype.kind not in ("iu" if discrete else "fiu"):
         raise UserError(f"codes={path}: `{name}` must be {'integers' if discrete else 'numbers'}, not {values.dtype}")
     if values.shape[1:] != one or not len(values):
@@ -98,8 +96,8 @@ def _codes(arrays: dict[str, Any], model: Any, path: str) -> Tensor:
         raise UserError(
             f"codes={path}: `{name}` is {list(values.shape)}, but the model takes [{wanted}]\ntake another run="
         )
-    if discrete:
-        least, most, size = int(values.min()), int(values.max()), model.codebook.num_embeddings
+    if layout.codes is not None:
+        least, most, size = int(values.min()), int(values.max()), layout.codes
         if least < 0 or most >= size:
             wrong = least if least < 0 else most
             raise UserError(f"codes={path}: `{name}` holds {wrong}, but the codebook's codes are 0 to {size - 1}")

@@ -101,23 +101,22 @@ def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str,
 
     from vaelab.datasets.images import as_model_sees
     from vaelab.inference.batches import batch_size
+    from vaelab.nn.posteriors import Posterior
 
     model: Any = trained.model
     binary = trained.dataset["binarize"] != "none"
-    names = {"gaussian": ("mean", "logvar"), "point": ("codes",), "discrete": ("indices",)}[model.latents]
-    parts: list[tuple[Tensor, ...]] = []
+    parts: list[Posterior] = []
     bar = tqdm(total=len(found.names), desc="encoding", unit="image", delay=2, leave=False, disable=None)
     with bar, torch.inference_mode():
         for index in torch.arange(len(found.names)).split(batch_size(model.shape)):
             x = found.split.batch(index).images.to(model.device)
             given = labels[index].to(model.device) if model.conditional and labels is not None else None
-            codes: Any = model.encode(as_model_sees(x, trained.pixel_range, binary), given)
-            parts.append(tuple(part.cpu() for part in (codes if isinstance(codes, tuple) else (codes,))))
-            if not all(part.isfinite().all() for part in parts[-1]):
+            parts.append(model.encode(as_model_sees(x, trained.pixel_range, binary), given).map(torch.Tensor.cpu))
+            if not all(values.isfinite().all() for values in parts[-1].arrays.values()):
                 broken = f"checkpoint={trained.checkpoint}: codes of this model are NaN or infinite"
                 raise UserError(f"{broken}\ntake the other checkpoint, or train again")
             bar.update(len(index))
-    return {name: torch.cat(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+    return Posterior.cat(parts).arrays
 
 
 def _about(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _about(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, A
         "model": type(trained.model).__name__,
         "checkpoint": {"name": trained.checkpoint, "epoch": point["epoch"] + 1, "step": point["global_step"]},
         "shape": list(trained.model.shape),
-        "latents": trained.model.latents,
+        "latents": trained.model.blank().name,
         "classes": classes,
     }
 

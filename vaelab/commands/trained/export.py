@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
+from vaelab.runs import Files
 
 ONNX = ("encoder.onnx", "decoder.onnx")
 
@@ -38,7 +39,7 @@ def job(config: Any) -> None:
     run = runs.find(asked.run)
     if asked.onnx:
         onnx.require()
-    out = Path(asked.out).expanduser() if asked.out else run / "export"
+    out = Path(asked.out).expanduser() if asked.out else Files(run).export
     earlier = _earlier(out)
     from vaelab.runs.trained import Trained
 
@@ -84,8 +85,10 @@ def describe(trained: Any) -> dict[str, Any]:
 
     model, dataset = trained.model, trained.dataset
     point = runs.read_checkpoint(runs.checkpoint_path(trained.folder, trained.checkpoint))
-    discrete, (low, high) = model.latents == "discrete", trained.pixel_range
-    codes = {"map_size": list(model.map_size), "num_embeddings": model.codebook.num_embeddings} if discrete else {}
+    layout, (low, high) = model.layout, trained.pixel_range
+    sizes: dict[str, Any] = {"latent_dim": layout.dimensions}
+    if layout.codes is not None:
+        sizes = {"map_size": list(layout.shape), "num_embeddings": layout.codes}
     binary = dataset["binarize"] != "none"
     return {
         "model": trained.config["model"],
@@ -93,8 +96,8 @@ def describe(trained: Any) -> dict[str, Any]:
         "shape": list(model.shape),
         "num_classes": model.num_classes,
         "conditional": model.conditional,
-        "latents": model.latents,
-        **(codes if discrete else {"latent_dim": model.latent_dim}),
+        "latents": model.blank().name,
+        **sizes,
         "likelihood": type(model.likelihood).__name__,
         "pixel_range": [low, high],
         "binary": binary,

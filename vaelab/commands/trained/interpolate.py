@@ -44,24 +44,23 @@ def job(config: Any) -> None:
     viewing.check_figure(asked.out)
     wanted = _wanted(asked)
     trained = viewing.opened(asked)
-    viewing.check_continuous(trained.model, "interpolate")
+    trained.model.layout.require_axes(type(trained.model).__name__, "interpolate")
     viewing.check_label(trained.model, asked.label)
     path = viewing.destination(asked.out, trained.folder, "interpolate")
 
     import torch
 
     from vaelab.figures import style
-    from vaelab.inference import views
+    from vaelab.inference import coding, paths
 
     chosen = [viewing.choose(trained, asked.split, [item], key, asked.label, asked.resize) for key, item in wanted]
-    codes = torch.cat([views.codes(trained.model, one.images, one.labels) for one in chosen])
+    codes = torch.cat([coding.codes(trained.model, one.images, one.labels) for one in chosen])
     labels = chosen[0].labels if asked.label is None else torch.tensor([asked.label])
     labels = labels if trained.model.conditional else None
     style.save(_drawing(trained, asked, torch.cat([one.images for one in chosen]), codes, labels), path)
     for number, one in enumerate(chosen):
-        kl = ""
-        if trained.model.latents == "gaussian":
-            kl = f", KL {views.order(trained.model, one.images, one.labels)[1].sum():.2f} nats"
+        _, used = paths.usage(trained.model, one.images, one.labels)
+        kl = f", KL {used.values.sum():.2f} nats" if used.word == "KL" else ""
         apart = f", {_apart(codes[0], codes[number])}" if number else ""
         print(f"{one.names[0]}{kl}, |z| {codes[number].norm():.2f}{apart}")
     if labels is not None:
@@ -93,17 +92,17 @@ def _drawing(trained: Trained, asked: Options, images: Tensor, codes: Tensor, la
     import torch
 
     from vaelab.figures import walks
-    from vaelab.inference import views
+    from vaelab.inference import coding, paths
 
     model, pixel_range = trained.model, trained.pixel_range
     if len(codes) == 4:
-        grid = views.between_four(codes, asked.steps)
+        grid = paths.between_four(codes, asked.steps)
         return walks.between_four(
-            views.decode(model, grid.flatten(0, 1), labels, pixel_range).unflatten(0, grid.shape[:2])
+            coding.decode(model, grid.flatten(0, 1), labels, pixel_range).unflatten(0, grid.shape[:2])
         )
     modes, ends = MODES[asked.mode], trained.unit(images).cpu()
     rows = [
-        views.interpolate(model, codes[0], codes[1], asked.steps, mode == "spherical", labels, pixel_range)
+        paths.interpolate(model, codes[0], codes[1], asked.steps, mode == "spherical", labels, pixel_range)
         for mode in modes
     ]
     return walks.interpolations(torch.stack([torch.cat([ends[:1], row, ends[1:]]) for row in rows]), modes)

@@ -92,12 +92,12 @@ def _made(
     trained: Trained, batches: Iterable[Any], errors: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Originals and reconstructions as unit images, and labels; the error of each image goes to `errors`."""
-    from vaelab.inference import views
+    from vaelab.inference import coding
 
     model = trained.model
     for batch in batches:
-        codes = views.codes(model, batch.images, batch.labels)
+        codes = coding.codes(model, batch.images, batch.labels)
         originals = trained.unit(batch.images).cpu()
-        images = views.decode(model, codes, batch.labels, trained.pixel_range)
+        images = coding.decode(model, codes, batch.labels, trained.pixel_range)
         errors.append((images - originals).square().flatten(1).mean(1))
         yield originals, images, batch.labels

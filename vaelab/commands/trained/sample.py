@@ -65,22 +65,19 @@ def job(config: Any) -> None:
 def _check(model: Any, asked: Options) -> None:
     """Raises UserError for what this model cannot do."""
     name = type(model).__name__
-    if not model.has_prior:
+    if model.prior is None:
         raise UserError(f"run: {name} has no prior to draw samples from: use a run of model=vae, or vaelab reconstruct")
     if asked.label == "all" and not model.conditional:
         raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")
     viewing.check_label(model, None if asked.label == "all" else asked.label)
-    if model.latents == "discrete" and asked.temperature != 1:
-        raise UserError(
-            f"temperature={asked.temperature}: the prior of {name} is uniform over codes and has no deviation to scale"
-        )
+    model.prior.check_temperature(asked.temperature, name)
 
 
 def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:
     """How many images there will be, and batches of them with their labels."""
     import torch
 
-    from vaelab.inference import views
+    from vaelab.inference import coding
 
     model: Any = trained.model
     classes = model.num_classes if asked.label == "all" else 1
@@ -96,10 +93,10 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
         for group in range(classes):  # each class from the same draws of z
             start = 0
-            for codes in views.prior(model, each, asked.seed, asked.temperature):
+            for codes in coding.draws(model, each, asked.seed, asked.temperature):
                 wanted = labels(group, start, len(codes))
                 start += len(codes)
-                yield views.decode(model, codes, wanted, trained.pixel_range), wanted
+                yield coding.decode(model, codes, wanted, trained.pixel_range), wanted
 
     return each * classes, batches()
 

@@ -16,6 +16,7 @@ from vaelab.core.types import NonNegativeInt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vaelab.nn.posteriors import Usage
     from vaelab.runs.trained import Trained
 
 ROWS = 20
@@ -46,10 +47,14 @@ class Start(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """Of points: centre and scale, [d] each, of what a step is measured in; None of a Gaussian. dims, used: [d]."""
+    """The axes in the order of their use.
+
+    dims: [d]. used: how much each is. centre, scale: [d] each, of what a step is measured in; None where that is
+    the prior's 0 and 1.
+    """
 
     dims: list[int]
-    used: list[float]
+    used: Usage
     centre: Tensor | None
     scale: Tensor | None
 
@@ -74,27 +79,28 @@ def job(config: Any) -> None:
     path = viewing.destination(asked.out, trained.folder, "traverse")
 
     from vaelab.figures import style, walks
-    from vaelab.inference import views
+    from vaelab.inference import paths
 
     axes, start = _axes(trained, asked.split), _start(trained, asked, wanted)
     rows = axes.dims[: len(axes.dims) if asked.dims == "all" else ROWS] if dims is None else dims
-    used = dict(zip(axes.dims, axes.used, strict=True))
+    used = dict(zip(axes.dims, axes.used.values.tolist(), strict=True))
     values = torch.linspace(-asked.range, asked.range, asked.steps)
-    images = views.traverse(
+    images = paths.traverse(
         trained.model, start.code, rows, values, start.labels, trained.pixel_range, axes.scale, axes.centre
     )
-    measure, unit, own = "nats", walks.PLAIN, start.code[0]
+    measure, unit, own = axes.used.unit or f"of {axes.used.word}", walks.PLAIN, start.code[0]
     if axes.scale is not None and axes.centre is not None:
-        measure, unit, own = "of variance", walks.DEVIATIONS, (own - axes.centre) / axes.scale
-    names = [f"z{j}\n{used[j]:.2f} {measure}" for j in rows]
+        unit, own = walks.DEVIATIONS, (own - axes.centre) / axes.scale
+    names = [f"{trained.model.layout.axis(j)}\n{used[j]:.2f} {measure}" for j in rows]
     title = f"{trained.config['run']['name']}: one dimension at a time, from {start.name}"
     style.save(walks.traversals(images, values, names, title, own[rows], unit), path)
     print(f"from {start.name}" + ("" if axes.scale is None else "; values are standard deviations from the mean code"))
-    print(f"{'dimension':>9} {'variance' if axes.scale is not None else 'KL (nats)':>10} {'own value':>10}")
+    head = f"{axes.used.word} ({axes.used.unit})" if axes.used.unit else axes.used.word
+    print(f"{'dimension':>9} {head:>10} {'own value':>10}")
     for j in rows:
         print(f"{j:9} {used[j]:10.3f} {float(own[j]):10.2f}")
     if left := len(axes.dims) - len(rows) if dims is None else 0:
-        print(f"{left} more, none of more than {axes.used[ROWS]:.3f}: dims=all draws them, too")
+        print(f"{left} more, none of more than {axes.used.values[ROWS]:.3f}: dims=all draws them, too")
     print(f"figure: {path}")
 
 
@@ -110,17 +116,17 @@ def _dims(value: Any) -> list[int] | None:
 
 def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
     """Raises UserError for what this model cannot do."""
-    viewing.check_continuous(model, "traverse")
+    count = model.layout.require_axes(type(model).__name__, "traverse")
     viewing.check_label(model, asked.label)
-    if dims and max(dims) >= model.latent_dim:
-        raise UserError(f"dims={asked.dims}: the model has {model.latent_dim} dimensions, 0 to {model.latent_dim - 1}")
-    rows = min(ROWS, model.latent_dim) if dims is None and asked.dims is None else len(dims or range(model.latent_dim))
+    if dims and max(dims) >= count:
+        raise UserError(f"dims={asked.dims}: the model has {count} dimensions, 0 to {count - 1}")
+    rows = min(ROWS, count) if dims is None and asked.dims is None else len(dims or range(count))
     if rows > IN_A_COLUMN or rows * asked.steps > IN_A_FIGURE:
         raise UserError(
             f"dims={asked.dims}: {rows:,} dimensions in {asked.steps} steps, and a figure holds {IN_A_COLUMN} "
             f"dimensions and {IN_A_FIGURE:,} images: name fewer"
         )
-    if asked.image is None and not model.has_prior:
+    if asked.image is None and (model.prior is None or model.prior.mean is None):
         raise UserError(f"image=null: {type(model).__name__} has no prior whose mean to start at: give image=0")
     if asked.image is None and model.conditional and asked.label is None:
         raise UserError(
@@ -130,28 +136,28 @@ def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
 
 def _axes(trained: Trained, split: str) -> Axes:
     """The dimensions from the most to the least used, by images of the split."""
-    from vaelab.inference import views
+    from vaelab.inference import coding, paths
 
     model: Any = trained.model
     count = min(viewing.LOOKED_AT, max(1, viewing.NUMBERS // math.prod(model.shape)))
     batch = trained.batch(split, viewing.spread(trained, split, count))
-    dims, used = views.order(model, batch.images, batch.labels)
-    if model.latents == "gaussian":
-        return Axes(dims.tolist(), used.tolist(), None, None)
-    codes = views.codes(model, batch.images, batch.labels)
-    return Axes(dims.tolist(), used.tolist(), codes.mean(0), codes.std(0, unbiased=False))
+    dims, used = paths.usage(model, batch.images, batch.labels)
+    if model.layout.standard:
+        return Axes(dims.tolist(), used, None, None)
+    codes = coding.codes(model, batch.images, batch.labels)
+    return Axes(dims.tolist(), used, codes.mean(0), codes.std(0, unbiased=False))
 
 
 def _start(trained: Trained, asked: Options, wanted: int | str | None) -> Start:
     """The code of the image, or the prior's mean; decoded as class `label` if one is asked for."""
     import torch
 
-    from vaelab.inference import views
+    from vaelab.inference import coding
 
     model: Any = trained.model
     labels = None if asked.label is None else torch.tensor([asked.label])
     if wanted is None:
-        return Start(torch.zeros(1, model.latent_dim), labels, viewing.as_class("the prior's mean", asked.label))
+        return Start(model.require_prior().mean[None].cpu(), labels, viewing.as_class("the prior's mean", asked.label))
     chosen = viewing.choose(trained, asked.split, [wanted], "image", asked.label, asked.resize)
-    code = views.codes(model, chosen.images, chosen.labels)
+    code = coding.codes(model, chosen.images, chosen.labels)
     return Start(code, chosen.labels if labels is None else labels, viewing.as_class(chosen.names[0], asked.label))

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
+from vaelab.runs import Files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,15 +75,6 @@ def check_label(model: Any, label: int | None) -> None:
         raise UserError(f"label={label}: {type(model).__name__} takes no labels: leave it out, or train model=cvae")
     if label >= model.num_classes:
         raise UserError(f"label={label}: the model's classes are 0 to {model.num_classes - 1}")
-
-
-def check_continuous(model: Any, command: str) -> None:
-    """Raises UserError if the model's codes are discrete."""
-    if model.latents == "discrete":
-        raise UserError(
-            f"run: the codes of {type(model).__name__} are discrete: there is no direction to {command} along\n"
-            "vaelab report makes a page on which single codes can be changed; vaelab reconstruct works, too"
-        )
 
 
 def images_named(value: Any, key: str) -> list[int | str]:
@@ -200,7 +192,7 @@ def kind_of(out: str | None) -> Literal["figure", "arrays", "folder"]:
 
 def destination(out: str | None, run: Path, name: str) -> Path:
     """Where to write, which can be written to: `out`, or figures/`name`.png of the run. Raises UserError if not."""
-    path = run / "figures" / f"{name}.png" if out is None else Path(out).expanduser()
+    path = Files(run).figure(name) if out is None else Path(out).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and not path.suffix:

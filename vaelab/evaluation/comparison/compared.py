@@ -9,13 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-FROM_TRAINING = {
-    "elbo": "likelihood/elbo",
-    "reconstruction": "likelihood/reconstruction",
-    "kl": "likelihood/kl",
-    "perplexity": "codebook/perplexity",
-    "codebook_usage": "codebook/usage",
-}
+from vaelab.core.metrics import TRAINING
+
+FROM_TRAINING = {metric.name: metric.evaluated for metric in TRAINING if metric.evaluated}
 """summary.json's names of figures that evaluation.json has, too."""
 
 BOOKKEEPING = (

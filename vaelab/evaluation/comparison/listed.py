@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vaelab.core.errors import UserError
 from vaelab.evaluation.comparison import compared
-from vaelab.runs import overview
+from vaelab.runs import read_config_if_any
 from vaelab.runs.overview import Run
 
 COLUMNS = ("model", "dataset", "status", "epochs", "best", "seconds")
@@ -45,7 +45,7 @@ class Listed:
 
     def _config(self, folder: Path) -> Config:
         try:
-            tree = overview.settings(folder)
+            tree = read_config_if_any(folder)
             pairs = (text.lstrip("+~").partition("=") for text in tree.get("run", {}).get("overrides", []))
             overrides = {key: value for key, _, value in pairs}
         except (UserError, AttributeError, TypeError, OSError):

@@ -12,6 +12,7 @@ from vaelab.evaluation.comparison import configurations, notes, tables
 from vaelab.evaluation.comparison.rate_distortion import rate_distortion
 from vaelab.evaluation.comparison.selection import figures_shown
 from vaelab.evaluation.comparison.sources import gather, measure
+from vaelab.runs import SweepFiles
 
 
 def answer(sweep: Path) -> str:
@@ -23,8 +24,8 @@ def answer(sweep: Path) -> str:
         rows, known, left_out = gather([sweep], split)
         if rows and known:
             found = content(rows, known, split, left_out)
-            for name in ("sweep.csv", "sweep.json"):
-                export(sweep / name, found)
+            for path in (SweepFiles(sweep).table, SweepFiles(sweep).content):
+                export(path, found)
             asked = {"split": split, "figures": "main"}
             width = shutil.get_terminal_size((100, 24)).columns
             return text(rows, figures_shown("main", known, split), asked, left_out, width)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import NamedTuple
 
+from vaelab.core.metrics import metric
+
 
 class Rule(NamedTuple):
-    """How a figure ranks.
+    """How a metric ranks.
 
     better: which end of it is, `max`, `min`, or `` for neither. agree: what must be the same for a mean
     over seeds to mean something, and to rank such means. label_free: models that are given the label
@@ -23,31 +25,31 @@ NATS = ("data", "likelihood", "condition", "reduction")
 BOUND = (*NATS, "importance_samples")
 MEASURED = ("data", "condition", "protocol")
 
-RULES = {
-    # figure                             better   what must agree
-    "*_se": Rule("", ()),
-    "*_real": Rule("", MEASURED),
-    "training/loss": Rule("min", ("objective", *NATS)),
-    "training/*": Rule("", ("data",)),
-    "likelihood/elbo": Rule("max", NATS),
-    "likelihood/reconstruction": Rule("min", ("objective", *NATS)),
-    "likelihood/log_p_hat": Rule("max", BOUND),
-    "likelihood/bits_per_dim": Rule("min", BOUND),
-    "likelihood/effective_samples": Rule("", BOUND),
-    "likelihood/importance_samples": Rule("", ("importance_samples",)),
-    "likelihood/*": Rule("", ("data",)),
-    "reconstruction/*mse_mean": Rule("min", ("data", "condition")),
-    "reconstruction/*mse_median": Rule("min", ("data", "condition")),
-    "disentanglement/*": Rule("max", MEASURED),
-    "labels/*_accuracy": Rule("max", ("data", "protocol"), label_free=True),
-    "conditional/sample_accuracy": Rule("max", ("data", "protocol")),
-    "samples/frechet": Rule("min", MEASURED),
-    "samples/precision": Rule("max", MEASURED),
-    "samples/recall": Rule("max", MEASURED),
-    "anomaly/auroc_*": Rule("max", ("data", "protocol")),
-    "*": Rule("", ("data", "protocol")),
+AGREE: dict[str, tuple[str, ...]] = {
+    "*_se": (),
+    "*_real": MEASURED,
+    "training/loss": ("objective", *NATS),
+    "likelihood/elbo": NATS,
+    "likelihood/reconstruction": ("objective", *NATS),
+    "likelihood/log_p_hat": BOUND,
+    "likelihood/bits_per_dim": BOUND,
+    "likelihood/effective_samples": BOUND,
+    "likelihood/importance_samples": ("importance_samples",),
+    "reconstruction/*mse_*": ("data", "condition"),
+    "disentanglement/*": MEASURED,
+    "samples/frechet": MEASURED,
+    "samples/precision": MEASURED,
+    "samples/recall": MEASURED,
+    "training/*": ("data",),
+    "likelihood/*": ("data",),
+    "*": ("data", "protocol"),
 }
-"""The first pattern that fits a figure says how it ranks. Of those without an end neither more nor less is better."""
+"""What runs must agree in, by the first pattern that fits a metric's name. Which end is better stands in
+`vaelab.core.metrics`."""
+LABEL_FREE = "labels/*_accuracy"
+"""Metrics for which models that are given the label are not ranked."""
+OF_TRAINING_ALONE = ("training/loss",)
+"""Metrics of training's end that rank, of those that no evaluation has."""
 
 ASIDE = ("*_real", "*/images", "*/dimensions", "*chance", "*/drawn", "*/importance_samples")
 """Figures that say what others are held against or made of: shown only by name."""
@@ -66,8 +68,12 @@ REASONS = {
 
 
 def rule(figure: str) -> Rule:
-    """How a figure ranks."""
-    return next(rule for pattern, rule in RULES.items() if fnmatch(figure, pattern))
+    """How a metric ranks."""
+    agree = next(agree for pattern, agree in AGREE.items() if fnmatch(figure, pattern))
+    better = metric(figure).better
+    if figure.startswith("training/") and figure not in OF_TRAINING_ALONE:
+        better = ""
+    return Rule(better, agree, fnmatch(figure, LABEL_FREE))
 
 
 def is_aside(figure: str) -> bool:

@@ -6,17 +6,10 @@ import difflib
 from typing import Any
 
 from vaelab.core.errors import UserError
+from vaelab.core.metrics import MAIN
 from vaelab.evaluation.comparison.compared import FROM_TRAINING
 from vaelab.evaluation.comparison.rules import is_aside
 from vaelab.evaluation.comparison.tables import titles
-
-MAIN = (
-    *("likelihood/elbo", "likelihood/log_p_hat", "likelihood/kl", "likelihood/reconstruction"),
-    *("reconstruction/mse_mean", "latents/active", "codebook/perplexity"),
-    *("disentanglement/mig", "disentanglement/dci_disentanglement", "labels/linear_probe_accuracy"),
-    *("conditional/sample_accuracy", "samples/frechet", "anomaly/auroc_elbo"),
-)
-"""Figures that are shown by default, where runs have them."""
 
 
 def place(figure: str) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.files import read_json
 from vaelab.evaluation.comparison import compared, configurations
 from vaelab.evaluation.comparison.selection import place
+from vaelab.runs import Files
 
 
 def gather(patterns: Sequence[Any], split: str) -> tuple[Any, list[str], dict[str, str]]:
@@ -48,12 +49,12 @@ def find(patterns: Sequence[Any]) -> tuple[list[Path], list[Path]]:
         if pattern == "last" and not path.is_dir():
             folders = [runs.find("last")]
         elif path.is_dir():
-            folders = list(_below(path))
+            folders = list(runs.runs_below([path]))
         elif path.is_file():
             files.append(path)
             continue
         elif re.search(r"[*?[]", pattern):
-            folders = [run for match in glob.glob(pattern, recursive=True) for run in _below(Path(match))]
+            folders = [run for match in glob.glob(pattern, recursive=True) for run in runs.runs_below([Path(match)])]
         else:
             raise UserError(f"{pattern} does not exist: give a folder that vaelab train made, or one above it")
         if not folders:
@@ -64,17 +65,9 @@ def find(patterns: Sequence[Any]) -> tuple[list[Path], list[Path]]:
     return sorted(found.values()), files
 
 
-def _below(path: Path) -> Iterator[Path]:
-    """The run folders in `path`, at any depth: it may be one itself."""
-    for folder, subfolders, files in os.walk(path):
-        if "summary.json" in files or {"config.yaml", "run.log"} <= set(files):
-            subfolders.clear()  # nothing in a run is a run
-            yield Path(folder)
-
-
 def read_run(path: Path, split: str, options: dict[str, str]) -> Any:
     """What a comparison knows of a run (`compared.Run`), or in a few words why it is left out."""
-    summary = read_json(path / "summary.json", "train the run again, or leave it out")
+    summary = read_json(Files(path).summary, "train the run again, or leave it out")
     if not summary:
         return "no summary.json: it is being trained, or was killed"
     status = summary.get("status")
@@ -82,31 +75,18 @@ def read_run(path: Path, split: str, options: dict[str, str]) -> Any:
         error = str(summary.get("error") or "").strip().partition("\n")[0]
         return f"status={status} ({error})" if error else f"status={status}"
     again = measure(path, split)
-    file = runs.evaluation_path(path, split)
+    file = Files(path).evaluation(split)
     evaluation = read_json(file, f"make it again with {again}")
     if evaluation and evaluation.get("split") != split:
         raise UserError(f"{file} is of split={evaluation.get('split')}: make it again with {again}")
-    config = read_config(path / "config.yaml")
+    config = runs.read_config(path)
     try:
         run = compared.describe(str(path), config, summary, evaluation, split, options)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        damaged = f"{file.name} or summary.json" if evaluation else "summary.json"
+        damaged = " or ".join([*([file.name] if evaluation else []), Files(path).summary.name])
         raise UserError(f"{path}: {damaged} is damaged ({error!r}): make it again, or leave the run out") from error
     outdated = ", as its evaluation is of an older checkpoint" * run.outdated
     return run if run.figures else f"no figures of split={split}{outdated}: {again} makes them"
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """config.yaml, ten times as fast as `runs.read_config` reads it: there may be hundreds."""
-    import yaml
-
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged or missing: restore it, or remove the folder") from error
-    if not isinstance(config, dict) or not {"run", "model", "dataset", "seed", "trainer"} <= config.keys():
-        raise UserError(f"{path.parent} is no run of vaelab: its config.yaml is another program's")
-    return config
 
 
 def measure(run: str | Path, split: str) -> str:

@@ -10,17 +10,17 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vaelab.core.metrics import metric
 from vaelab.evaluation.comparison.configurations import ALWAYS_SHOWN, Configuration, Interval, Ranking, columns, word
 from vaelab.evaluation.comparison.rate_distortion import Point
 
-TITLES = {"reconstruction/mse_mean": "mse", "disentanglement/dci_disentanglement": "dci"}
 ABSENT = "-"
 GAP = "  "
 
 
 def titles(figures: Sequence[str]) -> dict[str, str]:
     """Short names of figures: the last part, where no other one has it."""
-    short = {name: TITLES.get(name, name.rpartition("/")[2]) for name in figures}
+    short = {name: metric(name).title or name.rpartition("/")[2] for name in figures}
     return {name: title if list(short.values()).count(title) == 1 else name for name, title in short.items()}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from vaelab.core.metrics import DEAD_DIMENSION
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,8 +17,6 @@ FAR_OFF, FAR_BEHIND = (0.5, 0.05), (1.0, 0.25)
 """Nats, and part of C, that the KL may be off a C that stands still, and one that moves."""
 STANDS = 0.001
 """Part of C by which its mean over an epoch may differ from its last value if it stood still."""
-DEAD_DIMENSION = 0.01
-"""Nats below which a latent dimension is not used."""
 CODEBOOK_COLLAPSE, CODEBOOK_HEALTHY = 0.10, (0.30, 0.70)
 """Fraction of the codes in use that counts as collapse, and the healthy range."""
 

@@ -14,11 +14,11 @@ from vaelab.evaluation.metrics.samples import as_data, generate
 from vaelab.inference.batches import batch_size, evaluating
 
 if TYPE_CHECKING:
-    from vaelab.models import CVAE
+    from vaelab.models import Model
 
 
 def class_accuracy(
-    model: CVAE, judge: Judge, per_class: int, pixel_range: tuple[float, float], binary: bool, seed: int
+    model: Model, judge: Judge, per_class: int, pixel_range: tuple[float, float], binary: bool, seed: int
 ) -> Tensor:
     """How often the judge sees the class that was asked for, of each class: [K] float64.
 
@@ -34,7 +34,7 @@ def class_accuracy(
 
 
 def swap_effects(
-    model: CVAE,
+    model: Model,
     judge: Judge,
     images: Tensor,
     labels: Tensor,
@@ -69,7 +69,7 @@ def swap_effects(
             return model.likelihood.mean(model.decode(codes, classes.to(device)))
 
         pairs = zip(images.split(size), labels.split(size), strict=True)
-        codes = torch.cat([model.encode(x.to(device), y.to(device))[0] for x, y in pairs])
+        codes = torch.cat([model.encode(x.to(device), y.to(device)).code for x, y in pairs])
         for index in torch.arange(len(images)).split(size):
             x, y, z = images[index].to(device), labels[index], codes[index]
             same = decoded(z, y)

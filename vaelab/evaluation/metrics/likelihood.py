@@ -1,4 +1,4 @@
-"""How well a model with Gaussian latents explains images: ELBO, importance-weighted bound, amortisation gap.
+"""How well a model whose posterior has a density explains images: ELBO, importance-weighted bound, amortisation gap.
 
 Everything is per image and in nats; results lie on the processor in float64, whatever the device that computes.
 Whoever calls gives the generator of the noise: the same seed gives the same figures, and torch's own is not touched.
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from vaelab.inference.batches import evaluation_mode
-from vaelab.nn.gaussian import kl_to_standard_normal
 
 if TYPE_CHECKING:
-    from vaelab.models.vae import VAE
+    from vaelab.models import Model
+    from vaelab.nn.posteriors import Posterior
+    from vaelab.nn.priors import Prior
 
 
 class Estimate(NamedTuple):
@@ -46,8 +47,9 @@ class Bound(NamedTuple):
     """Bounds on log p(x) of each image: [B] each, float64 on the processor, nats except `effective_samples`.
 
     log_p_hat: the importance-weighted bound. reconstruction: mean over the draws of -log p(x|z). kl: KL(q(z|x) || p(z))
-    in closed form. effective_samples: (sum w)^2 / sum w^2, from 1 (one draw decides) to K (all weigh alike, so the
-    bound is tight); 1 / effective_samples - 1 / K is about the variance of log_p_hat.
+    in closed form, or the mean over the draws where there is none. effective_samples: (sum w)^2 / sum w^2, from 1 (one
+    draw decides) to K (all weigh alike, so the bound is tight); 1 / effective_samples - 1 / K is about the variance of
+    log_p_hat.
     """
 
     log_p_hat: Tensor
@@ -63,39 +65,46 @@ class Bound(NamedTuple):
 
 @torch.no_grad()
 def importance_weighted(
-    model: VAE, x: Tensor, labels: Tensor | None, samples: int, memory: int, generator: torch.Generator
+    model: Model, x: Tensor, labels: Tensor | None, samples: int, memory: int, generator: torch.Generator
 ) -> Bound:
     """log p_hat_K = log 1/K sum_k w_k with w = p(x|z) p(z) / q(z|x) and z ~ q(z|x) (Burda et al. 2016, eq. 8).
 
     Its expectation is the ELBO for K = 1, grows with K and tends to log p(x). The ELBO's parts come from the same
-    draws, the KL in closed form.
+    draws, the KL in closed form where there is one.
 
-    x: images in the data's range, [B, C, H, W]; labels: [B], or None for a model without. samples: K. memory: bytes
-    of decoded pixels that are held at a time, whatever K (a decoder's hidden layers come on top); on a processor 4 to
-    16 MiB, which its caches hold, are fastest. generator: of the draws, which do not depend on `memory`.
+    model: with a posterior that has a density, and a prior. x: images in the data's range, [B, C, H, W]; labels: [B],
+    or None for a model without. samples: K. memory: bytes of decoded pixels that are held at a time, whatever K (a
+    decoder's hidden layers come on top); on a processor 4 to 16 MiB, which its caches hold, are fastest. generator: of
+    the draws, which do not depend on `memory`.
     The model is measured in evaluation mode and left in the mode it was in. Raises ValueError if samples < 1.
     """
     with evaluation_mode(model):
-        mean, logvar = model.encode(x, labels)
+        posterior = model.encode(x, labels)
         highest = torch.full((len(x),), -math.inf, dtype=torch.float64)
-        total, squares, reconstruction = torch.zeros(3, len(x), dtype=torch.float64)
-        for log_likelihood, log_ratio in _draws(model, x, labels, mean, logvar, samples, memory, generator):
+        total, squares, reconstruction, ratios = torch.zeros(4, len(x), dtype=torch.float64)
+        for log_likelihood, log_ratio in _draws(model, x, labels, posterior, samples, memory, generator):
             log_w = log_likelihood + log_ratio
             before, highest = highest, torch.maximum(highest, log_w.amax(0))
             w, shrink = (log_w - highest).exp(), (before - highest).exp()
             total = total * shrink + w.sum(0)
             squares = squares * shrink.square() + w.square().sum(0)
             reconstruction -= log_likelihood.sum(0)
+            ratios += log_ratio.sum(0)
     return Bound(
         log_p_hat=highest + total.log() - math.log(samples),
         reconstruction=reconstruction / samples,
-        kl=kl_to_standard_normal(mean, logvar).sum(1).cpu().double(),
+        kl=_kl(posterior, model.require_prior(), -ratios / samples),
         effective_samples=total.square() / squares,
     )
 
 
+def _kl(posterior: Posterior, prior: Prior, by_draws: Tensor) -> Tensor:
+    """KL(q(z|x) || p(z)) of each image, [B] float64 on the processor: in closed form, or as the draws have it."""
+    return posterior.kl(prior).total.cpu().double() if posterior.has_kl(prior) else by_draws
+
+
 def amortisation_gap(
-    model: VAE,
+    model: Model,
     x: Tensor,
     labels: Tensor | None,
     steps: int,
@@ -104,14 +113,15 @@ def amortisation_gap(
     memory: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Nats of ELBO that the encoder loses against a Gaussian fitted to each image, [B] (Cremer et al. 2018, table 1).
+    """Nats of ELBO that the encoder loses against a posterior fitted to each image, [B] (Cremer et al. 2018, table 1).
 
-    Mean and log-variance start at the encoder's output and take `steps` of Adam on the ELBO, whose rate falls linearly
-    from `lr` to 0, with one draw per step and the gradient of Roeder et al. 2017, which has no noise at the exact
-    posterior. Both posteriors are then measured with the same `samples` fresh draws, which the fit has not seen; so
-    the figure is unbiased for the posterior that was found, a lower estimate of the gap to the best one, and can be
-    slightly negative. Deviation: the number of steps is fixed, not until the ELBO stops improving. (A VAE after three
-    epochs of MNIST, lr=0.03: 50, 100 and 300 steps find 4.4, 4.7 and 4.8 nats; lr=0.003: 1.9, 2.8 and 4.1.)
+    The posterior's own tensors (mean and log-variance) start at the encoder's output and take `steps` of Adam on the
+    ELBO, whose rate falls linearly from `lr` to 0, with one draw per step and the gradient of Roeder et al. 2017, which
+    has no noise at the exact posterior. Both posteriors are then measured with the same `samples` fresh draws, which
+    the fit has not seen; so the figure is unbiased for the posterior that was found, a lower estimate of the gap to the
+    best one, and can be slightly negative. Deviation: the number of steps is fixed, not until the ELBO stops improving.
+    (A VAE after three epochs of MNIST, lr=0.03: 50, 100 and 300 steps find 4.4, 4.7 and 4.8 nats; lr=0.003: 1.9, 2.8
+    and 4.1.)
 
     x, labels, memory and generator: as in `importance_weighted`; the fit itself holds one decoding of all of x with
     its gradients. No weight of the model gets a gradient or changes. Raises ValueError if steps or samples < 1.
@@ -120,13 +130,13 @@ def amortisation_gap(
         raise ValueError(f"steps={steps}: needs at least 1")
     with evaluation_mode(model):
         with torch.no_grad():
-            mean, logvar = model.encode(x, labels)
-        fitted = _fit_posterior(model, x, labels, mean, logvar, steps, lr, generator)
+            found = model.encode(x, labels)
+        fitted = _fit_posterior(model, x, labels, found, steps, lr, generator)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         elbo = []
-        for posterior in (mean, logvar), fitted:
+        for posterior in found, fitted:
             noise = torch.Generator(generator.device).manual_seed(seed)
-            elbo.append(_elbo(model, x, labels, *posterior, samples, memory, noise))
+            elbo.append(_elbo(model, x, labels, posterior, samples, memory, noise))
     return elbo[1] - elbo[0]
 
 
@@ -150,16 +160,15 @@ def bits_per_dimension(log_p: float, dimensions: int, pixel_range: tuple[float, 
 
 @torch.no_grad()
 def _draws(
-    model: VAE,
+    model: Model,
     x: Tensor,
     labels: Tensor | None,
-    mean: Tensor,
-    logvar: Tensor,
+    posterior: Posterior,
     samples: int,
     memory: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """log p(x|z) and log p(z) - log q(z|x) of K = `samples` draws from N(mean, exp(logvar)), [n, B] at a time.
+    """log p(x|z) and log p(z) - log q(z|x) of K = `samples` draws from the posterior, [n, B] at a time.
 
     The noise is drawn one [B, d] at a time, so that it does not depend on n.
     """
@@ -168,12 +177,11 @@ def _draws(
     rows = max(1, memory // (4 * x[0].numel()))  # images decoded at a time
     count = min(samples, max(1, rows // len(x)))
     images, classes = x.repeat(count, 1, 1, 1), None if labels is None else labels.repeat(count)
-    sigma, half_log_det = (0.5 * logvar).exp(), 0.5 * logvar.sum(1)
+    prior = model.require_prior()
     for start in range(0, samples, count):
         n = min(count, samples - start)
-        eps = torch.stack([_noise(mean, generator) for _ in range(n)])
-        z = torch.addcmul(mean, sigma, eps)
-        log_ratio = 0.5 * (eps.square() - z.square()).sum(2) + half_log_det
+        noise = torch.stack([_noise(posterior.code, generator) for _ in range(n)])
+        z, log_ratio = posterior.draw(noise, prior, labels)
         flat = z.flatten(0, 1)
         known = repeat(None) if classes is None else classes[: len(flat)].split(rows)
         log_likelihood = [
@@ -189,43 +197,43 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _elbo(
-    model: VAE,
+    model: Model,
     x: Tensor,
     labels: Tensor | None,
-    mean: Tensor,
-    logvar: Tensor,
+    posterior: Posterior,
     samples: int,
     memory: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """ELBO of each image under the posterior N(mean, exp(logvar)), [B] float64."""
-    draws = _draws(model, x, labels, mean, logvar, samples, memory, generator)
-    log_likelihood = sum((part.sum(0) for part, _ in draws), start=torch.zeros(len(x), dtype=torch.float64)) / samples
-    return log_likelihood - kl_to_standard_normal(mean, logvar).sum(1).cpu().double()
+    """ELBO of each image under a posterior, [B] float64."""
+    log_likelihood, ratios = torch.zeros(2, len(x), dtype=torch.float64)
+    for part, ratio in _draws(model, x, labels, posterior, samples, memory, generator):
+        log_likelihood, ratios = log_likelihood + part.sum(0), ratios + ratio.sum(0)
+    return log_likelihood / samples - _kl(posterior, model.require_prior(), -ratios / samples)
 
 
 @torch.enable_grad()
 def _fit_posterior(
-    model: VAE,
+    model: Model,
     x: Tensor,
     labels: Tensor | None,
-    mean: Tensor,
-    logvar: Tensor,
+    posterior: Posterior,
     steps: int,
     lr: float,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance, [B, d] each, of a Gaussian fitted to each image, from the given ones on."""
-    mean, logvar = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
-    optimizer = torch.optim.Adam([mean, logvar], lr=lr)
+) -> Posterior:
+    """A posterior of the same kind that is fitted to each image, from the given one on."""
+    fitted, prior = posterior.map(lambda values: values.clone().requires_grad_()), model.require_prior()
+    free = list(fitted.arrays.values())
+    optimizer = torch.optim.Adam(free, lr=lr)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        sigma = (0.5 * logvar).exp()
-        z = torch.addcmul(mean, sigma, _noise(mean, generator))
+        z = fitted.rsample(_noise(posterior.code, generator))
         # log q is differentiated through z alone: its own gradient is zero on average, and noise (Roeder et al. 2017)
-        standardised = (z - mean.detach()) / sigma.detach()
-        log_ratio = 0.5 * (standardised.square() - z.square()).sum()
-        loss = -model.likelihood.log_prob(model.decode(z, labels), x).sum() - log_ratio
-        mean.grad, logvar.grad = torch.autograd.grad(loss, [mean, logvar])
+        log_q = fitted.map(Tensor.detach).log_prob(z)
+        log_likelihood = model.likelihood.log_prob(model.decode(z, labels), x)
+        loss = -log_likelihood.sum() - (prior.log_prob(z, labels) - log_q).sum()
+        for values, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
+            values.grad = gradient
         optimizer.step()
-    return mean.detach(), logvar.detach()
+    return fitted.map(Tensor.detach)

@@ -159,18 +159,19 @@
   }
 
   // The decoder as a function of a code, and of a label if there is one: a mean image in [0, 1], not yet clamped.
-  function makeDecoder({ layers, weights: base64, table, mean }) {
+  function makeDecoder({ layers, weights: base64, codes, labels, mean }) {
     const weights = floats(base64);
     const run = sequence(layers, weights);
-    const entry = (index) => weights.subarray(table.start + index * table.size, table.start + (index + 1) * table.size);
+    const entry = ({ start, size }, index) => weights.subarray(start + index * size, start + (index + 1) * size);
     const [low, high] = data.range;
     return (code, label) => {
-      let input = Float64Array.from(code);
-      if (data.kind === "discrete") {
-        input = new Float64Array(table.size * code.length);
-        code.forEach((index, place) => entry(index).forEach((value, d) => (input[d * code.length + place] = value)));
-      } else if (table) {
-        input = Float64Array.from([...code, ...entry(label)]);
+      const context = labels ? [...entry(labels, label)] : [];
+      let input = Float64Array.from([...code, ...context]);
+      if (codes) { // a vector for each position of the map, and the label's in planes behind it
+        const planes = codes.size + context.length;
+        input = new Float64Array(planes * code.length);
+        code.forEach((index, place) =>
+          [...entry(codes, index), ...context].forEach((value, d) => (input[d * code.length + place] = value)));
       }
       return run(input).map((raw) => (MEANS[mean](raw) - low) / (high - low));
     };
@@ -296,9 +297,8 @@
   }
 
   function sliders() {
-    const gaussian = data.kind === "gaussian";
     const offset = 1 + (data.conditional ? data.names.length : 0); // pictures of a start before those of its sliders
-    const rows = data.dimensions.map(({ index, use, unused, low, high, step }, place) => {
+    const rows = data.dimensions.map(({ index, name: axis, measure, use, unused, low, high, step }, place) => {
       const id = `ex-z${index}`;
       const input = el("input", { type: "range", id, min: low, max: high, step });
       const output = el("output", { htmlFor: id, "aria-live": "off" });
@@ -313,8 +313,8 @@
         if (input.valueAsNumber !== value) input.value = value;
         output.textContent = value.toFixed(2);
       });
-      const how = unused ? "not used" : gaussian ? `KL ${use.toFixed(2)}` : `sd ${use.toFixed(2)}`;
-      const name = el("label", { htmlFor: id }, el("b", {}, `z${index}`), el("small", {}, how));
+      const how = unused ? "not used" : `${measure} ${use.toFixed(2)}`;
+      const name = el("label", { htmlFor: id }, el("b", {}, axis), el("small", {}, how));
       return el("div", { className: unused ? "ex-slider ex-unused" : "ex-slider" }, name, input, output);
     });
     rows.slice(FIRST).forEach((row) => (row.hidden = true));
@@ -325,7 +325,7 @@
       more.textContent = open ? `Show the first ${FIRST}` : `Show all ${rows.length}`;
     });
     more.setAttribute("aria-expanded", "false");
-    const order = gaussian ? "the highest KL (nats, mean over images) first" : "the widest spread over images (sd) first";
+    const order = data.dimensions.some(({ measure }) => measure === "KL") ? "the highest KL (nats, mean over images) first" : "the widest spread over images (sd) first";
     return group(`Latent dimensions, ${order}`, ...rows, rows.length > FIRST ? more : null);
   }
 
@@ -441,21 +441,21 @@
     if (decode) {
       return `Decoded in this page by the model's own decoder, ${data.decoder.count.toLocaleString("en")} weights.`;
     }
-    const one = data.kind === "discrete" ? "one position at a time can have another code" : "one slider at a time can move, the others go back to the start";
+    const one = data.map ? "one position at a time can have another code" : "one slider at a time can move, the others go back to the start";
     const shrunk = data.made.shrunk > 1 ? ` They are made ${data.made.shrunk} times smaller.` : "";
     return `The decoder is too big for a page. These pictures were decoded beforehand: ${one}.${shrunk}`;
   }
 
   function startButtons() {
-    if (!decode || data.kind === "discrete") return [];
-    const centre = button(data.kind === "gaussian" ? "Prior’s mean" : "Mean code", () =>
-      begin(data.centre, state.label, null, data.kind === "gaussian" ? "the prior’s mean" : "the mean code"));
-    if (data.kind !== "gaussian") return [centre];
+    if (!decode || data.map) return [];
+    const centre = button(data.standard ? "Prior’s mean" : "Mean code", () =>
+      begin(data.centre, state.label, null, data.standard ? "the prior’s mean" : "the mean code"));
+    if (!data.standard) return [centre];
     return [centre, button("Random draw", () => begin(data.centre.map(() => Math.fround(normal())), state.label, null, "a random draw"))];
   }
 
   state.code = data.starts[0];
-  const parts = [data.conditional ? labelButtons() : null, data.kind === "discrete" ? codeMap() : sliders()];
+  const parts = [data.conditional ? labelButtons() : null, data.map ? codeMap() : sliders()];
   root.classList.add("ex");
   root.append(
     el("div", { className: "ex-stage" },

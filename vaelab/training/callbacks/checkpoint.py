@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from vaelab.core.distributed import all_sum, alone
 from vaelab.core.errors import DivergenceError
 from vaelab.core.files import whole
+from vaelab.training import loop
 from vaelab.training.callbacks.anneal import Anneal
 
 
@@ -87,8 +88,7 @@ class LastOnException(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._listen(trainer)
-        # which asks in every step whether there was a SIGTERM, and waits for the answer
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        loop.no_question_about_sigterm(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._listen(trainer)
@@ -113,7 +113,7 @@ class LastOnException(pl.Callback):
         self._stop_between_epochs(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.fit_loop._should_accumulate():
+        if loop.accumulates(trainer):
             return
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.world_size == 1:
@@ -160,7 +160,7 @@ class LastOnException(pl.Callback):
             trainer.save_checkpoint(self.path)
         elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:
             with alone():
-                checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+                checkpoint = loop.checkpoint_of(trainer)
             trainer.strategy.save_checkpoint(checkpoint, self.path)
 
 

@@ -10,11 +10,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
+from vaelab.core.metrics import in_order, metric
+
 REFRESH = 0.2
 """Seconds between two refreshes of the bar on a terminal."""
 REFRESH_FILE = 10.0
 """Seconds between two lines where the output is not a terminal."""
-SHOWN = ("loss", "reconstruction", "kl", "beta", "capacity", "vq", "perplexity")
 
 
 class ProgressLine(ProgressBar):
@@ -55,7 +56,7 @@ class ProgressLine(ProgressBar):
     def _show(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self.enabled or not trainer.is_global_zero:
             return
-        figures = {name: pl_module.latest[name] for name in SHOWN if name in pl_module.latest}
+        figures = {name: pl_module.latest[name] for name in in_order(list(pl_module.latest)) if metric(name).brief}
         words = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         place = f"epoch {min(trainer.current_epoch + 1, epochs or 10**9)}/{epochs or '?'}"

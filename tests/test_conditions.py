@@ -1,0 +1,74 @@
+"""Conditioning is a part: every model takes it, samples by class and is audited, or says why not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import vaelab
+from tests.test_conf import options
+from vaelab.cli import main
+from vaelab.core.errors import UserError
+from vaelab.nn.conditions import Label, Unconditional, beside
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_can_be_told_the_label(train, model):
+    result = train(f"model={model}", "condition=label")
+    assert result.code == 0, result.err
+    loaded = vaelab.load(result.run)
+    assert loaded.conditional
+    x, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 2
+    assert not torch.allclose(loaded.reconstruct(x, labels), loaded.reconstruct(x, (labels + 1) % 2))
+    code = main(["eval", f"run={result.run}", "importance_samples=2", "gap_images=2", "device=cpu"])
+    evaluation = json.loads((result.run / "evaluation.json").read_text())
+    assert code == 0, evaluation["skipped"]
+    sampled = main(["sample", f"run={result.run}", "label=1", "n=4"])
+    if loaded.prior is None:
+        assert "prior" in evaluation["skipped"]["conditional"]
+        assert sampled == 2
+    else:
+        assert 0 <= evaluation["figures"]["conditional/sample_accuracy"] <= 1
+        assert sampled == 0
+
+
+def test_a_conditional_model_that_is_told_nothing_is_refused(train):
+    result = train("model=cvae", "condition=none")
+    assert result.code == 2
+    assert "condition=none" in result.err
+
+
+def test_labels_are_needed_to_be_told(train):
+    result = train("model=vae", "condition=label", "dataset=fake", "dataset.classes=null")
+    assert result.code == 2
+    assert "condition=label needs labels" in result.err
+    with pytest.raises(UserError, match="labels"):
+        Label(None, 3)
+
+
+def test_a_label_is_its_vector_and_nothing_is_nothing():
+    told, untold = Label(4, 3), Unconditional(4)
+    labels = torch.tensor([2, 0, 2])
+    assert torch.equal(told(labels), told.embedding.weight[labels])
+    assert untold(labels) is None
+    assert told.in_turn(6).tolist() == [0, 1, 2, 3, 0, 1]
+    assert untold.in_turn(6) is None
+    with pytest.raises(ValueError, match="labels"):
+        told(None)
+
+
+def test_context_stands_beside_vectors_and_in_planes_behind_maps():
+    context = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    x, maps = torch.zeros(2, 3), torch.zeros(2, 1, 2, 2)
+    assert beside(x, context)[:, 3:].equal(context)
+    planes = beside(maps, context)
+    assert planes.shape == (2, 3, 2, 2)
+    assert (planes[:, 1:] == context[:, :, None, None]).all()
+    assert beside(maps, None) is maps
+
+
+def test_a_label_starts_with_a_norm_of_about_one():
+    torch.manual_seed(0)
+    assert Label(1000, 16).embedding.weight.norm(dim=1).mean().item() == pytest.approx(1, abs=0.05)

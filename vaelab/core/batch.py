@@ -1,0 +1,30 @@
+"""A batch of images, with what is known of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaelab.core.distributed import Share
+
+
+class Batch(NamedTuple):
+    """Images with what is known of them.
+
+    images: [B, C, H, W], uint8 from a split, float32 in the data's range at the model.
+    labels: class indices, [B] int64, or None.
+    factors: ground-truth factors of variation as indices, [B, F] int64, or None.
+    share: this process's part of the global batch, or None where one process has all of it.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    factors: Tensor | None = None
+    share: Share | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on `device`."""
+        moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in self[:3])
+        return Batch(*moved, self.share)  # type: ignore[arg-type]

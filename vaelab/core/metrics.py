@@ -1,0 +1,132 @@
+"""The vocabulary of metrics: what each number is called, counted in and drawn as. Declared here, once.
+
+A metric is a number, a figure is a picture. Metrics of training are logged as `part/name` (`val/kl`), those
+of an evaluation as `section/name` (`latents/active`). What a variant logs beyond these names is known by its
+name alone, and shown like any other: progress line, tables, reports, dashboards and search read this table
+and take what they do not find there as it is.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import Literal, NamedTuple
+
+NATS = "nats per image"
+SQUARED = "squared distance, sum per image"
+Better = Literal["max", "min", ""]
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#767676"
+"""Colours of Okabe & Ito, which people with any colour vision can tell apart."""
+
+
+class Metric(NamedTuple):
+    """What is known of a metric.
+
+    name: its log key without the part, or a pattern of names. label: in words, for titles and axes.
+    unit: empty for a plain number. better: which end of it is. group: the section of a dashboard that it stands
+    in, empty for none. colour: of its lines, None for any. evaluated: its name in an evaluation, where it is the
+    same quantity. set: whether it was set, not measured. brief: whether the progress line shows it. main: whether
+    tables show it unasked. title: a short name for a column.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    better: Better = ""
+    group: str = ""
+    colour: str | None = None
+    evaluated: str | None = None
+    set: bool = False
+    brief: bool = False
+    main: bool = False
+    title: str | None = None
+
+
+TRAINING = (
+    Metric("loss", "Loss", NATS, "min", "Objective", BLACK, brief=True),
+    Metric("elbo", "ELBO", NATS, "max", "Objective", BLACK, "likelihood/elbo"),
+    Metric(
+        "reconstruction", "Reconstruction, −log p(x|z)", NATS, "min", "Rate and distortion", BLUE,
+        "likelihood/reconstruction", brief=True,
+    ),
+    Metric("kl", "KL(q(z|x) ‖ p(z))", NATS, "min", "Rate and distortion", VERMILION, "likelihood/kl", brief=True),
+    Metric("beta", "β, weight of the KL", group="Schedules", colour=GREEN, set=True, brief=True),
+    Metric("capacity", "Capacity C", NATS, group="Schedules", colour=GREEN, set=True, brief=True),
+    Metric("capacity_gap", "Gap: KL − capacity", NATS, group="Schedules", colour=PURPLE),
+    Metric("multiplier", "Multiplier of the constraint", group="Schedules", set=True),
+    Metric("gamma", "γ, bound or weight of the constraint", set=True),
+    Metric("penalty", "Weight of the constraint's quadratic", "1/nats", set=True),
+    Metric("multiplier_rate", "Growth of the multiplier", "1/nats per step", set=True),
+    Metric("vq", "Vector quantisation", SQUARED, "min", "Codebook", VERMILION, brief=True),
+    Metric("commitment", "Commitment, not weighed", SQUARED, "min", "Codebook", ORANGE),
+    Metric("commitment_cost", "Weight of the commitment", set=True),
+    Metric(
+        "perplexity", "Perplexity of the codes", "codes", "max", "Codebook", GREEN, "codebook/perplexity", brief=True
+    ),
+    Metric("codebook_usage", "Codes in use", "fraction of the codes", "max", "Codebook", PURPLE, "codebook/usage"),
+    Metric("lr", "Learning rate", group="Schedules", set=True),
+)  # fmt: skip
+"""What training logs, in the order in which it is shown."""
+
+EVALUATION = (
+    Metric("likelihood/elbo", "ELBO", NATS, "max", main=True),
+    Metric("likelihood/log_p_hat", "Importance-weighted bound", NATS, "max", main=True),
+    Metric("likelihood/kl", "KL", NATS, main=True),
+    Metric("likelihood/reconstruction", "Reconstruction", NATS, "min", main=True),
+    Metric("reconstruction/mse_mean", "Squared error, mean", "per pixel", "min", main=True, title="mse"),
+    Metric("latents/active", "Active dimensions", "dimensions", main=True),
+    Metric("codebook/perplexity", "Perplexity of the codes", "codes", main=True),
+    Metric("disentanglement/mig", "Mutual information gap", better="max", main=True),
+    Metric("disentanglement/dci_disentanglement", "DCI disentanglement", better="max", main=True, title="dci"),
+    Metric("labels/linear_probe_accuracy", "Linear probe's accuracy", better="max", main=True),
+    Metric("conditional/sample_accuracy", "Samples of the class asked for", better="max", main=True),
+    Metric("samples/frechet", "Fréchet distance", better="min", main=True),
+    Metric("anomaly/auroc_elbo", "Area under the ROC curve of −ELBO", better="max", main=True),
+    Metric("*_se", "Standard error"),
+    Metric("*_real", "Of real images"),
+    Metric("likelihood/bits_per_dim", "Bits per dimension", "bits", "min"),
+    Metric("reconstruction/*mse_mean", "Squared error, mean", "per pixel", "min"),
+    Metric("reconstruction/*mse_median", "Squared error, median", "per pixel", "min"),
+    Metric("disentanglement/*", "Disentanglement", better="max"),
+    Metric("labels/*_accuracy", "Accuracy", better="max"),
+    Metric("samples/precision", "Precision", better="max"),
+    Metric("samples/recall", "Recall", better="max"),
+    Metric("anomaly/auroc_*", "Area under the ROC curve", better="max"),
+)
+"""What an evaluation measures, by section; the first pattern that fits a name counts."""
+
+_BY_NAME = {metric.name: metric for metric in TRAINING}
+PARTS = ("step", "train", "val", "test", "training")
+"""First parts of the log keys of training."""
+
+DEAD_DIMENSION = 0.01
+"""Nats of KL below which a latent dimension is not used."""
+
+
+def metric(key: str) -> Metric:
+    """What is known of a metric, by its name or log key; of an unknown one, its name in words."""
+    part, _, name = key.rpartition("/")
+    if part not in PARTS and part:
+        known = next((known for known in EVALUATION if fnmatch(key, known.name)), None)
+        return known or Metric(key, _words(name))
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if name.startswith("kl_"):  # a part of the KL
+        return Metric(name, f"KL, {_words(name[3:])}", NATS, "", "Rate and distortion")
+    return Metric(name, _words(name), brief=True)
+
+
+def _words(name: str) -> str:
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def in_order(names: list[str]) -> list[str]:
+    """Names of training's metrics in the order of this table, those that it does not know last."""
+    order = {metric.name: place for place, metric in enumerate(TRAINING)}
+    return sorted(names, key=lambda name: order.get(name.rpartition("/")[2], len(order)))
+
+
+MAIN = tuple(metric.name for metric in EVALUATION if metric.main)
+"""Metrics of an evaluation that are shown unasked."""

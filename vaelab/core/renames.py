@@ -1,0 +1,85 @@
+"""What had other names in earlier versions: read by whoever loads a config, an export or a checkpoint.
+
+A class that moves leaves a line here, so that old runs, exports and users' YAML load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+MODULES = {
+    # version 0.1: where it is now
+    "vaelab.callbacks": "vaelab.training.callbacks",
+    "vaelab.fsdp": "vaelab.training.fsdp",
+    "vaelab.likelihoods": "vaelab.nn.likelihoods",
+    "vaelab.loggers": "vaelab.training.loggers",
+    "vaelab.networks": "vaelab.nn.networks",
+    "vaelab.quantizers": "vaelab.nn.quantizers",
+    "vaelab.schedules": "vaelab.nn.schedules",
+    "vaelab.sweeps.Sweep": "vaelab.sweeps.sweep.Sweep",
+}
+"""Modules, or single names in them."""
+
+LATER_PARTS = ("posterior", "prior", "condition")
+"""Groups of parts that version 0.1 did not have."""
+_GAUSSIAN = {
+    "posterior": {"_target_": "vaelab.nn.posteriors.Diagonal", "_partial_": True},
+    "prior": {"_target_": "vaelab.nn.priors.StandardNormal", "_partial_": True},
+    "condition": {},
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "vaelab.models.AE": {"condition": {}},
+    "vaelab.models.VAE": _GAUSSIAN,
+    "vaelab.models.BetaVAE": _GAUSSIAN,
+    "vaelab.models.CapacityVAE": _GAUSSIAN,
+    "vaelab.models.CVAE": _GAUSSIAN
+    | {"condition": {"_target_": "vaelab.nn.conditions.Label", "_partial_": True, "dim": "label_dim"}},
+    "vaelab.models.VQVAE": {"condition": {}},
+}
+"""Parts that models of version 0.1 had without a key for them. `dim` names the key that holds its value."""
+
+TENSORS = {"embedding.weight": "condition.embedding.weight"}
+"""Names of tensors in a model's state: a conditional VAE's label vectors became a part."""
+
+
+def target(name: str) -> str:
+    """Today's name of a class or function that a config selects."""
+    for old, new in MODULES.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def upgrade(node: Any) -> Any:
+    """A config, or a part of one, with today's names of classes: plain containers in and out."""
+    if isinstance(node, list):
+        return [upgrade(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: upgrade(value) for key, value in node.items()}
+    if isinstance(found.get("_target_"), str):
+        found["_target_"] = target(found["_target_"])
+    return found
+
+
+def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run of any version as one of today's: names of classes, and parts that are new."""
+    config = upgrade(config)
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return config
+    for name, part in PARTS.get(str(model.get("_target_")), {}).items():
+        if name not in model:
+            part = dict(part)
+            if isinstance(part.get("dim"), str):
+                part["dim"] = model.get(part["dim"])
+            model[name] = part
+            config.setdefault(name, part)
+    for name in LATER_PARTS:
+        config.setdefault(name, {})
+    return config
+
+
+def upgrade_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """A model's state with today's names of tensors."""
+    return {TENSORS.get(name, name): value for name, value in state.items()}

@@ -1,0 +1,196 @@
+"""The half of a model that Lightning asks for: steps, exact means over an epoch, the noise's seed, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from vaelab.core.batch import Batch
+from vaelab.core.errors import DivergenceError
+from vaelab.core.means import Means
+from vaelab.core.randomness import seed_global, seed_of
+from vaelab.core.renames import upgrade_tensors
+from vaelab.core.types import PositiveInt, Shape
+from vaelab.models.base import Build, Terms, Variant
+from vaelab.nn.likelihoods import Likelihood
+
+
+class Model(Variant, pl.LightningModule):
+    """A variant that Lightning trains."""
+
+    def __init__(self, shape: Shape, num_classes: PositiveInt | None, likelihood: Likelihood, condition: Build = None):
+        super().__init__(shape, num_classes, likelihood, condition)
+        self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
+        self.seed = 0  # of the noise
+        self.compiled: tuple[Callable[..., Terms], int] | None = None  # terms, and for which batch size
+        self.observed: list[Any] = []  # of the batches since the last optimiser step
+        self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
+        self.closed_at = 0  # the step at which the window was last closed
+        self.latest: dict[str, float] = {}  # metrics of the last closed window, for the progress bar
+        self.epoch_vectors: dict[str, dict[str, Tensor]] = {}  # per-image means of the last train/val/test epoch
+
+    # --- optimisation -------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None, "set model.optimizer to a function of the parameters first"
+        return self.optimizer(self.parameters())
+
+    def compile_terms(self, batch_size: int) -> None:
+        """Has torch.compile make `terms` faster for training batches of `batch_size` images.
+
+        One graph: what a schedule sets is a tensor, and neither evaluation, nor the odd last batch of
+        an epoch, nor the very first goes through it.
+        """
+        self.compiled = torch.compile(self.terms, dynamic=False), batch_size
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """After a resume: reports what the interruption came before; the optimiser takes its settings and layout."""
+        for means in (self.window, self.epoch_means):
+            means.to(self.device)
+        self._report_if_due()
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group.update({key: value for key, value in optimizer.defaults.items() if key in group})
+            for weight, state in optimizer.state.items():  # fused kernels read both in the order they lie in memory
+                for key, value in state.items():
+                    if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                        state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Seeds the noise of a training step by (seed, epoch, batch, rank).
+
+        Like the order of the batches, the noise is then a function of the place in the run: a
+        resumed run draws the same, and validation in between changes nothing.
+        """
+        if self.trainer.training:
+            batch_idx = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._seed_noise(1 + self.trainer.current_epoch, batch_idx)
+        return batch
+
+    def _seed_noise(self, *place: int) -> None:
+        seed_global(seed_of(self.seed, self.global_rank, *place), self.device)
+
+    def _step(self, batch: Batch, means: Means) -> tuple[Tensor, Terms]:
+        """The objective of a batch, and what it is made of; its metrics are added to `means`."""
+        measure = self.terms
+        if self.compiled and self.training and len(batch.images) == self.compiled[1] and self.trainer.global_step:
+            measure = self.compiled[0]
+        terms = measure(batch, self.noise(len(batch.images)))
+        loss = self.objective(terms)
+        with torch.no_grad():
+            of_images = {name: term for name, term in terms.items() if term.ndim == 1 and term.is_floating_point()}
+            metrics = {"loss": loss} | {name: term.mean() for name, term in of_images.items()}
+            metrics |= {name: getattr(self, name).clone() for name in self.scalars}  # schedules write in place
+            means.update(metrics, self.vectors(terms), len(batch.images))
+        return loss, terms
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The objective, weighted so that DDP's average over processes is the mean over the global batch's images."""
+        self.place(batch)
+        loss, terms = self._step(batch, self.window)
+        if (seen := self.observe(batch, terms)) is not None:
+            self.observed.append(seen)
+        return loss if batch.share is None or batch.share.weight == 1 else loss * batch.share.weight
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Moves what learns without the optimiser: after the backward pass, once per optimiser step."""
+        if self.observed:
+            observed, self.observed = self.observed, []
+            self.learn(observed)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._report_if_due()
+
+    def _report_if_due(self) -> None:
+        """Closes the window every log_every_n_steps optimiser steps, and the epoch after its last batch.
+
+        The epoch is closed here, before validation, so that callbacks find both parts' metrics at its
+        end.
+        """
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0 and step != self.closed_at:
+            self._close_window()
+        if self.trainer.is_last_batch or step == self.trainer.max_steps:
+            self._close_epoch()
+
+    def _close_window(self) -> None:
+        """Hands the means since the last call to the loggers, as `step/...`."""
+        self.closed_at = self.trainer.global_step
+        if not self.window.empty:
+            self.latest, _ = self._metrics(self.window)
+            rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+            self._log({f"step/{name}": value for name, value in (self.latest | {"lr": rate}).items()})
+            self.epoch_means.merge(self.window)
+            self.window.clear()
+
+    def on_train_epoch_end(self) -> None:
+        self._close_epoch()  # where training ends in the middle of an epoch
+
+    def _close_epoch(self) -> None:
+        self._close_window()
+        self._report("train", self.epoch_means)
+
+    def on_validation_epoch_start(self) -> None:
+        self._seed_noise(0)  # the same noise at every validation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, self.held_out)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val", self.held_out)
+
+    def on_test_epoch_start(self) -> None:
+        self._seed_noise(0)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, self.held_out)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test", self.held_out)
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    def _metrics(self, means: Means) -> tuple[dict[str, float], dict[str, Tensor]]:
+        values, vectors = means.compute()
+        if not all(map(math.isfinite, values.values())):
+            raise DivergenceError(
+                f"training diverged: {' and '.join(means.first_bad())} became infinite or NaN by step "
+                f"{self.global_step}; lower optimizer.lr, or set trainer.gradient_clip_val=1"
+            )
+        return values | self.derived(values, vectors), vectors
+
+    def _report(self, part: str, means: Means) -> None:
+        """Logs an epoch's exact metrics as `part/...` and leaves them to callbacks under the same names."""
+        if means.empty:
+            return
+        values, self.epoch_vectors[part] = self._metrics(means)
+        metrics = {f"{part}/{name}": value for name, value in values.items()}
+        self._log(metrics)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        means.clear()
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics | {"epoch": float(self.current_epoch)}, step=self.global_step)
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what load needs beside the weights, and the metrics of an unfinished epoch."""
+        checkpoint["shape"], checkpoint["num_classes"] = list(self.shape), self.num_classes
+        checkpoint["window"], checkpoint["epoch_means"] = self.window.state(), self.epoch_means.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        first = self.global_rank == 0  # the saved metrics are those of all processes
+        self.window.restore(checkpoint["window"], empty=not first)
+        self.epoch_means.restore(checkpoint["epoch_means"], empty=not first)
+        if "state_dict" in checkpoint:  # a strategy may have loaded it itself
+            checkpoint["state_dict"] = upgrade_tensors(checkpoint["state_dict"])

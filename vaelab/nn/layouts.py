@@ -1,0 +1,76 @@
+"""What a model's latents are, for those who look at them: levels, shapes, axes, codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from vaelab.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Level:
+    """A group of latents of one image.
+
+    name: what to call it. shape: of one image's latents: (d,) for a vector, (h, w) for a map of codes.
+    codes: number K of the values that each can have; None for real numbers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    codes: int | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The latents of one image, as `encode` gives them and `decode` takes them.
+
+    levels: from the first that is drawn to the one next to the pixels. Levels of vectors lie one after
+    the other in one vector, [B, d]; a map of codes is a level by itself, [B, h, w].
+    arrays: names under which files hold a code, the first that is there counts.
+    standard: whether each axis has mean 0 and standard deviation 1 under the prior, so that -3 to 3
+    spans it; distances are measured in standard deviations of the codes otherwise.
+    """
+
+    levels: tuple[Level, ...]
+    arrays: tuple[str, ...]
+    standard: bool = False
+
+    @property
+    def dimensions(self) -> int | None:
+        """Number d of the axes of a code vector, or None where the code is no vector of real numbers."""
+        return None if self.codes is not None else sum(prod(level.shape) for level in self.levels)
+
+    @property
+    def codes(self) -> int | None:
+        """Number K of codes to choose from, or None where latents are real numbers."""
+        return self.levels[0].codes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's code: (d,), or (h, w)."""
+        return self.levels[0].shape if self.dimensions is None else (self.dimensions,)
+
+    def axis(self, index: int) -> str:
+        """The name of an axis of the code vector: `z3`, or `top 3` where there are several levels."""
+        if len(self.levels) == 1:
+            return f"z{index}"
+        for level in self.levels:
+            if index < prod(level.shape):
+                return f"{level.name} {index}"
+            index -= prod(level.shape)
+        raise IndexError(index)
+
+    def require_axes(self, model: str, verb: str) -> int:
+        """Number d of the axes. Raises UserError for a model whose codes have none to `verb` along."""
+        if self.dimensions is None:
+            raise UserError(
+                f"run: the codes of {model} are discrete: there is no direction to {verb} along\n"
+                "vaelab report makes a page on which single codes can be changed; vaelab reconstruct works, too"
+            )
+        return self.dimensions
+
+
+def vector(size: int, standard: bool, arrays: tuple[str, ...] = ("z", "mean")) -> Layout:
+    """The layout of one vector of `size` real numbers."""
+    return Layout((Level("z", (size,)),), arrays, standard)

@@ -1,0 +1,226 @@
+"""Posteriors q(z|x) of a batch of images, and the parts of a model that make them of an encoder's output.
+
+A posterior is an object that `encode` returns. It has a `code`, which stands for the image, draws, a
+density where there is one, and a KL to a prior. Codes without a distribution are posteriors without a
+density.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from vaelab.core.metrics import DEAD_DIMENSION
+from vaelab.core.types import PositiveInt
+from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
+from vaelab.nn.priors import Prior, StandardNormal
+
+
+class KL(NamedTuple):
+    """KL(q(z|x) || p(z)) of each image, nats.
+
+    total: [B]. per_dim: [B, d], which sum to it, or None where it is no sum over dimensions. exact:
+    whether it is in closed form; else it is an estimate by a draw of z, right in expectation.
+    """
+
+    total: Tensor
+    per_dim: Tensor | None
+    exact: bool
+
+
+class Usage(NamedTuple):
+    """How much each axis of the code is used, over a set of images.
+
+    values: [d]. word, unit: what they are. silent: value below which an axis carries nothing, or None.
+    """
+
+    values: Tensor
+    word: str
+    unit: str
+    silent: float | None
+
+
+@dataclass(eq=False)
+class Posterior:
+    """Base of the posteriors of B images. Its tensors, [B, ...] each, are its fields."""
+
+    name: ClassVar[str]
+    density: ClassVar[bool] = True
+    """Whether there is a `log_prob`, and with it a bound on log p(x)."""
+
+    @property
+    def code(self) -> Tensor:
+        """What stands for each image without noise: [B, d], or [B, h, w] int64."""
+        raise NotImplementedError
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        """Draws of z, made of standard normal noise, [..., B, d] both; gradients flow to the parameters."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z|x), nats: [..., B, d] -> [..., B]."""
+        raise NotImplementedError
+
+    def has_kl(self, prior: Prior) -> bool:
+        """Whether KL(q(z|x) || p(z)) has a closed form, which `kl` computes."""
+        return False
+
+    def kl(self, prior: Prior) -> KL:
+        """KL(q(z|x) || p(z)) in closed form. Raises NotImplementedError where there is none: see `has_kl`."""
+        raise NotImplementedError(f"{type(self).__name__} has no KL to {type(prior).__name__} in closed form")
+
+    def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draws of z, [..., B, d], and their log p(z) - log q(z|x), [..., B], nats."""
+        z = self.rsample(noise)
+        return z, prior.log_prob(z, labels) - self.log_prob(z)
+
+    def sample_with_kl(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, KL]:
+        """A draw of z, [B, d], and the KL: in closed form where there is one, else by this draw."""
+        if self.has_kl(prior):
+            return self.rsample(noise), self.kl(prior)
+        z, log_ratio = self.draw(noise, prior, labels)
+        return z, KL(-log_ratio, None, exact=False)
+
+    def usage(self, prior: Prior | None) -> Usage:
+        """How much each axis of the code is used: its variance over the images, where nothing else is known."""
+        return Usage(self.code.var(0, unbiased=False), "variance", "", None)
+
+    @property
+    def marginals(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and log-variance of each dimension, [B, d] each, of a product of normal ones; None of any other."""
+        return None
+
+    # --- as a set of tensors -----------------------------------------------------------------------
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """The tensors that it is made of, by the names that files have for them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The posterior with every tensor replaced, as by a selection of images or a move to a device."""
+        changed: dict[str, Any] = {name: function(value) for name, value in self.arrays.items()}
+        return replace(self, **changed)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: Any) -> Self:
+        """The posteriors of some of the images."""
+        return self.map(lambda values: values[index])
+
+    def split(self, size: int) -> list[Self]:
+        """The posteriors of `size` images at a time."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    @staticmethod
+    def cat(parts: Sequence[Posterior]) -> Posterior:
+        """The posterior of the images of all parts, which are of one kind."""
+        columns = {name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+        return replace(parts[0], **columns)
+
+
+@dataclass(eq=False)
+class DiagonalGaussian(Posterior):
+    """N(mean, diag(exp(logvar))). mean, logvar: [B, d]; logvar is the natural logarithm of the variance."""
+
+    mean: Tensor
+    logvar: Tensor
+    name = "gaussian"
+
+    @property
+    def code(self) -> Tensor:
+        return self.mean
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        return reparameterise(self.mean, self.logvar, noise)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        standardised = (z - self.mean) / (0.5 * self.logvar).exp()
+        return -0.5 * (standardised.square() + self.logvar + math.log(2 * math.pi)).sum(-1)
+
+    def has_kl(self, prior: Prior) -> bool:
+        return isinstance(prior, StandardNormal)
+
+    def kl(self, prior: Prior) -> KL:
+        if not self.has_kl(prior):
+            return super().kl(prior)
+        per_dim = kl_to_standard_normal(self.mean, self.logvar)
+        return KL(per_dim.sum(1), per_dim, exact=True)
+
+    def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """log q(z|x) is computed from the noise, which loses nothing where the variance is small."""
+        z = self.rsample(noise)
+        half_log_det = 0.5 * self.logvar.sum(1)
+        if isinstance(prior, StandardNormal):  # the constants cancel
+            return z, 0.5 * (noise.square() - z.square()).sum(-1) + half_log_det
+        constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
+        return z, prior.log_prob(z, labels) + 0.5 * noise.square().sum(-1) + half_log_det + constant
+
+    def usage(self, prior: Prior | None) -> Usage:
+        """The mean KL of each dimension, nats."""
+        if prior is None or not self.has_kl(prior):
+            return super().usage(prior)
+        return Usage(kl_to_standard_normal(self.mean, self.logvar).mean(0), "KL", "nats", DEAD_DIMENSION)
+
+    @property
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        return self.mean, self.logvar
+
+
+@dataclass(eq=False)
+class Point(Posterior):
+    """A code without noise, as a plain autoencoder makes it. codes: [B, d]."""
+
+    codes: Tensor
+    name = "point"
+    density = False
+
+    @property
+    def code(self) -> Tensor:
+        return self.codes
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        return self.codes
+
+
+@dataclass(eq=False)
+class Codes(Posterior):
+    """Indices of codes at the positions of a map, as a VQ-VAE chooses them. indices: [B, h, w] int64."""
+
+    indices: Tensor
+    name = "discrete"
+    density = False
+
+    @property
+    def code(self) -> Tensor:
+        return self.indices
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        return self.indices
+
+
+# --- parts of a model -----------------------------------------------------------------------------
+
+
+class Diagonal(nn.Module):
+    """Makes a diagonal Gaussian of an encoder's output (Kingma & Welling 2014, appendix C.2).
+
+    latent_dim: number d of latent dimensions.
+    """
+
+    def __init__(self, latent_dim: PositiveInt):
+        super().__init__()
+        self.features = 2 * latent_dim
+        """What the encoder has to give of each image."""
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        """features: [B, 2d], means then log-variances; float32 from here on under any autocast."""
+        mean, logvar = features.float().chunk(2, 1)
+        return DiagonalGaussian(mean, logvar)

@@ -1,0 +1,82 @@
+"""config.yaml of a run: read by one reader, whatever version wrote it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vaelab.core.errors import UserError
+from vaelab.core.files import write_text
+from vaelab.core.renames import upgrade_run
+from vaelab.runs.layout import FORMAT, Files
+
+NEEDED = {"run", "model", "dataset"}
+"""Sections that every config has."""
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run, as plain containers with today's names.
+
+    Raises UserError if there is none, or it is damaged, or another program's.
+    """
+    config = read_config_if_any(run)
+    if not config:
+        raise UserError(f"{Files(run).config} is missing or empty: restore it, or remove the folder")
+    if not config.keys() >= NEEDED:
+        raise _foreign(run)
+    return config
+
+
+def read_config_if_any(run: Path) -> dict[str, Any]:
+    """What there is of a run's config, nothing if there is no such file. Raises UserError if it is damaged."""
+    path = Files(run).config
+    try:
+        config = _load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # no YAML, or no UTF-8
+        raise UserError(f"{path} is damaged, it is no YAML: restore it, or remove the folder") from error
+    if not isinstance(config, dict):
+        raise _foreign(run)
+    about = config.get("run")
+    made_by = about.get("format", 1) if isinstance(about, dict) else 1
+    if not isinstance(made_by, int) or made_by > FORMAT:
+        raise UserError(f"{path} is of a newer vaelab (format {made_by}, this one reads up to {FORMAT}): update vaelab")
+    return upgrade_run(config)
+
+
+def _foreign(run: Path) -> UserError:
+    return UserError(f"{run} is no run of vaelab: its config.yaml is another program's")
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """Writes config.yaml."""
+    write_text(Files(run).config, OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+def _load(text: str) -> Any:
+    """YAML as Hydra reads it, ten times as fast as OmegaConf does: there may be hundreds of runs."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader in C, which takes 1e-3 for a number as OmegaConf does; PyYAML alone makes a word of it."""
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    Loader = type("Loader", (base,), {})  # noqa: N806
+    number = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|[-+]?\.?\d[\d_]*[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    return Loader

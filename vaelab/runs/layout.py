@@ -1,0 +1,152 @@
+"""The names of what lies in the folder of a run and of a sweep, and what makes a folder a run's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vaelab.core.errors import UserError
+
+OUTPUTS = Path("outputs")
+"""Where runs go unless they are told otherwise."""
+FORMAT = 2
+"""Version of the run folder: 1 is that of vaelab 0.1, which has no version in it."""
+JOB = re.compile(r"\d+-(?!\d)")
+"""How the folder of a sweep's job begins; that of a single run begins with a time."""
+
+
+class Files:
+    """What lies in the folder of a run; nothing has to be there yet.
+
+    folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.summary = folder / "summary.json"
+        self.metrics = folder / "metrics.csv"
+        self.kl_per_dim = folder / "kl_per_dim.csv"
+        self.log = folder / "run.log"
+        self.output = folder / "output.txt"  # what a job in a process of its own prints
+        self.report = folder / "report.html"
+        self.checkpoints = folder / "checkpoints"
+        self.figures = folder / "figures"
+        self.priors = folder / "priors"
+        self.export = folder / "export"
+        self.wandb = folder / "wandb"
+
+    def checkpoint(self, name: str) -> Path:
+        """The `best` or the `last` checkpoint."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    @property
+    def saved(self) -> list[Path]:
+        """The checkpoints that are there."""
+        return sorted(self.checkpoints.glob("*.ckpt"))
+
+    def figure(self, name: str) -> Path:
+        """A figure by its name."""
+        return self.figures / f"{name}.png"
+
+    def evaluation(self, split: str) -> Path:
+        """The evaluation of the test, val or train images."""
+        return self.folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+
+    def per_image(self, split: str) -> Path:
+        """Values of single images that an evaluation measured, in the order of the split."""
+        return self.evaluation(split).with_suffix(".npz")
+
+    @property
+    def logs(self) -> tuple[Path, Path]:
+        """What a job has in its folder before it has begun."""
+        return self.log, self.output
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """Files of which every run has at least one."""
+        return self.config, self.summary, self.log
+
+
+class SweepFiles:
+    """What lies in the folder of a sweep beside its jobs' folders."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.lock = folder / ".lock"
+        self.table = folder / "sweep.csv"
+        self.content = folder / "sweep.json"
+        self.report = folder / "report.html"
+        self.figures = folder / "figures"
+        self.hydra = folder / "multirun.yaml"
+        self.study = folder / "study.db"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, whatever state the run is in."""
+    files = Files(folder)
+    job = bool(JOB.match(folder.name)) and files.output.is_file()
+    return job or any(mark.is_file() for mark in files.marks) or files.checkpoints.is_dir()
+
+
+def runs_below(paths: Iterable[Path]) -> Iterator[Path]:
+    """The run folders at or below the paths, each once; nothing in a run is a run."""
+    seen: set[str] = set()
+    for path in paths:
+        for folder, below, _ in os.walk(path):
+            if is_run(Path(folder)):
+                below.clear()
+                if (real := os.path.realpath(folder)) not in seen:
+                    seen.add(real)
+                    yield Path(folder)
+            below[:] = sorted(name for name in below if name[0] != ".")
+
+
+def number(job: Path) -> int:
+    """The number of a job's folder; -1 of a folder that is no job's."""
+    text = job.name.partition("-")[0]
+    return int(text) if text.isdigit() else -1
+
+
+def jobs_of(sweep: Path) -> list[Path]:
+    """The jobs' folders of a sweep, in the order of their numbers."""
+    found = {path.parent for name in ("config.yaml", "summary.json") for path in sweep.glob(f"*/{name}")}
+    return sorted(found, key=lambda path: (number(path), path.name))
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is no run, but has some."""
+    return not Files(folder).config.is_file() and bool(jobs_of(folder))
+
+
+def sweep_of(run: Path) -> Path | None:
+    """The sweep that a run is a job of."""
+    place = run.absolute()
+    return run.parent if JOB.match(place.name) or SweepFiles(place.parent).hydra.is_file() else None
+
+
+def find(run: str | Path) -> Path:
+    """The folder of a run: a path, or `last` for the newest under ./outputs that has a checkpoint.
+
+    Raises UserError if there is none.
+    """
+    if str(run) == "last":
+        made = [folder for folder in runs_below([OUTPUTS]) if Files(folder).config.is_file() and Files(folder).saved]
+        if not made:
+            raise UserError("last: there is no run with a checkpoint under ./outputs yet; vaelab train makes one")
+        return max(made, key=lambda folder: Files(folder).config.stat().st_mtime_ns)
+    path = Path(run)
+    if not Files(path).config.is_file():
+        if inside := sorted(path.glob("*/config.yaml")):
+            raise UserError(f"run={path} is a folder of {len(inside)} runs: give one of them, run={inside[0].parent}")
+        why = "it has no config.yaml" if path.is_dir() else "there is no such folder"
+        raise UserError(f"{path} is no run: {why}; give the folder that vaelab train printed")
+    return path
+
+
+def shown(path: str) -> Path:
+    """A path as the user would write it: relative to the current folder if it lies there."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

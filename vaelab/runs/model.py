@@ -1,0 +1,39 @@
+"""The model of a run, rebuilt from its config and a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vaelab.core.errors import UserError
+from vaelab.runs.config import read_config
+from vaelab.runs.layout import find
+from vaelab.runs.records import checkpoint_path, read_checkpoint
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
+
+
+def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Model:
+    """The trained model of a run, in eval mode.
+
+    run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
+    checkpoint: `best` or `last`. device: where to put it.
+    Raises UserError if the folder is no run or the checkpoint is missing or damaged.
+    """
+    from vaelab.core.config import build, check
+    from vaelab.core.renames import upgrade_tensors
+    from vaelab.runs import exported
+
+    if exported.holds_export(run):
+        return exported.load(run, device)
+    folder = find(run)
+    config = read_config(folder)
+    saved = read_checkpoint(checkpoint_path(folder, checkpoint))
+    check(config["model"], "model")
+    model = build(config["model"], shape=tuple(saved["shape"]), num_classes=saved["num_classes"])
+    try:
+        model.load_state_dict(upgrade_tensors(saved["state_dict"]))
+    except RuntimeError as error:
+        raise UserError(f"{folder}: checkpoints/{checkpoint}.ckpt is of another model than config.yaml says") from error
+    return model.to(device).eval()
