@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from vaelab.core.batch import Batch
 
 # one thread per test process: the suite runs several at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell's background job ignores Ctrl-C, and so would the processes that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = [
     "dataset=fake",
