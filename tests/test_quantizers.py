@@ -3,8 +3,7 @@ import io
 import pytest
 import torch
 
-from vaelab.nn import quantizers
-from vaelab.nn.quantizers import Chosen, EMACodebook, GradientCodebook, code_counts, nearest_code, perplexity
+from vaelab.nn.quantizers import Chosen, EMACodebook, GradientCodebook, code_counts, nearest_code, perplexity, search
 
 
 def gradient(num=8, dim=3, restart_after=None):
@@ -90,7 +89,7 @@ def test_chunks_of_any_size_give_the_same_codes_in_bounded_memory(monkeypatch, e
         sizes.append(result.numel())
         return result
 
-    monkeypatch.setattr(quantizers, "SEARCH_ELEMENTS", elements)
+    monkeypatch.setattr(search, "SEARCH_ELEMENTS", elements)
     monkeypatch.setattr(torch, "addmm", recorded)
     assert torch.equal(nearest_code(z, codes), brute_force(z, codes))
     assert sum(sizes) == 101 * 20
@@ -99,7 +98,7 @@ def test_chunks_of_any_size_give_the_same_codes_in_bounded_memory(monkeypatch, e
 
 
 def test_search_memory_does_not_grow_with_the_number_of_vectors():
-    assert quantizers.SEARCH_ELEMENTS <= 2**22
+    assert search.SEARCH_ELEMENTS <= 2**22
 
 
 # --- counting ---------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def variants(options: argparse.Namespace) -> Any:
 
 def search(options: argparse.Namespace) -> Any:
     """Microseconds of the nearest-code search by the number of distances held at a time."""
-    from vaelab.nn import quantizers
+    from vaelab.nn.quantizers import search as code_search
 
     device = "cpu" if options.cpu else "cuda"
     name = "SEARCH_ELEMENTS" if options.cpu else "SEARCH_ELEMENTS_GPU"
@@ -123,8 +123,8 @@ def search(options: argparse.Namespace) -> Any:
     for rows, count in sizes:
         z, codes = torch.randn(rows, 64, device=device), torch.randn(count, 64, device=device)
         for power in (18, 20, 22, 24, 26, 28):
-            setattr(quantizers, name, 2**power)
-            result[f"N={rows} K={count} 2^{power}"] = timed(lambda z=z, codes=codes: quantizers.nearest_code(z, codes))
+            setattr(code_search, name, 2**power)
+            result[f"N={rows} K={count} 2^{power}"] = timed(lambda z=z, codes=codes: code_search.nearest_code(z, codes))
         result[f"N={rows} K={count} cdist"] = timed(lambda z=z, codes=codes: torch.cdist(z, codes).argmin(1))
     return result
 

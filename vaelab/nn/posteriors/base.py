@@ -1,24 +1,15 @@
-"""Posteriors q(z|x) of a batch of images, and the parts of a model that make them of an encoder's output.
-
-A posterior is an object that `encode` returns. It has a `code`, which stands for the image, draws, a
-density where there is one, and a KL to a prior. Codes without a distribution are posteriors without a
-density.
-"""
+"""The contract of a posterior q(z|x)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vaelab.core.metrics import DEAD_DIMENSION
-from vaelab.core.types import PositiveInt
-from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
-from vaelab.nn.priors import Prior, StandardNormal
+from vaelab.nn.priors import Prior
 
 
 class KL(NamedTuple):
@@ -124,103 +115,3 @@ class Posterior:
         """The posterior of the images of all parts, which are of one kind."""
         columns = {name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays}
         return replace(parts[0], **columns)
-
-
-@dataclass(eq=False)
-class DiagonalGaussian(Posterior):
-    """N(mean, diag(exp(logvar))). mean, logvar: [B, d]; logvar is the natural logarithm of the variance."""
-
-    mean: Tensor
-    logvar: Tensor
-    name = "gaussian"
-
-    @property
-    def code(self) -> Tensor:
-        return self.mean
-
-    def rsample(self, noise: Tensor) -> Tensor:
-        return reparameterise(self.mean, self.logvar, noise)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        standardised = (z - self.mean) / (0.5 * self.logvar).exp()
-        return -0.5 * (standardised.square() + self.logvar + math.log(2 * math.pi)).sum(-1)
-
-    def has_kl(self, prior: Prior) -> bool:
-        return isinstance(prior, StandardNormal)
-
-    def kl(self, prior: Prior) -> KL:
-        if not self.has_kl(prior):
-            return super().kl(prior)
-        per_dim = kl_to_standard_normal(self.mean, self.logvar)
-        return KL(per_dim.sum(1), per_dim, exact=True)
-
-    def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """log q(z|x) is computed from the noise, which loses nothing where the variance is small."""
-        z = self.rsample(noise)
-        half_log_det = 0.5 * self.logvar.sum(1)
-        if isinstance(prior, StandardNormal):  # the constants cancel
-            return z, 0.5 * (noise.square() - z.square()).sum(-1) + half_log_det
-        constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
-        return z, prior.log_prob(z, labels) + 0.5 * noise.square().sum(-1) + half_log_det + constant
-
-    def usage(self, prior: Prior | None) -> Usage:
-        """The mean KL of each dimension, nats."""
-        if prior is None or not self.has_kl(prior):
-            return super().usage(prior)
-        return Usage(kl_to_standard_normal(self.mean, self.logvar).mean(0), "KL", "nats", DEAD_DIMENSION)
-
-    @property
-    def marginals(self) -> tuple[Tensor, Tensor]:
-        return self.mean, self.logvar
-
-
-@dataclass(eq=False)
-class Point(Posterior):
-    """A code without noise, as a plain autoencoder makes it. codes: [B, d]."""
-
-    codes: Tensor
-    name = "point"
-    density = False
-
-    @property
-    def code(self) -> Tensor:
-        return self.codes
-
-    def rsample(self, noise: Tensor) -> Tensor:
-        return self.codes
-
-
-@dataclass(eq=False)
-class Codes(Posterior):
-    """Indices of codes at the positions of a map, as a VQ-VAE chooses them. indices: [B, h, w] int64."""
-
-    indices: Tensor
-    name = "discrete"
-    density = False
-
-    @property
-    def code(self) -> Tensor:
-        return self.indices
-
-    def rsample(self, noise: Tensor) -> Tensor:
-        return self.indices
-
-
-# --- parts of a model -----------------------------------------------------------------------------
-
-
-class Diagonal(nn.Module):
-    """Makes a diagonal Gaussian of an encoder's output (Kingma & Welling 2014, appendix C.2).
-
-    latent_dim: number d of latent dimensions.
-    """
-
-    def __init__(self, latent_dim: PositiveInt):
-        super().__init__()
-        self.features = 2 * latent_dim
-        """What the encoder has to give of each image."""
-
-    def forward(self, features: Tensor) -> DiagonalGaussian:
-        """features: [B, 2d], means then log-variances; float32 from here on under any autocast."""
-        mean, logvar = features.float().chunk(2, 1)
-        return DiagonalGaussian(mean, logvar)

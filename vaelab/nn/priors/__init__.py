@@ -1,0 +1,11 @@
+"""Priors of the latents: what new images are drawn from, and what codes cost.
+
+A prior is a module with `sample` and `log_prob`. It belongs to a model, learned with it or fixed, or is
+fitted afterwards to the codes of a finished run.
+"""
+
+from vaelab.nn.priors.base import Prior
+from vaelab.nn.priors.standard import StandardNormal
+from vaelab.nn.priors.uniform import UniformCodes
+
+__all__ = ["Prior", "StandardNormal", "UniformCodes"]

@@ -1,0 +1,131 @@
+"""The contract of a codebook: what it chooses, the gradient through the choice, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaelab.core.distributed import Share
+
+
+class Quantized(NamedTuple):
+    """A quantised feature map.
+
+    vectors: [B, D, h, w], the codes, with the straight-through gradient. indices: [B, h, w] int64.
+    rows: [B h w, D], what was quantised (after `project`), without gradient. chosen: [B h w], the indices once more.
+    codebook_loss: |sg(z) - e|^2, [B], which moves the codes (zero where they move by averages).
+    commitment: |z - sg(e)|^2, [B], which moves the encoder. Both are summed over D and positions.
+    """
+
+    vectors: Tensor
+    indices: Tensor
+    rows: Tensor
+    chosen: Tensor
+    codebook_loss: Tensor
+    commitment: Tensor
+
+
+def code_counts(indices: Tensor, num_embeddings: int) -> Tensor:
+    """How often each code was chosen, [K] float32; indices of any shape."""
+    ones = torch.ones(indices.numel(), device=indices.device)
+    return torch.zeros(num_embeddings, device=indices.device).index_add_(0, indices.flatten(), ones)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of the code frequencies, a scalar: K if all K codes are used alike, 1 if only one is.
+
+    counts: [K], not all zero, summed over the whole set that the figure is about; a mean of batches' perplexities
+    is another, smaller number.
+    """
+    p = counts / counts.sum()
+    return torch.special.entr(p).sum().exp()
+
+
+class Chosen(NamedTuple):
+    """What a training batch chose, for codes that learn from it.
+
+    rows: the encoder's output, [B h w, D], without gradient. indices: [B h w] int64. share: this process's
+    part of the global batch, None where it has all of it.
+    """
+
+    rows: Tensor
+    indices: Tensor
+    share: Share | None
+
+
+class Codebook(nn.Module):
+    """Base of the codebooks: K codes of D numbers, of which each position of a feature map chooses one.
+
+    num_embeddings: K. embedding_dim: D, the channels of the feature map.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+
+    @property
+    def vectors(self) -> Tensor:
+        """All codes, [K, D]."""
+        raise NotImplementedError
+
+    def project(self, z: Tensor) -> Tensor:
+        """The encoder's output moved to where the codes are, [B, D, h, w]: the nearest code is chosen there."""
+        return z
+
+    def choose(self, rows: Tensor) -> Tensor:
+        """Indices of the codes that vectors choose: [N, D] float32 -> [N] int64."""
+        raise NotImplementedError
+
+    def search(self, z: Tensor) -> Tensor:
+        """Indices of the codes that a feature map chooses: [B, D, h, w] -> [B, h, w] int64."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.choose(rows_of(self.project(z.float()))).view(z.shape[0], *z.shape[2:])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes at `indices`: [B, h, w] -> [B, D, h, w]."""
+        return F.embedding(indices, self.vectors).movedim(-1, 1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: the encoder's output, [B, D, h, w]; computed in float32 under any autocast. Changes no state."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = self.project(z.float())
+            rows = rows_of(z)
+            chosen = self.choose(rows)
+            indices = chosen.view(z.shape[0], *z.shape[2:])
+            codes = self.lookup(indices)
+            return Quantized(
+                vectors=z + (codes - z).detach(),
+                indices=indices,
+                rows=rows,
+                chosen=chosen,
+                codebook_loss=self.codebook_loss(z, codes),
+                commitment=self.commitment(z, codes),
+            )
+
+    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+        """|sg(z) - e|^2 summed over D and positions, [B]: what moves codes that are parameters. Zero by default."""
+        return z.new_zeros(len(z))
+
+    def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
+        """|z - sg(e)|^2 summed over D and positions, [B]: what keeps the encoder near the codes."""
+        return (z - codes.detach()).square().flatten(1).sum(1)
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether the codes still wait for a first training batch to be placed on."""
+        return False
+
+    def place(self, z: Tensor, share: Share | None) -> None:
+        """Places fresh codes on the encoder's output for the first training batch, [B, D, h, w]."""
+
+    def learn(self, chosen: Sequence[Chosen]) -> None:
+        """Moves codes that learn without a gradient, once per optimiser step. chosen: by its batches."""
+
+
+def rows_of(z: Tensor) -> Tensor:
+    """The vectors of a feature map: [B, D, h, w] -> [B h w, D], float32, without gradient."""
+    return z.detach().movedim(1, -1).flatten(0, -2).float()
