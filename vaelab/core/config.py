@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.errors import InstantiationException
@@ -20,6 +21,10 @@ GIVEN_LATER = {"shape", "num_classes", "run"}
 """Constructor arguments that the program gives, not the config."""
 Options = TypeVar("Options")
 NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
+
+# what YAML may compute of a list: ${product:${codebook.levels}}
+OmegaConf.register_new_resolver("product", lambda values: math.prod(values), replace=True)
+OmegaConf.register_new_resolver("length", lambda values: len(values), replace=True)
 
 
 def build(node: Any, /, **arguments: Any) -> Any:
