@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.errors import InstantiationException
@@ -22,9 +23,20 @@ GIVEN_LATER = {"shape", "num_classes", "run"}
 Options = TypeVar("Options")
 NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
 
+
+def _of_list(function: Callable[[Sequence[Any]], Any]) -> Callable[[Any], Any]:
+    """The function, but None of what is no list of numbers: the check says so where the list stands."""
+
+    def computed(values: Any) -> Any:
+        proper = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
+        return function(values) if proper else None
+
+    return computed
+
+
 # what YAML may compute of a list: ${product:${codebook.levels}}
-OmegaConf.register_new_resolver("product", lambda values: math.prod(values), replace=True)
-OmegaConf.register_new_resolver("length", lambda values: len(values), replace=True)
+OmegaConf.register_new_resolver("product", _of_list(math.prod), replace=True)
+OmegaConf.register_new_resolver("length", _of_list(len), replace=True)
 
 
 def build(node: Any, /, **arguments: Any) -> Any:
