@@ -70,7 +70,7 @@ def _distortion(subject: Subject) -> Section:
 def latents(subject: Subject) -> Section:
     """KL of each dimension, active dimensions, what the KL is spent on, and the amortisation gap."""
     if not subject.model.bounded:
-        raise Unsupported("the model has no Gaussian posterior")
+        raise Unsupported("the model has no bound on log p(x)")
     posterior, prior = subject.posterior, subject.model.require_prior()
     codes, marginals = posterior.code, posterior.marginals
     activity, chosen = active_dimensions(codes), subject.drawn(len(codes), DRAWS).to(codes.device)
@@ -78,7 +78,7 @@ def latents(subject: Subject) -> Section:
     estimates, vectors = {}, {"variance_of_means": activity.variances}
     protocol = "Active: variance of the posterior means above 0.01 (Burda et al. 2016). "
     per_image = {"posterior_mean": codes}
-    if marginals is not None and prior.standard:
+    if marginals is not None and posterior.has_kl(prior):
         mean, logvar = marginals
         spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE)
         estimates |= {

@@ -29,22 +29,23 @@ Range = tuple[float, float]
 
 
 def posterior(model: Model, x: Tensor, labels: Tensor | None) -> Posterior:
-    """The posterior of each image, on the processor. x: [N, C, H, W] as the model sees it, in its pixel range."""
+    """The posterior of each image, where the model is. x: [N, C, H, W] as the model sees it, in its pixel range."""
     size, found = batch_size(model.shape), []
     with evaluating(model):
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             given = None if labels is None else labels[part].to(model.device)
-            found.append(model.encode(x[part].to(model.device), given).map(Tensor.cpu))
+            found.append(model.encode(x[part].to(model.device), given))
     return Posterior.cat(found)
 
 
+@torch.no_grad()
 def codes(model: Model, x: Tensor, labels: Tensor | None) -> Tensor:
-    """The code of each image: posterior means or points, [N, d], or code indices, [N, h, w].
+    """The code of each image, on the processor: [N, d], or code indices, [N, h, w].
 
     x: [N, C, H, W] as the model sees it, in its pixel range.
     """
-    return posterior(model, x, labels).code
+    return posterior(model, x, labels).code.cpu()
 
 
 def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Range) -> Tensor:
@@ -80,6 +81,7 @@ def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, 
     return decode(model, torch.cat(list(draws(model, count, seed))), labels, pixel_range)
 
 
+@torch.no_grad()
 def uncertainty(
     model: Model, x: Tensor, labels: Tensor | None, draws: int, pixel_range: Range, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -95,7 +97,7 @@ def uncertainty(
     noise = torch.Generator().manual_seed(seed)
     average = squares = torch.zeros(len(x), *model.shape)
     for count in range(1, draws + 1):  # Welford's update: one draw of each image is held at a time
-        z = found.rsample(torch.randn(found.code.shape, generator=noise))
+        z = found.rsample(torch.randn(found.code.shape, generator=noise).to(model.device))
         images = decode(model, z, labels, pixel_range)
         before, average = average, average + (images - average) / count
         squares = squares + (images - before) * (images - average)

@@ -62,7 +62,7 @@ def write(
 def parts(model: Model) -> tuple[Part, Part]:
     """The encoder and the decoder; the inputs and outputs are those of docs/export.md."""
     labels = ("labels",) if model.conditional else ()
-    given = tuple(model.blank().arrays)
+    given = tuple(model.blank().outputs)
     encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
     taken = model.layout.arrays[0]
     return Part("encoder", encoder, ("images", *labels), given), Part("decoder", decoder, (taken, *labels), ("images",))
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         self.model: Any = model
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        found: list[Tensor] = [*self.model.encode(images, labels).arrays.values()]
+        found: list[Tensor] = [*self.model.encode(images, labels).outputs.values()]
         return tuple(found) if len(found) > 1 else found[0]
 
 

@@ -21,6 +21,7 @@ PARALLEL = 1e-6
 # --- along axes -------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def usage(model: Model, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Usage]:
     """Axes of the code from the most to the least used, [d] int64, and how much each is, in that order.
 
@@ -29,7 +30,7 @@ def usage(model: Model, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Usage
     """
     found = posterior(model, x, labels).usage(model.prior)
     values, axes = found.values.sort(descending=True, stable=True)
-    return axes, found._replace(values=values)
+    return axes.cpu(), found._replace(values=values.cpu())
 
 
 def traverse(

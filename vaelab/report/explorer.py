@@ -41,6 +41,7 @@ SHEET_BYTES, SHEET_PIXELS = 2_000_000, 2**23
 Json = dict[str, Any]
 
 
+@torch.no_grad()
 def payload(
     model: Model,
     images: Tensor,
@@ -55,7 +56,8 @@ def payload(
     order.
     """
     posterior, layout = coding.posterior(model, images, labels), model.layout
-    codes, used = posterior.code, posterior.usage(model.prior) if layout.dimensions else None
+    codes, used = posterior.code.cpu(), posterior.usage(model.prior) if layout.dimensions else None
+    used = used and used._replace(values=used.values.cpu())
     weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
     if not _finite([*weights, codes, *([used.values] if used else [])]):
         return None

@@ -65,13 +65,14 @@ class Scene:
 
     @cached_property
     def posterior(self) -> Posterior:
-        """The posterior of many images, on the processor."""
+        """The posterior of many images, where the model is."""
         return coding.posterior(self.model, self.many.images, self.many.labels)
 
-    @property
+    @cached_property
     def codes(self) -> Tensor:
-        """Posterior means or codes of many images, [N, d], or code indices, [N, h, w]."""
-        return self.posterior.code
+        """The codes of many images, [N, d], or code indices, [N, h, w], on the processor."""
+        with torch.no_grad():
+            return self.posterior.code.cpu()
 
     @cached_property
     def made(self) -> Tensor:
@@ -245,7 +246,7 @@ def _dimensions(s: Scene) -> Figure | None:
         return None
     dims, used = s.usage
     variance, kl = s.codes.var(0, unbiased=False), used.values[dims.argsort()]
-    return latents.dimensions(kl, variance, marginals[1].exp().mean(0), len(s.many.images))
+    return latents.dimensions(kl, variance, marginals[1].exp().mean(0).cpu(), len(s.many.images))
 
 
 def _uncertainty(s: Scene) -> Figure | None:

@@ -101,22 +101,22 @@ def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str,
 
     from vaelab.datasets.images import as_model_sees
     from vaelab.inference.batches import batch_size
-    from vaelab.nn.posteriors import Posterior
 
     model: Any = trained.model
     binary = trained.dataset["binarize"] != "none"
-    parts: list[Posterior] = []
+    parts: list[dict[str, Tensor]] = []
     bar = tqdm(total=len(found.names), desc="encoding", unit="image", delay=2, leave=False, disable=None)
     with bar, torch.inference_mode():
         for index in torch.arange(len(found.names)).split(batch_size(model.shape)):
             x = found.split.batch(index).images.to(model.device)
             given = labels[index].to(model.device) if model.conditional and labels is not None else None
-            parts.append(model.encode(as_model_sees(x, trained.pixel_range, binary), given).map(torch.Tensor.cpu))
-            if not all(values.isfinite().all() for values in parts[-1].arrays.values()):
+            coded = model.encode(as_model_sees(x, trained.pixel_range, binary), given).outputs
+            parts.append({name: values.cpu() for name, values in coded.items()})
+            if not all(values.isfinite().all() for values in parts[-1].values()):
                 broken = f"checkpoint={trained.checkpoint}: codes of this model are NaN or infinite"
                 raise UserError(f"{broken}\ntake the other checkpoint, or train again")
             bar.update(len(index))
-    return Posterior.cat(parts).arrays
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _about(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Any]:

@@ -94,6 +94,11 @@ class Posterior:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        """What files and other programs get of it, by name: the code is under a name of the layout's `arrays`."""
+        return self.arrays
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The posterior with every tensor replaced, as by a selection of images or a move to a device."""
         changed: dict[str, Any] = {name: function(value) for name, value in self.arrays.items()}

@@ -61,7 +61,7 @@ class Health(pl.Callback):
             baseline = -model.likelihood.log_prob(raw, batch.images).mean().item()
             few = batch.images[:FEW]
             perfect = -model.likelihood.log_prob(model.likelihood.raw_from_mean(few), few).mean().item()
-            per_dim = model.epoch_vectors[part]["kl_per_dim"]
+            per_dim = model.epoch_vectors[part].get("kl_per_dim")
             how = getattr(model, "constraint", None)
             beta = figures.get("beta", 1.0)
             findings += diagnose_latents(figures, per_dim, baseline, perfect, beta, how, model.conditional)
