@@ -81,19 +81,19 @@ def importance_weighted(
     with evaluation_mode(model):
         posterior = model.encode(x, labels)
         highest = torch.full((len(x),), -math.inf, dtype=torch.float64)
-        total, squares, reconstruction, ratios = torch.zeros(4, len(x), dtype=torch.float64)
-        for log_likelihood, log_ratio in _draws(model, x, labels, posterior, samples, memory, generator):
+        total, squares, reconstruction, by_draws = torch.zeros(4, len(x), dtype=torch.float64)
+        for log_likelihood, log_ratio, kl in _draws(model, x, labels, posterior, samples, memory, generator):
             log_w = log_likelihood + log_ratio
             before, highest = highest, torch.maximum(highest, log_w.amax(0))
             w, shrink = (log_w - highest).exp(), (before - highest).exp()
             total = total * shrink + w.sum(0)
             squares = squares * shrink.square() + w.square().sum(0)
             reconstruction -= log_likelihood.sum(0)
-            ratios += log_ratio.sum(0)
+            by_draws += kl.sum(0)
     return Bound(
         log_p_hat=highest + total.log() - math.log(samples),
         reconstruction=reconstruction / samples,
-        kl=_kl(posterior, model.require_prior(), -ratios / samples),
+        kl=_kl(posterior, model.require_prior(), by_draws / samples),
         effective_samples=total.square() / squares,
     )
 
@@ -167,8 +167,8 @@ def _draws(
     samples: int,
     memory: int,
     generator: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """log p(x|z) and log p(z) - log q(z|x) of K = `samples` draws from the posterior, [n, B] at a time.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """log p(x|z), log p(z) - log q(z|x) and an estimate of the KL of K = `samples` draws, [n, B] at a time.
 
     The noise is drawn one [B, d] at a time, so that it does not depend on n.
     """
@@ -188,7 +188,8 @@ def _draws(
             model.likelihood.log_prob(model.decode(part, some), pixels)
             for part, pixels, some in zip(flat.split(rows), images[: len(flat)].split(rows), known, strict=False)
         ]
-        yield torch.cat(log_likelihood).view(n, -1).cpu().double(), log_ratio.cpu().double()
+        kl = posterior.control_variate(noise, prior) - log_ratio
+        yield torch.cat(log_likelihood).view(n, -1).cpu().double(), log_ratio.cpu().double(), kl.cpu().double()
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -206,10 +207,10 @@ def _elbo(
     generator: torch.Generator,
 ) -> Tensor:
     """ELBO of each image under a posterior, [B] float64."""
-    log_likelihood, ratios = torch.zeros(2, len(x), dtype=torch.float64)
-    for part, ratio in _draws(model, x, labels, posterior, samples, memory, generator):
-        log_likelihood, ratios = log_likelihood + part.sum(0), ratios + ratio.sum(0)
-    return log_likelihood / samples - _kl(posterior, model.require_prior(), -ratios / samples)
+    log_likelihood, by_draws = torch.zeros(2, len(x), dtype=torch.float64)
+    for part, _, kl in _draws(model, x, labels, posterior, samples, memory, generator):
+        log_likelihood, by_draws = log_likelihood + part.sum(0), by_draws + kl.sum(0)
+    return log_likelihood / samples - _kl(posterior, model.require_prior(), by_draws / samples)
 
 
 @torch.enable_grad()
