@@ -1,0 +1,67 @@
+"""Finite scalar quantisation (Mentzer, Minnen, Agustsson & Tschannen 2023)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt
+from vaelab.nn.quantizers.base import Codebook
+
+Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+MOST_CODES = 2**20
+"""Size of the largest grid, which is kept in memory."""
+
+
+class FSQ(Codebook):
+    """Rounds each channel to one of a few fixed levels: the codes are the grid of their combinations.
+
+    The encoder's output is moved into [-1, 1] by tanh, where channel i has `levels[i]` values in equal
+    steps from -1 to 1. Nothing is learned, so there is neither a codebook loss nor a commitment. An even
+    number of levels lies symmetric here, where the paper shifts it by half a step to have zero among them.
+
+    levels: how many values each channel has. num_embeddings: K, the product of the levels, and
+    embedding_dim: D, their number. Raises UserError for another K or D.
+    """
+
+    grid: Tensor
+    steps: Tensor
+    strides: Tensor
+
+    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, levels: Levels):
+        size, channels = math.prod(levels), len(levels)
+        for key, value, follows in (
+            ("num_embeddings", num_embeddings, size),
+            ("embedding_dim", embedding_dim, channels),
+        ):
+            if value != follows:
+                made = f"codebook.levels={list(levels)} makes {size} codes of {channels} numbers"
+                raise UserError(f"model.{key}={value}: {made}; leave it out, it follows from the levels")
+        if size > MOST_CODES:
+            raise UserError(f"codebook.levels={list(levels)}: makes {size:,} codes, more than {MOST_CODES:,}")
+        super().__init__(num_embeddings, embedding_dim)
+        counts = torch.tensor(levels)
+        self.register_buffer("steps", (counts - 1).float(), persistent=False)
+        self.register_buffer("strides", size // counts.cumprod(0), persistent=False)
+        digits = torch.arange(size)[:, None] // self.strides % counts
+        self.register_buffer("grid", 2 * digits / self.steps - 1, persistent=False)
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.grid
+
+    def project(self, z: Tensor) -> Tensor:
+        return z.tanh()
+
+    def choose(self, rows: Tensor) -> Tensor:
+        digits = (0.5 * (rows + 1) * self.steps).round().long()
+        return (digits * self.strides).sum(1)
+
+    def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Zero, [B]: z cannot leave the grid."""
+        return z.new_zeros(len(z))
