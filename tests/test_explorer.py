@@ -22,7 +22,7 @@ from vaelab.core.pixels import to_unit
 from vaelab.nn import networks
 from vaelab.report import explorer, portable
 
-PAGE = Path(explorer.__file__).parent
+PAGE = Path(explorer.__file__).parent / "templates"
 HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,"><title>test</title><style>{css}</style><section id="explorer"></section>
 <script type="application/json" id="explorer-data">{data}</script><script>{js}</script>"""
