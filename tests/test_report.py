@@ -119,7 +119,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
     assert {
         *("curves", "schedule", "kl_per_dim", "reconstructions", "errors", "samples", "real_and_generated"),
         *("traversals", "interpolations", "latents", "dimensions", "uncertainty", "codes", "code_maps"),
-        *("classes", "data"),
+        *("classes", "levels", "data"),
     } == set(names)
     for texts in (*pictures.CAPTIONS.values(), sweep.KINDS, pictures.COMMANDS):
         for _, caption in texts.values():

@@ -71,6 +71,15 @@ def draws(model: Model, count: int, seed: int, temperature: float = 1.0) -> Iter
         yield prior.sample(BLOCK, generator=noise, temperature=temperature)[: count - start]
 
 
+def share_rows(codes: Tensor, above: int, columns: int) -> Tensor:
+    """Code vectors, [N, d], of which each row of `columns` has the first `above` axes in common.
+
+    So a row shows what the levels from there on add to those above.
+    """
+    shared = codes[::columns, :above].repeat_interleave(columns, 0)[: len(codes)]
+    return torch.cat([shared, codes[:, above:]], 1)
+
+
 def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, seed: int) -> Tensor:
     """Mean images of `count` draws from the prior.
 

@@ -61,6 +61,18 @@ class Layout:
             index -= prod(level.shape)
         raise IndexError(index)
 
+    def span(self, name: str) -> range:
+        """The axes of a level in the code vector. Raises UserError for a name that no level of several has."""
+        start = 0
+        for level in self.levels if len(self.levels) > 1 else ():
+            axes = range(start, start + prod(level.shape))
+            if level.name == name:
+                return axes
+            start = axes.stop
+        names = " and ".join(level.name for level in self.levels)
+        has = f"the levels are {names}" if len(self.levels) > 1 else "the model has a single level: leave it out"
+        raise UserError(f"level={name}: {has}")
+
     def require_axes(self, model: str, verb: str) -> int:
         """Number d of the axes. Raises UserError for a model whose codes have none to `verb` along."""
         if self.dimensions is None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +175,19 @@ def _classes(s: Scene) -> Figure | None:
     return images.classes(made.unflatten(0, (shown, columns)), [str(c) for c in range(shown)])
 
 
+def _levels(s: Scene) -> Figure | None:
+    levels, columns, rows = s.model.layout.levels, 10, 4
+    if len(levels) < 2 or s.model.prior is None:
+        return None
+    z, label = torch.cat(list(coding.draws(s.model, rows * columns, SEED))), s.one if s.model.conditional else None
+    made, names = [], []
+    for upper, level in pairwise(levels):
+        shared = coding.share_rows(z, s.model.layout.span(level.name).start, columns)
+        made.append(coding.decode(s.model, shared, label, s.data.pixel_range).unflatten(0, (rows, columns)))
+        names += [f"{upper.name} {row}" for row in range(1, rows + 1)]
+    return images.classes(torch.cat(made), names)
+
+
 def _traversals(s: Scene) -> Figure | None:
     layout = s.model.layout
     if layout.dimensions is None:
@@ -292,6 +305,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "samples": _samples,
     "real_and_generated": _real_and_generated,
     "classes": _classes,
+    "levels": _levels,
     "traversals": _traversals,
     "interpolations": _interpolations,
     "latents": _latents,
@@ -302,5 +316,15 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "data": _data,
 }
 """Each figure's name and what draws it, or gives None where it does not apply."""
-WHILE_TRAINING = ("reconstructions", "samples", "classes", "traversals", "latents", "dimensions", "codes", "code_maps")
+WHILE_TRAINING = (
+    "reconstructions",
+    "samples",
+    "classes",
+    "levels",
+    "traversals",
+    "latents",
+    "dimensions",
+    "codes",
+    "code_maps",
+)
 """Those that are worth seeing at intervals."""

@@ -56,6 +56,11 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Samples of each class",
             "A row per label and a draw of z per column: rows should differ in what they show, and columns in how.",
         ),
+        "levels": (
+            "Samples of each level",
+            "A row has one draw of the named level and of those above it, and each picture its own of those below: "
+            "what the pictures of a row share is what the upper level decides.",
+        ),
     },
     "Latent space": {
         "traversals": (

@@ -112,6 +112,8 @@ class _Carrier:
     # --- layers: each gives its description, None if it does nothing, and the size of what comes out ----------
 
     def _linear(self, module: nn.Linear, size: Size) -> tuple[Layer, Size]:
+        if module.in_features != math.prod(size):  # what is decoded is made of the code
+            raise _NotPortableError
         self.products += module.weight.numel()
         layer = {"kind": "linear", "inputs": module.in_features, "outputs": module.out_features}
         return layer | self._weights(module), (module.out_features,)

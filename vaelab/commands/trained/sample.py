@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +31,7 @@ class Options(viewing.Options):
     n: Annotated[int, Field(ge=1, le=100_000)]
     label: NonNegativeInt | Literal["all"] | None
     temperature: NonNegativeFloat
+    level: str | None
 
 
 def main(arguments: list[str]) -> int:
@@ -71,6 +72,8 @@ def _check(model: Any, asked: Options) -> None:
         raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")
     viewing.check_label(model, None if asked.label == "all" else asked.label)
     model.prior.check_temperature(asked.temperature, name)
+    if asked.level is not None:
+        model.layout.span(asked.level)
 
 
 def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:
@@ -90,10 +93,17 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
             return torch.arange(start, start + size) % model.num_classes
         return torch.full((size,), group if asked.label == "all" else asked.label)
 
+    def drawn() -> Iterable[Tensor]:
+        codes = coding.draws(model, each, asked.seed, asked.temperature)
+        if asked.level is None:
+            return codes
+        above, columns = model.layout.span(asked.level).start, _columns(model, asked, each)
+        return coding.share_rows(torch.cat(list(codes)), above, columns).split(coding.BLOCK)
+
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
         for group in range(classes):  # each class from the same draws of z
             start = 0
-            for codes in coding.draws(model, each, asked.seed, asked.temperature):
+            for codes in drawn():
                 wanted = labels(group, start, len(codes))
                 start += len(codes)
                 yield coding.decode(model, codes, wanted, trained.pixel_range), wanted
@@ -111,9 +121,15 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
     if asked.label == "all":
         return figures.classes(images.unflatten(0, (classes, -1)), [f"class {k}" for k in range(classes)])
     title = f"{trained.config['run']['name']}: samples" + ("" if asked.label is None else f" of class {asked.label}")
-    in_turn = model.conditional and asked.label is None and classes <= CLASSES_IN_A_ROW
-    columns = classes if in_turn else max(8, round(len(images) ** 0.5))
-    return figures.samples(images, columns, title)
+    return figures.samples(images, _columns(model, asked, len(images)), title)
+
+
+def _columns(model: Any, asked: Options, count: int) -> int:
+    """How many of `count` images stand in a row."""
+    if asked.label == "all":
+        return count
+    in_turn = model.conditional and asked.label is None and model.num_classes <= CLASSES_IN_A_ROW
+    return model.num_classes if in_turn else max(8, round(count**0.5))
 
 
 def _classes(model: Any, asked: Options, count: int) -> str:

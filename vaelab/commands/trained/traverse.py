@@ -36,6 +36,7 @@ class Options(viewing.Options):
     image: Any
     label: NonNegativeInt | None
     resize: bool
+    level: str | None
 
 
 class Start(NamedTuple):
@@ -81,7 +82,7 @@ def job(config: Any) -> None:
     from vaelab.figures import style, walks
     from vaelab.inference import paths
 
-    axes, start = _axes(trained, asked.split), _start(trained, asked, wanted)
+    axes, start = _axes(trained, asked.split, asked.level), _start(trained, asked, wanted)
     rows = axes.dims[: len(axes.dims) if asked.dims == "all" else ROWS] if dims is None else dims
     used = dict(zip(axes.dims, axes.used.values.tolist(), strict=True))
     values = torch.linspace(-asked.range, asked.range, asked.steps)
@@ -98,7 +99,8 @@ def job(config: Any) -> None:
     head = f"{axes.used.word} ({axes.used.unit})" if axes.used.unit else axes.used.word
     print(f"{'dimension':>9} {head:>10} {'own value':>10}")
     for j in rows:
-        print(f"{j:9} {used[j]:10.3f} {float(own[j]):10.2f}")
+        name = str(j) if len(trained.model.layout.levels) == 1 else f"{j} ({trained.model.layout.axis(j)})"
+        print(f"{name:>9} {used[j]:10.3f} {float(own[j]):10.2f}")
     if left := len(axes.dims) - len(rows) if dims is None else 0:
         print(f"{left} more, none of more than {axes.used.values[ROWS]:.3f}: dims=all draws them, too")
     print(f"figure: {path}")
@@ -118,9 +120,11 @@ def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
     """Raises UserError for what this model cannot do."""
     count = model.layout.require_axes(type(model).__name__, "traverse")
     viewing.check_label(model, asked.label)
-    if dims and max(dims) >= count:
-        raise UserError(f"dims={asked.dims}: the model has {count} dimensions, 0 to {count - 1}")
-    rows = min(ROWS, count) if dims is None and asked.dims is None else len(dims or range(count))
+    axes = range(count) if asked.level is None else model.layout.span(asked.level)
+    if dims and not all(j in axes for j in dims):
+        where = "the model" if asked.level is None else f"level={asked.level}"
+        raise UserError(f"dims={asked.dims}: {where} has {len(axes)} dimensions, {axes.start} to {axes.stop - 1}")
+    rows = min(ROWS, len(axes)) if dims is None and asked.dims is None else len(dims or axes)
     if rows > IN_A_COLUMN or rows * asked.steps > IN_A_FIGURE:
         raise UserError(
             f"dims={asked.dims}: {rows:,} dimensions in {asked.steps} steps, and a figure holds {IN_A_COLUMN} "
@@ -134,14 +138,19 @@ def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
         )
 
 
-def _axes(trained: Trained, split: str) -> Axes:
-    """The dimensions from the most to the least used, by images of the split."""
+def _axes(trained: Trained, split: str, level: str | None) -> Axes:
+    """The dimensions from the most to the least used, by images of the split: all, or those of a level."""
+    import torch
+
     from vaelab.inference import coding, paths
 
     model: Any = trained.model
     count = min(viewing.LOOKED_AT, max(1, viewing.NUMBERS // math.prod(model.shape)))
     batch = trained.batch(split, viewing.spread(trained, split, count))
     dims, used = paths.usage(model, batch.images, batch.labels)
+    if level is not None:
+        chosen = torch.isin(dims, torch.tensor(model.layout.span(level)))
+        dims, used = dims[chosen], used._replace(values=used.values[chosen])
     if model.layout.standard:
         return Axes(dims.tolist(), used, None, None)
     codes = coding.codes(model, batch.images, batch.labels)

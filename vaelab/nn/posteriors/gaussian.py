@@ -40,12 +40,12 @@ class DiagonalGaussian(Posterior):
         if not self.has_kl(prior):
             return super().kl(prior)
         per_dim = kl_to_standard_normal(self.mean, self.logvar)
-        return KL(per_dim.sum(1), per_dim, exact=True)
+        return KL(per_dim.sum(-1), per_dim, exact=True)
 
     def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """log q(z|x) is computed from the noise, which loses nothing where the variance is small."""
         z = self.rsample(noise)
-        half_log_det = 0.5 * self.logvar.sum(1)
+        half_log_det = 0.5 * self.logvar.sum(-1)
         if isinstance(prior, StandardNormal):  # the constants cancel
             return z, 0.5 * (noise.square() - z.square()).sum(-1) + half_log_det
         constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
