@@ -24,9 +24,17 @@ def ppca_optimum(x: np.ndarray, latents: int) -> tuple[float, float]:
     return evidence, 0.5 * (top - latents * math.log(noise))
 
 
-def test_a_linear_vae_reaches_probabilistic_pca(train):
+@pytest.mark.parametrize("model", [["model=vae"], ["model=hierarchical", "model.top_hidden_dims=[]"]])
+def test_a_linear_vae_reaches_probabilistic_pca(train, model):
     result = train(
-        *("experiment=mnist_ppca", "dataset=digits", "dataset.val_size=0", "model.latent_dim=5", "averaging=none"),
+        *(
+            "experiment=mnist_ppca",
+            *model,
+            "dataset=digits",
+            "dataset.val_size=0",
+            "model.latent_dim=5",
+            "averaging=none",
+        ),
         *("trainer.max_epochs=150", "dataset.batch_size=128", "optimizer.lr=0.02", "trainer.accelerator=cpu"),
         small=False,
     )
