@@ -251,6 +251,7 @@ def graphed(variant: str, data: Data) -> Loop:
             graph.replay()
         return clock(device) - started
 
+    loop.__dict__["kept"] = net, optimizer  # the graph knows where their memory is, and holds none of it
     return loop
 
 

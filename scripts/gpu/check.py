@@ -184,6 +184,7 @@ def options_of_training(options: argparse.Namespace) -> Any:
         arguments = [*chosen, *more, *data, device, *steps, f"bench.output={figures}"]
         done = vaelab(options.out, "bench", *arguments)
         result[f"{model}, {case}"] = done | (json.loads(figures.read_text()) if not done["code"] else {})
+        (options.out / "options.json").write_text(json.dumps(result, indent=1))  # of a run that is cut off
     return result
 
 
