@@ -22,7 +22,7 @@ from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import Prior
 
 Terms = dict[str, Tensor]
-"""What is measured of a batch: tensors whose first dimension is the images, [B, ...]."""
+"""What is measured of a batch by name: [B] of each image, and tensors of other shapes that the objective needs."""
 Build = Callable[..., Any] | None
 """A part of a model, to be built with the sizes that the model knows; None for the usual one."""
 
@@ -81,10 +81,11 @@ class Variant(nn.Module):
         return None
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
-        """Everything the objective is made of, per image.
+        """Everything that the objective is made of.
 
-        batch: images as the model sees them. noise: as `noise` draws it. Returns tensors whose first
-        dimension is B; floats of shape [B] are logged as means under their names.
+        batch: images as the model sees them. noise: as `noise` draws it. Returns tensors by name; floats of
+        shape [B] are per image and logged as means. Those of other shapes are for `objective`, `vectors` and
+        `observe`.
         """
         raise NotImplementedError
 
