@@ -123,6 +123,9 @@ def test_a_prior_draws_latents_that_the_model_decodes(model):
     assert not torch.equal(draws[0], draws[2])
     assert prior.log_prob(draws[0]).shape == (5,)
     assert prior.log_prob(draws[0]).isfinite().all()
+    if model.layout.codes:  # each as likely as any other of the K ** (h w) maps
+        nats = math.prod(model.layout.shape) * math.log(model.layout.codes)
+        torch.testing.assert_close(prior.log_prob(draws[0]), torch.full((5,), -nats))
     assert model.sample(5).shape == (5, *SHAPE)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import vaelab
-
-PACKAGE = Path(vaelab.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 """The configuration folder: inside the installed package, beside it in a checkout."""
 
