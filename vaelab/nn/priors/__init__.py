@@ -5,7 +5,8 @@ fitted afterwards to the codes of a finished run.
 """
 
 from vaelab.nn.priors.base import Prior
+from vaelab.nn.priors.gmm import GaussianMixture
 from vaelab.nn.priors.standard import StandardNormal
 from vaelab.nn.priors.uniform import UniformCodes
 
-__all__ = ["Prior", "StandardNormal", "UniformCodes"]
+__all__ = ["GaussianMixture", "Prior", "StandardNormal", "UniformCodes"]

@@ -10,10 +10,12 @@ class Prior(nn.Module):
     """Base of the priors.
 
     words: what it is, for captions and messages. standard: whether each axis has mean 0 and standard deviation 1.
+    afterwards: whether it is no part of the training, and is fitted by `fit` to the codes of a finished run.
     """
 
     words: str
     standard = False
+    afterwards = False
     place: Tensor
 
     def __init__(self) -> None:
@@ -44,6 +46,13 @@ class Prior(nn.Module):
     def mean(self) -> Tensor | None:
         """The mean latent, [d], where a path can start; None where there is none."""
         return None
+
+    def fit(self, z: Tensor, seed: int) -> str:
+        """Fits a prior that is fitted afterwards to latents, with a progress bar. Returns how it went, in words.
+
+        z: of N images, [N, d]. seed: of what the fit draws. Raises UserError for latents that it cannot fit.
+        """
+        raise NotImplementedError
 
     def check_temperature(self, temperature: float, model: str) -> None:
         """Raises UserError for a temperature that cannot be applied. model: whose prior it is."""
