@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from vaelab.cli import main
 from vaelab.core.errors import UserError
+from vaelab.inference import coding, fitting
 from vaelab.nn.posteriors import DiagonalGaussian
 from vaelab.nn.priors import GaussianMixture, StandardNormal
+from vaelab.runs import Files, load
+from vaelab.runs.trained import Trained
 
 
 def mixture(covariance: str, seed: int = 0, components: int = 3, d: int = 4) -> GaussianMixture:
@@ -79,7 +88,7 @@ def test_a_fit_finds_the_mixture_that_made_the_latents(covariance):
     truth = mixture(covariance, d=2)
     truth.log_weights.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
     truth.means.copy_(torch.tensor([[-9.0, 0.0], [9.0, 0.0], [0.0, 15.0]]))
-    z = truth.sample(20_000, generator=torch.Generator().manual_seed(0))
+    z = truth.sample(10_000, generator=torch.Generator().manual_seed(0))
     found = GaussianMixture(2, 3, covariance, 1e-6)
     assert "has converged" in found.fit(z, seed=0)
     nearest = torch.cdist(truth.means, found.means).argmin(1)
@@ -135,3 +144,177 @@ def test_what_a_fitted_prior_gains_is_the_kl_of_the_aggregate_posterior():
     assert own.exact
     assert not other.exact
     assert (own.total - other.total).mean().item() == pytest.approx(kl.item(), abs=error)
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+class Fitted:
+    """A folder with small runs, in which commands are run."""
+
+    def __init__(self, folder: Path, capsys):
+        self.folder, self.capsys = folder, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        return main(list(arguments)), *self.capsys.readouterr()
+
+    def refused(self, *arguments: str, says: list[str]) -> None:
+        code, out, err = self(*arguments)
+        assert code == 2, out + err
+        assert "Traceback" not in err
+        assert len(err.splitlines()) <= 2
+        assert not [part for part in says if part not in err], err
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Runs of the digits, one epoch each, trained once: `ae`, `vae`, `cvae`, `vqvae`."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        for model in ("ae", "vae", "cvae", "vqvae"):
+            given = [f"model={model}", f"run.dir={model}", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+            given += ["trainer.limit_train_batches=2"] if model == "vqvae" else ["model.latent_dim=4"]
+            assert main(["train", *given, "report=false", "test=false", "trainer.enable_progress_bar=false"]) == 0
+    return folder
+
+
+@pytest.fixture
+def vaelab(made, tmp_path, monkeypatch, capsys):
+    """Runs commands beside copies of the runs, which a test may change."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Fitted(tmp_path, capsys)
+
+
+FIT = ("prior", "prior=gmm", "prior.components=3", "device=cpu")
+
+
+def fit(vaelab: Fitted, run: str, *arguments: str) -> str:
+    code, out, err = vaelab(*FIT, f"run={run}", *arguments)
+    assert code == 0, err
+    return out
+
+
+def test_an_autoencoder_can_be_sampled_once_a_prior_is_fitted_to_it(vaelab):
+    vaelab.refused("sample", "run=ae", says=["AE", "no prior", "vaelab prior run=ae prior=gmm", "prior=gmm"])
+    out = fit(vaelab, "ae")
+    assert "a mixture of 3 Gaussians fitted to the codes of 1,294 images" in out
+    assert "ae/priors/gmm/prior.safetensors" in out
+    assert "ELBO" not in out
+    code, said, err = vaelab("sample", "run=ae", "prior=gmm", "n=40", "seed=3", "out=made.npz")
+    assert code == 0, err
+    assert "fitted to the codes" in said
+    model = load("ae", prior="gmm")
+    expected = coding.sample(model, 40, None, (0.0, 1.0), 3)
+    with np.load("made.npz") as made:
+        assert np.abs(made["images"][..., 0] / 255 - expected[:, 0].numpy()).max() < 0.51 / 255
+    assert vaelab("sample", "run=ae", "prior=gmm")[0] == 0
+    assert Path("ae/figures/sample-gmm.png").is_file()
+    assert not Path("ae/figures/sample.png").exists()
+    vaelab.refused("sample", "run=ae", says=["no prior"])
+
+
+def test_it_is_fitted_to_what_is_asked_for(vaelab):
+    """The mixture's mean is that of what it was fitted to, whose log p(z) is the one that is printed."""
+    trained = Trained("cvae", device="cpu")
+    codes = fitting.posterior(trained, "train", 10**6, 0)
+    for of in ("means", "draws"):
+        out = fit(vaelab, "cvae", f"of={of}")
+        z, prior = fitting.latents(codes, of, 0), load("cvae", prior="gmm").require_prior()
+        torch.testing.assert_close(prior.mean, z.mean(0), atol=1e-3, rtol=1e-3)
+        figures = next(line.split()[-2:] for line in out.splitlines() if line.startswith("mean log p(z)"))
+        assert float(figures[0]) == pytest.approx(prior.log_prob(z).mean().item(), abs=2e-3)
+    assert not torch.equal(codes.code, z)
+    out = fit(vaelab, "cvae", "max_images=100")
+    assert "of 100 images" in out
+    assert vaelab("sample", "run=cvae", "prior=gmm", "label=7", "out=a.npz")[0] == 0
+
+
+def test_a_fit_to_means_says_that_the_elbo_loses(vaelab):
+    assert "of=draws" in fit(vaelab, "vae", "prior.regularisation=1e-9")
+    assert "of=draws" not in fit(vaelab, "vae", "of=draws")
+
+
+def test_a_prior_is_of_the_weights_that_it_was_fitted_to(vaelab):
+    fit(vaelab, "vae")
+    code, _, err = vaelab("train", "resume=vae", "trainer.max_epochs=2", "report=false", "test=false")
+    assert code == 0, err
+    for word in ("sample",):
+        vaelab.refused(word, "run=vae", "prior=gmm", says=["prior=gmm", "epoch 1", "vaelab prior run=vae prior=gmm"])
+    vaelab.refused("sample", "run=vae", "prior=gmm", "checkpoint=last", says=["prior=gmm checkpoint=last"])
+    fit(vaelab, "vae")
+    assert vaelab("sample", "run=vae", "prior=gmm", "n=2")[0] == 0
+
+
+def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
+    for word in ("sample",):
+        vaelab.refused(word, "run=vae", "prior=gmm", says=["prior=gmm", "no fitted prior", "vaelab prior run=vae"])
+    vaelab.refused("prior", "run=vqvae", says=["VQVAE", "discrete", "model=vae"])
+    vaelab.refused("prior", "run=ae", "of=draws", says=["of=draws", "AE"])
+    vaelab.refused(*FIT, "run=vae", "max_images=2", says=["prior.components=3", "2 images"])
+    fit(vaelab, "vae")
+    vaelab.refused("sample", "run=vae", "prior=other", says=["prior=other", "gmm"])
+    vaelab.refused("sample", "run=vae", "prior=[1]", says=["prior"])
+    monkeypatch.setattr("vaelab.runs.load", lambda *a: pytest.fail("the model was loaded"))
+    for name in ("standard", "none"):
+        vaelab.refused("prior", "run=vae", f"prior={name}", says=[f"prior={name}", "prior=gmm"])
+    vaelab.refused("prior", "run=vae", "prior=nothing", says=["prior=nothing", "gmm"])
+    vaelab.refused("prior", "run=vae", "prior.components=0", says=["prior.components=0"])
+    vaelab.refused("prior", "run=vae", "prior.covariance=round", says=["prior.covariance"])
+    vaelab.refused("prior", "run=vae", "of=codes", says=["of"])
+
+
+def test_a_training_does_not_take_it(vaelab):
+    for model in ("vae", "ae"):
+        says = ["prior=gmm", "fitted afterwards", "vaelab prior run=RUN prior=gmm"]
+        vaelab.refused("train", f"model={model}", "prior=gmm", "run.dir=x", says=says)
+    assert not Path("x").exists()
+
+
+def test_a_write_that_is_cut_short_leaves_nothing_or_the_former(vaelab, monkeypatch):
+    from safetensors import torch as files
+
+    save = files.save_file
+
+    def cut(tensors, path, metadata):
+        save(tensors, path, metadata)
+        Path(path).write_bytes(Path(path).read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "save_file", cut)
+        assert vaelab(*FIT, "run=ae")[0] == 130
+    assert not [path for path in Path("ae/priors").rglob("*") if path.is_file()]
+    vaelab.refused("sample", "run=ae", "prior=gmm", says=["no fitted prior"])
+    fit(vaelab, "ae")
+    before = Files(Path("ae")).prior("gmm").read_bytes()
+    monkeypatch.setattr(files, "save_file", cut)
+    assert vaelab(*FIT, "run=ae", "seed=1")[0] == 130
+    assert Files(Path("ae")).prior("gmm").read_bytes() == before
+
+
+def test_a_file_that_is_damaged_or_builds_another_class_is_refused(vaelab):
+    fit(vaelab, "ae")
+    path = Files(Path("ae")).prior("gmm")
+    whole = path.read_bytes()
+    for wrong in (b"", whole[:-8], b"nonsense" + whole):
+        path.write_bytes(wrong)
+        vaelab.refused("sample", "run=ae", "prior=gmm", says=[str(path), "damaged", "vaelab prior run=ae"])
+    for old, new in ((b"vaelab.nn.priors.GaussianMixture", b"vaelab.nn.priors.standard.os____"),
+                     (b"vaelab.nn.priors.GaussianMixture", b"os.path.basename".ljust(32, b"_"))):  # fmt: skip
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        vaelab.refused("sample", "run=ae", "prior=gmm", says=[str(path), "refused", "vaelab prior run=ae"])
+
+
+def test_completion_knows_the_command_and_its_keys(vaelab, monkeypatch, capsys):
+    for line, known in (("vaelab pri", "prior"), ("vaelab prior max", "max_images="), ("vaelab prior pr", "prior="),
+                        ("vaelab sample pr", "prior="), ("vaelab eval o", "ood=")):  # fmt: skip
+        monkeypatch.setenv("COMP_LINE", line)
+        assert main(["-sc", "query=bash"]) == 0
+        assert known in capsys.readouterr().out.split()
+    with pytest.raises(SystemExit, match="0"):
+        main(["prior", "--help"])
+    out = capsys.readouterr().out
+    assert "components: 10" in out
+    assert "prior        gmm: a mixture" in out

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": ("vaelab.commands.eval", "measure a trained model: likelihood, latents, samples, and more"),
     "compare": ("vaelab.commands.compare", "figures of runs side by side, ranked where that means something"),
     "doctor": ("vaelab.commands.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
+    "prior": ("vaelab.commands.trained.prior", "fit a prior to the codes of a finished run, to sample it"),
     "sample": ("vaelab.commands.trained.sample", "draw images from a model's prior"),
     "reconstruct": ("vaelab.commands.trained.reconstruct", "images, what the model makes of them, and the difference"),
     "traverse": ("vaelab.commands.trained.traverse", "what each latent dimension changes in a picture"),
@@ -106,10 +107,12 @@ def _complete(arguments: list[str]) -> int:
 
 
 def _keys(word: str) -> list[str]:
-    """The keys of a command whose config has no groups to choose from."""
+    """The keys of a command that takes none of a training's, and the groups that it chooses from."""
     import yaml
 
     from vaelab.core.conf import CONF
 
     keys = yaml.safe_load((CONF / f"{word}.yaml").read_text())
-    return [key for key in keys if key not in ("defaults", "hydra", "runs")] + (["ood"] if word == "eval" else [])
+    chosen = [name for entry in keys["defaults"] if isinstance(entry, dict) for name in entry if " " not in name]
+    groups = [name.rpartition("@")[2] for name in chosen]
+    return [key for key in keys if key not in ("defaults", "hydra", "runs")] + groups

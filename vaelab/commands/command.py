@@ -63,6 +63,12 @@ def in_quotes(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
+def prior_named(argument: str) -> str:
+    """`prior=NAME` of a command that takes a fitted prior by its name: Hydra would take an option of conf/prior."""
+    key, equals, value = argument.partition("=")
+    return f"prior={{name:{value or 'null'}}}" if key == "prior" and equals and not value.startswith("{") else argument
+
+
 def as_text(value: str) -> str:
     """A string of Hydra's grammar: quotes escaped, with the backslashes before them, and `${` as it is."""
     text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)

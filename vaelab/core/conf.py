@@ -11,7 +11,7 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 
 
 def target_names() -> dict[str, str]:
-    """Names that models, data sets and likelihoods have on the command line, by their `_target_`."""
-    files = [path for group in ("model", "dataset", "likelihood") for path in (CONF / group).glob("*.yaml")]
+    """Names that models, data sets, likelihoods and priors have on the command line, by their `_target_`."""
+    files = [path for group in ("model", "dataset", "likelihood", "prior") for path in (CONF / group).glob("*.yaml")]
     found = ((re.search(r"^_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE), path) for path in files)
     return {target[1]: path.stem for target, path in found if target}

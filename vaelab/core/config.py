@@ -88,12 +88,17 @@ def check(config: Any, key: str = "") -> None:
         check(value, f"{key}.{name}" if key else name)
 
 
-def _check_call(config: dict[str, Any], key: str) -> None:
+def target_of(config: dict[str, Any], key: str) -> Any:
+    """The class or function that a config node calls. Raises UserError if it cannot be imported."""
     try:
-        target = get_object(config["_target_"])
+        return get_object(config["_target_"])
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({reason})") from error
+
+
+def _check_call(config: dict[str, Any], key: str) -> None:
+    target = target_of(config, key)
     signature = inspect.signature(target).parameters
     for name, parameter in signature.items():
         needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD

@@ -6,6 +6,7 @@ Nothing here knows a trainer; `vaelab.models.module` has the half that Lightning
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -145,8 +146,12 @@ class Variant(nn.Module):
     def require_prior(self) -> Prior:
         """The prior. Raises UserError if there is none."""
         if self.prior is None:
-            raise UserError(f"{type(self).__name__} has no prior to draw samples from: use model=vae")
+            raise UserError(f"{type(self).__name__} has no prior to draw samples from: vaelab prior fits one")
         return self.prior
+
+    def draw_from(self, prior: Prior) -> None:
+        """Puts another prior in the place of the model's own: one that was fitted to its codes afterwards."""
+        self.prior, self.layout = prior, replace(self.layout, standard=prior.standard)
 
     def start_from(self, mean_image: Tensor, spread: float) -> None:
         """Starts a fresh model at the training set's mean image.

@@ -51,13 +51,23 @@ class Files:
         """A figure by its name."""
         return self.figures / f"{name}.png"
 
-    def evaluation(self, split: str) -> Path:
-        """The evaluation of the test, val or train images."""
-        return self.folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+    def prior(self, name: str) -> Path:
+        """A prior that was fitted to the run."""
+        return self.priors / name / "prior.safetensors"
 
-    def per_image(self, split: str) -> Path:
+    @property
+    def fitted(self) -> list[str]:
+        """The names of the priors that were fitted to the run."""
+        return sorted(path.parent.name for path in self.priors.glob("*/prior.safetensors"))
+
+    def evaluation(self, split: str, prior: str | None = None) -> Path:
+        """The evaluation of the test, val or train images, under the model's own prior or one that was fitted."""
+        folder = self.folder if prior is None else self.prior(prior).parent
+        return folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+
+    def per_image(self, split: str, prior: str | None = None) -> Path:
         """Values of single images that an evaluation measured, in the order of the split."""
-        return self.evaluation(split).with_suffix(".npz")
+        return self.evaluation(split, prior).with_suffix(".npz")
 
     @property
     def logs(self) -> tuple[Path, Path]:

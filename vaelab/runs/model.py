@@ -14,18 +14,21 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 
-def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Model:
+def load(run: str | Path, checkpoint: str = "best", device: str = "cpu", prior: str | None = None) -> Model:
     """The trained model of a run, in eval mode.
 
     run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
-    checkpoint: `best` or `last`. device: where to put it.
-    Raises UserError if the folder is no run or the checkpoint is missing or damaged.
+    checkpoint: `best` or `last`. device: where to put it. prior: the name of one that vaelab prior has fitted to the
+    run, which takes the place of the model's own.
+    Raises UserError if the folder is no run, if the checkpoint is missing or damaged, or the prior is of other weights.
     """
     from vaelab.core.config import build, check
     from vaelab.core.renames import upgrade_tensors
-    from vaelab.runs import exported
+    from vaelab.runs import exported, priors
 
     if exported.holds_export(run):
+        if prior is not None:
+            raise UserError(f"prior={prior}: {run} is an export, which has none: name the run folder")
         return exported.load(run, device)
     folder = find(run)
     config = read_config(folder)
@@ -36,4 +39,7 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu") -> Mode
         model.load_state_dict(upgrade_tensors(saved["state_dict"]))
     except RuntimeError as error:
         raise UserError(f"{folder}: checkpoints/{checkpoint}.ckpt is of another model than config.yaml says") from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if prior is not None:
+        model.draw_from(priors.read(folder, prior, model, checkpoint).eval())
+    return model

@@ -24,16 +24,24 @@ class Trained:
     """A run folder with its model, in eval mode, and its data, which is read when first asked for.
 
     run: a run folder, or `last`. checkpoint: `best` or `last`. device: `auto`, or as torch names it.
-    root: where the data lies, if it has moved. Raises UserError for what cannot be had.
+    root: where the data lies, if it has moved. prior: one that was fitted to the run, in the place of the model's own.
+    Raises UserError for what cannot be had.
     """
 
     model: Model
 
-    def __init__(self, run: str | Path, checkpoint: str = "best", device: str = "auto", root: str | None = None):
+    def __init__(
+        self,
+        run: str | Path,
+        checkpoint: str = "best",
+        device: str = "auto",
+        root: str | None = None,
+        prior: str | None = None,
+    ):
         quieten()
         self.folder, self.checkpoint = runs.find(run), checkpoint
         self.config = runs.read_config(self.folder)
-        self.model = runs.load(self.folder, checkpoint, _device(device))
+        self.model = runs.load(self.folder, checkpoint, _device(device), prior)
         self.dataset: dict[str, Any] = dict(self.config["dataset"])
         if root is not None:
             if "root" not in self.dataset:

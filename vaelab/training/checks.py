@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaelab.core.conf import CONF
+from vaelab.core.conf import CONF, target_names
 from vaelab.core.errors import UserError
 from vaelab.runs.jobs import MAY_MOVE
 from vaelab.runs.layout import Files
@@ -31,7 +31,7 @@ SWITCHES = {
 def check_run(config: dict[str, Any], run: Path) -> None:
     """Raises UserError for what can be told to be wrong before data and model are built."""
     from vaelab import runs
-    from vaelab.core.config import check
+    from vaelab.core.config import check, target_of
 
     if FIRST and config["resume"] is None:
         check_unused(run)
@@ -49,6 +49,11 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         raise UserError(f"compile=true needs a C++ compiler, and {compiler} is not there: install it, or set CXX")
     if not config["model"]:
         raise UserError("model=null: choose a model, such as model=vae")
+    if config["prior"] and getattr(target_of(config["prior"], "prior"), "afterwards", False):
+        name = target_names().get(config["prior"]["_target_"], "")
+        raise UserError(
+            f"prior={name}: it is fitted afterwards: leave it out and train, then vaelab prior run=RUN prior={name}"
+        )
     for part, example in PARTS.items():
         if config[part] and part not in config["model"]:
             raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")

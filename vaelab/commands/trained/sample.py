@@ -32,11 +32,17 @@ class Options(viewing.Options):
     label: NonNegativeInt | Literal["all"] | None
     temperature: NonNegativeFloat
     level: str | None
+    prior: dict[Literal["name"], str | None]
+
+    @property
+    def fitted(self) -> str | None:
+        """The name of the fitted prior to draw from; None for the model's own."""
+        return self.prior["name"]
 
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab sample` with these arguments. Returns the exit code."""
-    return command.single("sample", job, arguments)
+    return command.single("sample", job, [command.prior_named(argument) for argument in arguments])
 
 
 def job(config: Any) -> None:
@@ -49,9 +55,9 @@ def job(config: Any) -> None:
         raise UserError(
             f"n={asked.n}: a figure holds at most {IN_A_FIGURE:,} images: out=FOLDER/ or out=FILE.npz takes more"
         )
-    trained = viewing.opened(asked)
-    _check(trained.model, asked)
-    path = viewing.destination(asked.out, trained.folder, "sample")
+    trained = viewing.opened(asked, asked.fitted)
+    _check(trained, asked)
+    path = viewing.destination(asked.out, trained.folder, f"sample-{asked.fitted}" if asked.fitted else "sample")
     count, batches = _drawn(trained, asked)
     if kind == "figure":
         from vaelab.figures import style
@@ -59,15 +65,20 @@ def job(config: Any) -> None:
         style.save(_drawing(trained, asked, list(batches)), path)
     else:
         viewing.write_images(path, kind, count, batches)
-    print(f"{count:,} samples of {trained.config['run']['name']}{_classes(trained.model, asked, count)}")
+    source = f" from {trained.model.require_prior().words}" if asked.fitted else ""
+    print(f"{count:,} samples of {trained.config['run']['name']}{_classes(trained.model, asked, count)}{source}")
     print(f"{kind}: {path}")
 
 
-def _check(model: Any, asked: Options) -> None:
+def _check(trained: Trained, asked: Options) -> None:
     """Raises UserError for what this model cannot do."""
+    from vaelab.runs import priors
+
+    model: Any = trained.model
     name = type(model).__name__
     if model.prior is None:
-        raise UserError(f"run: {name} has no prior to draw samples from: use a run of model=vae, or vaelab reconstruct")
+        fit = priors.command(trained.folder, "gmm", asked.checkpoint)
+        raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
     if asked.label == "all" and not model.conditional:
         raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")
     viewing.check_label(model, None if asked.label == "all" else asked.label)
@@ -121,6 +132,7 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
     if asked.label == "all":
         return figures.classes(images.unflatten(0, (classes, -1)), [f"class {k}" for k in range(classes)])
     title = f"{trained.config['run']['name']}: samples" + ("" if asked.label is None else f" of class {asked.label}")
+    title += f", prior {asked.fitted}" if asked.fitted else ""
     return figures.samples(images, _columns(model, asked, len(images)), title)
 
 

@@ -28,15 +28,21 @@ NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
-class Options:
-    """Keys of all these commands; see conf/sample.yaml."""
+class Opening:
+    """Keys that say which trained run to open, and how; see conf/sample.yaml."""
 
     run: str
     checkpoint: Literal["best", "last"]
-    split: Literal["test", "val", "train"]
     root: str | None
     device: str
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True)
+class Options(Opening):
+    """Keys of all the commands that make pictures of a run; see conf/sample.yaml."""
+
+    split: Literal["test", "val", "train"]
     out: str | None
 
 
@@ -51,14 +57,17 @@ class Chosen(NamedTuple):
 # --- the run and its images -------------------------------------------------------------------
 
 
-def opened(options: Options) -> Trained:
-    """The run that the options name. Data that are binarised at every visit are so by the options' seed."""
+def opened(options: Opening, prior: str | None = None) -> Trained:
+    """The run that the options name. Data that are binarised at every visit are so by the options' seed.
+
+    prior: the name of one that was fitted to the run, to take the place of the model's own.
+    """
     import torch
 
     from vaelab.runs.trained import Trained
 
     torch.manual_seed(options.seed)
-    trained = Trained(options.run, options.checkpoint, options.device, options.root)
+    trained = Trained(options.run, options.checkpoint, options.device, options.root, prior)
     if not all(bool(weights.isfinite().all()) for weights in trained.model.parameters()):
         other = {"best": "last", "last": "best"}[options.checkpoint]
         raise UserError(

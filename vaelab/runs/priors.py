@@ -1,0 +1,123 @@
+"""Priors that were fitted afterwards: each a file in the run folder, which knows the weights it was fitted to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaelab.core.errors import UserError
+from vaelab.core.files import damaged, whole
+from vaelab.runs.layout import Files
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vaelab.models import Model
+    from vaelab.nn.priors import Prior
+
+KEY, FORMAT = "vaelab", "vaelab-prior-1"
+"""The file's entry with all that is no tensor, as JSON, and its version."""
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all that a module's state holds: of other weights it is another one."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        is_tensor = isinstance(value, torch.Tensor)
+        flat = value.detach().cpu().reshape(-1) if is_tensor else None
+        found.update(repr(value).encode() if flat is None else flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def command(run: Path, name: str, checkpoint: str) -> str:
+    """The command that fits a prior to a run."""
+    words = f"vaelab prior {shlex.quote(f'run={run}')} prior={name}"
+    return words if checkpoint == "best" else f"{words} checkpoint={checkpoint}"
+
+
+def write(run: Path, name: str, prior: Prior, about: dict[str, Any]) -> Path:
+    """Writes a fitted prior, whole or not at all, in the place of an earlier one and its evaluations.
+
+    about: plain data: `node`, the config that the class is built from; `arguments` that are given then; `model`, the
+    fingerprint of the model; `checkpoint`, and how it was fitted. Returns the file's path.
+    """
+    from safetensors.torch import save_file
+
+    path, text = Files(run).prior(name), json.dumps({"format": FORMAT, "words": prior.words} | about)
+    tensors = {key: value.cpu().clone().contiguous() for key, value in prior.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        save_file(tensors, partial, metadata={KEY: text})
+    for old in path.parent.glob("evaluation*"):
+        old.unlink()
+    return path
+
+
+def read(run: Path, name: str, model: Model, checkpoint: str) -> Prior:
+    """A prior that was fitted to the codes of `model`, on its device.
+
+    model: as the `checkpoint` has it. The file may be anyone's: only classes of vaelab are built, and no pickle is
+    read. Raises UserError if there is no such prior, if its file is damaged, or if it was fitted to other weights.
+    """
+    again = f"fit it again: {command(run, name, checkpoint)}"
+    path = Files(run).prior(name)
+    if name not in Files(run).fitted:
+        fits = f"{command(run, name, checkpoint)} fits one, and without prior= the model's own is used"
+        raise UserError(f"prior={name}: the run has {_listed(run)}\n{fits}")
+    about, tensors = _content(path, again)
+    if about["model"] != fingerprint(model):
+        point = about["checkpoint"]
+        raise UserError(
+            f"prior={name}: it was fitted to the {point['name']} checkpoint of epoch {point['epoch']}, whose weights "
+            f"are not those of the {checkpoint} one\n{again}"
+        )
+    prior = _built(path, about, tensors, again)
+    prior.words = about["words"]
+    return prior.to(model.device)
+
+
+def _listed(run: Path) -> str:
+    names = Files(run).fitted
+    return f"no such fitted prior, but {' and '.join(names)}" if names else "no fitted prior yet"
+
+
+def _content(path: Path, again: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the file says, and its tensors. Raises UserError for what is damaged or of another program."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(KEY, "")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        about = json.loads(text)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, "it is no fitted prior", again) from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise damaged(path, "it is of another version of vaelab", again)
+    needed = {"node": dict, "arguments": dict, "model": str, "words": str, "checkpoint": dict}
+    if not all(isinstance(about.get(key), kind) for key, kind in needed.items()):
+        raise damaged(path, "something is missing in it", again)
+    return about, tensors
+
+
+def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], again: str) -> Prior:
+    from vaelab.core.config import build, check
+    from vaelab.core.renames import upgrade
+    from vaelab.runs.exported import foreign_targets
+
+    node = upgrade(about["node"])
+    if "_target_" not in node or foreign_targets(node):
+        raise UserError(f"{path} is refused: its prior is no class of vaelab, and is not run\n{again}")
+    check(node, "prior")
+    try:
+        prior = build(node)(**about["arguments"])
+        prior.load_state_dict(tensors)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise damaged(path, "its tensors are of another prior than it says", again) from error
+    return prior
