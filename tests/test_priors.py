@@ -18,7 +18,7 @@ from vaelab.core.errors import UserError
 from vaelab.inference import coding, fitting
 from vaelab.nn.posteriors import DiagonalGaussian
 from vaelab.nn.priors import GaussianMixture, StandardNormal
-from vaelab.runs import Files, load
+from vaelab.runs import Files, load, read_evaluation, write_evaluation
 from vaelab.runs.trained import Trained
 
 
@@ -187,6 +187,7 @@ def vaelab(made, tmp_path, monkeypatch, capsys):
 
 
 FIT = ("prior", "prior=gmm", "prior.components=3", "device=cpu")
+EVAL = ("eval", "sections=[likelihood]", "importance_samples=50", "device=cpu")
 
 
 def fit(vaelab: Fitted, run: str, *arguments: str) -> str:
@@ -230,6 +231,40 @@ def test_it_is_fitted_to_what_is_asked_for(vaelab):
     assert vaelab("sample", "run=cvae", "prior=gmm", "label=7", "out=a.npz")[0] == 0
 
 
+def test_a_fitted_prior_changes_the_bounds_by_no_more_than_the_kl_of_the_aggregate(vaelab):
+    """And what the command says that the ELBO gains on the validation images, vaelab eval finds there."""
+    out = fit(vaelab, "vae", "of=draws")
+    said = next(float(line.split()[-1]) for line in out.splitlines() if line.startswith("ELBO gained over N(0, I)"))
+    assert vaelab(*EVAL, "run=vae", "split=val", "sections=[likelihood,latents]", "gap_images=2")[0] == 0
+    code, printed, err = vaelab(*EVAL, "run=vae", "split=val", "prior=gmm")
+    assert code == 0, err
+    assert "prior=gmm (a mixture of 3 Gaussians fitted to the draws of q(z|x) of 1,294 images)" in printed
+    own, other = (read_evaluation(Path("vae"), "val", prior) for prior in (None, "gmm"))
+    figures, found = own["figures"], other["figures"]
+    gain = found["likelihood/elbo"] - figures["likelihood/elbo"]
+    assert gain == pytest.approx(said, abs=0.1)
+    assert gain <= figures["latents/kl_total_correlation"] + figures["latents/kl_dimension_wise"] + 0.1
+    assert found["likelihood/reconstruction"] == pytest.approx(figures["likelihood/reconstruction"], abs=1e-6)
+    assert "prior" not in own
+    assert other["prior"]["name"] == "gmm"
+    assert Files(Path("vae")).per_image("val", "gmm").is_file()
+
+
+def test_another_fit_takes_the_place_of_the_former_and_of_its_evaluation(vaelab):
+    fit(vaelab, "vae", "of=draws")
+    assert vaelab(*EVAL, "run=vae", "prior=gmm")[0] == 0
+    before = read_evaluation(Path("vae"), "test", "gmm")
+    fit(vaelab, "vae", "of=means", "prior.covariance=diag")
+    assert read_evaluation(Path("vae"), "test", "gmm") == {}
+    assert vaelab(*EVAL, "run=vae", "prior=gmm")[0] == 0
+    after = read_evaluation(Path("vae"), "test", "gmm")
+    assert before["prior"]["fit"] != after["prior"]["fit"]
+    assert before["figures"]["likelihood/elbo"] > after["figures"]["likelihood/elbo"]
+    write_evaluation(Path("vae"), before)  # as one that was measured while the prior was fitted again
+    assert vaelab("eval", "run=vae", "prior=gmm", "sections=[reconstruction]", "device=cpu")[0] == 0
+    assert "likelihood/elbo" not in read_evaluation(Path("vae"), "test", "gmm")["figures"]
+
+
 def test_a_fit_to_means_says_that_the_elbo_loses(vaelab):
     assert "of=draws" in fit(vaelab, "vae", "prior.regularisation=1e-9")
     assert "of=draws" not in fit(vaelab, "vae", "of=draws")
@@ -239,7 +274,7 @@ def test_a_prior_is_of_the_weights_that_it_was_fitted_to(vaelab):
     fit(vaelab, "vae")
     code, _, err = vaelab("train", "resume=vae", "trainer.max_epochs=2", "report=false", "test=false")
     assert code == 0, err
-    for word in ("sample",):
+    for word in ("sample", "eval"):
         vaelab.refused(word, "run=vae", "prior=gmm", says=["prior=gmm", "epoch 1", "vaelab prior run=vae prior=gmm"])
     vaelab.refused("sample", "run=vae", "prior=gmm", "checkpoint=last", says=["prior=gmm checkpoint=last"])
     fit(vaelab, "vae")
@@ -247,7 +282,7 @@ def test_a_prior_is_of_the_weights_that_it_was_fitted_to(vaelab):
 
 
 def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
-    for word in ("sample",):
+    for word in ("sample", "eval"):
         vaelab.refused(word, "run=vae", "prior=gmm", says=["prior=gmm", "no fitted prior", "vaelab prior run=vae"])
     vaelab.refused("prior", "run=vqvae", says=["VQVAE", "discrete", "model=vae"])
     vaelab.refused("prior", "run=ae", "of=draws", says=["of=draws", "AE"])
@@ -255,6 +290,7 @@ def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
     fit(vaelab, "vae")
     vaelab.refused("sample", "run=vae", "prior=other", says=["prior=other", "gmm"])
     vaelab.refused("sample", "run=vae", "prior=[1]", says=["prior"])
+    vaelab.refused("eval", "run=vae", "prior=[1]", says=["prior"])
     monkeypatch.setattr("vaelab.runs.load", lambda *a: pytest.fail("the model was loaded"))
     for name in ("standard", "none"):
         vaelab.refused("prior", "run=vae", f"prior={name}", says=[f"prior={name}", "prior=gmm"])

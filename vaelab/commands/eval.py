@@ -30,13 +30,13 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
 }
 """Integers among the options, and the least and the greatest that each can be."""
-KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", *BOUNDS}
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab eval` with these arguments. Returns the exit code."""
     arguments = [f"dataset@{a}" if a.startswith("ood=") else a for a in arguments]
-    return command.single("eval", job, arguments)
+    return command.single("eval", job, [command.prior_named(argument) for argument in arguments])
 
 
 def job(config: Any) -> None:
@@ -48,6 +48,7 @@ def job(config: Any) -> None:
 
     options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check(options)
+    options["prior"] = options["prior"]["name"]
     run = runs.find(options["run"])
     saved = runs.read_config(run)
     if options.get("ood"):
@@ -58,7 +59,7 @@ def job(config: Any) -> None:
     subject, about = measure.prepare(run, saved, options)
     evaluation, failed = measure.measure(run, subject, about, _chosen(options))
     if evaluation["protocols"]:
-        print(f"evaluation: {Files(run).evaluation(options['split'])}")
+        print(f"evaluation: {Files(run).evaluation(options['split'], options['prior'])}")
     asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
     if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
         raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
@@ -87,6 +88,8 @@ def _check(options: dict[str, Any]) -> None:
     for key, known in (("split", SPLITS), ("checkpoint", CHECKPOINTS)):
         if options[key] not in known:
             raise UserError(f"{key}={options[key]}: must be {', '.join(known[:-1])} or {known[-1]}")
+    if options["prior"].keys() != {"name"} or not isinstance(options["prior"]["name"], str | None):
+        raise UserError(f"prior={options['prior'].get('name')}: must be the name of a fitted prior")
     sections = options["sections"]
     if sections is not None and (not isinstance(sections, list) or not sections):
         raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")

@@ -19,11 +19,12 @@ from vaelab.core.words import number, wrapped
 from vaelab.evaluation.findings.diagnosis import diagnose_evaluation, verdicts
 from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
 from vaelab.runs import Files
+from vaelab.runs.priors import fingerprint
 from vaelab.runs.trained import Trained, open_data
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
 """Options of a data set that its images do not depend on."""
-KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject")
+KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject", "prior")
 """What has to be the same for an earlier evaluation's sections to stay in the file."""
 WIDTH = 24
 """Of the column of names."""
@@ -35,7 +36,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     saved: the run's config. options: those of conf/eval.yaml. Raises UserError for a run, a checkpoint,
     a device or data that cannot be had, or images that are not the model's.
     """
-    trained = Trained(run, options["checkpoint"], options["device"], options["root"])
+    trained = Trained(run, options["checkpoint"], options["device"], options["root"], options.get("prior"))
     model, data, dataset, part = trained.model, trained.data, trained.dataset, options["split"]
     point = runs.read_checkpoint(runs.checkpoint_path(run, options["checkpoint"]))
     if not hasattr(data, part) or len(getattr(data, part)) < 2:
@@ -70,6 +71,9 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
             "scheduled": {name: float(getattr(model, name)) for name in model.scalars},
         },
     }
+    if options.get("prior"):
+        prior = model.require_prior()
+        about["prior"] = {"name": options["prior"], "words": prior.words, "fit": fingerprint(prior)}
     return Subject(model, data, part, identity, settings, other), about
 
 
@@ -90,7 +94,7 @@ def measure(
     and the sections that should have been measured but failed; why is in its `skipped`.
     """
     evaluation, fresh = _begun(run, about)
-    failed, path, done = set(), _per_image_path(run, subject.part), 0
+    failed, path, done = set(), _per_image_path(run, about), 0
     print(heading(evaluation, kept=[name for name in evaluation["protocols"] if name not in sections]), flush=True)
     try:
         with torch.no_grad():
@@ -116,7 +120,7 @@ def measure(
         print(f"\ninterrupted; what was measured is kept; measure the rest with sections=[{rest}]")
         raise
     if not evaluation["protocols"] and not failed:  # an empty evaluation would look like a healthy one
-        Files(run).evaluation(about["split"]).unlink(missing_ok=True)
+        Files(run).evaluation(about["split"], _prior_of(about)).unlink(missing_ok=True)
         return evaluation, failed
     findings = diagnose_evaluation(evaluation["figures"], evaluation["subject"])
     evaluation |= {
@@ -131,12 +135,12 @@ def measure(
 
 def _begun(run: Path, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The evaluation to fill, with the sections that an earlier one has measured of the same; whether there is none."""
-    path = _per_image_path(run, about["split"])
+    path = _per_image_path(run, about)
     if path.is_file():
         _read_arrays(path)
     empty: dict[str, Any] = {"figures": {}, "vectors": {}, "arrays": {}, "protocols": {}, "skipped": {}, "seconds": {}}
-    before = runs.read_evaluation(run, about["split"])
-    fresh = any(before.get(name) != about[name] for name in KEPT)
+    before = runs.read_evaluation(run, about["split"], _prior_of(about))
+    fresh = any(before.get(name) != about.get(name) for name in KEPT)
     kept = empty if fresh else {name: before.get(name, value) for name, value in empty.items()}
     return about | kept | {"findings": [], "verdicts": {}}, fresh
 
@@ -167,9 +171,14 @@ def _replace(evaluation: dict[str, Any], name: str, section: Section | None, pat
         _write_arrays(path, {key: v for key, v in _read_arrays(path).items() if key not in gone} | found)
 
 
-def _per_image_path(run: Path, split: str) -> Path:
+def _prior_of(about: dict[str, Any]) -> str | None:
+    """The name of the fitted prior that is measured; None for the model's own."""
+    return about.get("prior", {}).get("name")
+
+
+def _per_image_path(run: Path, about: dict[str, Any]) -> Path:
     """Where the values of single images are: an entry per image, in the order of the split."""
-    return Files(run).evaluation(split).with_suffix(".npz")
+    return Files(run).per_image(about["split"], _prior_of(about))
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
@@ -194,6 +203,7 @@ def heading(evaluation: dict[str, Any], kept: list[str]) -> str:
     """What is measured, and which sections of an earlier evaluation stay."""
     point, images = evaluation["checkpoint"], f"{evaluation['images']:,} images of {evaluation['split']}"
     first = f"{evaluation['run']}, {point['name']} checkpoint (epoch {point['epoch']}), {images}"
+    first += f", prior={evaluation['prior']['name']} ({evaluation['prior']['words']})" if _prior_of(evaluation) else ""
     return first + (f"; kept from before: {', '.join(kept)}" if kept else "")
 
 

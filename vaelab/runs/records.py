@@ -48,13 +48,17 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def write_evaluation(run: Path, evaluation: dict[str, Any]) -> None:
-    """Writes the evaluation of a split."""
-    write_text(Files(run).evaluation(evaluation["split"]), json.dumps(evaluation, indent=2) + "\n")
+    """Writes the evaluation of a split, under the prior that it names."""
+    path = Files(run).evaluation(evaluation["split"], evaluation.get("prior", {}).get("name"))
+    write_text(path, json.dumps(evaluation, indent=2) + "\n")
 
 
-def read_evaluation(run: Path, split: str) -> dict[str, Any]:
-    """The evaluation of a split; empty if there is none. Raises UserError if the file is damaged."""
-    return read_json(Files(run).evaluation(split), MEASURE_AGAIN)
+def read_evaluation(run: Path, split: str, prior: str | None = None) -> dict[str, Any]:
+    """The evaluation of a split under the model's own prior, or under one that was fitted; empty if there is none.
+
+    Raises UserError if the file is damaged.
+    """
+    return read_json(Files(run).evaluation(split, prior), MEASURE_AGAIN)
 
 
 def checkpoint_path(run: Path, name: str) -> Path:
