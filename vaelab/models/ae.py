@@ -16,7 +16,7 @@ from vaelab.nn.posteriors import Point
 
 
 class AE(Model):
-    """Minimises -log p(x | f(x)): no noise, no prior, nothing to sample.
+    """Minimises -log p(x | f(x)): no noise, no prior, nothing to sample until a prior is fitted to its codes.
 
     latent_dim: size d of the code.
     """
