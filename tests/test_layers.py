@@ -22,7 +22,8 @@ HYDRA = ("core/config.py", "runs/", "sweeps/", "commands/")
 FILES = ("runs/",)
 """Where the names of files in a run folder stand."""
 NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "run.log", "output.txt", "report.html",
-         "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml", ".lock", "prior.safetensors")  # fmt: skip
+         "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml", ".lock",
+         "prior.safetensors")  # fmt: skip
 SLOW = ("wandb", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard", "jinja2", "markupsafe",
         "safetensors", "onnx", "onnxruntime", "onnxscript", "optuna", "ray", "zuko", "scipy")  # fmt: skip
 """Libraries that are imported where they are used."""

@@ -266,8 +266,10 @@ def test_another_fit_takes_the_place_of_the_former_and_of_its_evaluation(vaelab)
 
 
 def test_a_fit_to_means_says_that_the_elbo_loses(vaelab):
-    assert "of=draws" in fit(vaelab, "vae", "prior.regularisation=1e-9")
-    assert "of=draws" not in fit(vaelab, "vae", "of=draws")
+    assert "of=draws" in fit(vaelab, "vae", "of=means", "prior.regularisation=1e-9")
+    out = fit(vaelab, "vae")
+    assert "of=draws" not in out
+    assert "fitted to the draws of q(z|x)" in out
 
 
 def test_a_prior_is_of_the_weights_that_it_was_fitted_to(vaelab):

@@ -41,9 +41,9 @@ def posterior(trained: Trained, split: str, most: int, seed: int) -> Posterior:
 
 
 @torch.no_grad()
-def latents(codes: Posterior, of: Of, seed: int) -> Tensor:
-    """What stands for each image: [N, d]. seed: of the draws, one of each image."""
-    if of == "means":
+def latents(codes: Posterior, of: Of | None, seed: int) -> Tensor:
+    """What stands for each image, its code where `of` is None: [N, d]. seed: of the draws, one of each image."""
+    if of != "draws":
         return codes.code
     generator = torch.Generator().manual_seed(seed_of(seed, "draws"))
     return codes.rsample(torch.randn(codes.code.shape, generator=generator).to(codes.code.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ class Options(viewing.Opening):
     """Keys of conf/prior.yaml."""
 
     prior: dict[str, Any] | None
-    of: Literal["means", "draws"]
+    of: Literal["means", "draws"] | None
     max_images: PositiveInt
 
 
@@ -55,6 +55,7 @@ def job(config: Any) -> None:
     name = HydraConfig.get().runtime.choices["prior"]
     _check(asked.prior, name)
     trained = _opened(asked)
+    asked = replace(asked, of=asked.of or ("draws" if trained.model.blank().density else "means"))
     codes = _codes(trained, asked)
     started = time.monotonic()
     prior, how = _fitted(trained, asked, codes["train"])
