@@ -1,4 +1,4 @@
-"""A batch of images, with what is known of them."""
+"""A batch of images, with what is known of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaelab.core.distributed import Share
 
 
 class Batch(NamedTuple):
-    """Images with what is known of them.
+    """A batch of images, with what is known of each.
 
     images: [B, C, H, W], uint8 from a split, float32 in the data's range at the model.
     labels: class indices, [B] int64, or None.
@@ -25,6 +25,6 @@ class Batch(NamedTuple):
     share: Share | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch with its tensors on `device`."""
+        """Moves the tensors of the batch to `device`; returns a new batch."""
         moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in self[:3])
         return Batch(*moved, self.share)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 
 
 def target_names() -> dict[str, str]:
-    """Names that models, data sets, likelihoods and priors have on the command line, by their `_target_`."""
+    """Maps the `_target_` of each model, data set, likelihood and prior to its name on the command line."""
     files = [path for group in ("model", "dataset", "likelihood", "prior") for path in (CONF / group).glob("*.yaml")]
-    found = ((re.search(r"^_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE), path) for path in files)
-    return {target[1]: path.stem for target, path in found if target}
+    matches = ((re.search(r"^_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE), path) for path in files)
+    return {match[1]: path.stem for match, path in matches if match}

@@ -19,13 +19,13 @@ from vaelab.core.errors import UserError
 from vaelab.core.renames import upgrade_run
 
 GIVEN_LATER = {"shape", "num_classes", "run"}
-"""Constructor arguments that the program gives, not the config."""
+"""Names of constructor arguments that the program gives, not the config."""
 Options = TypeVar("Options")
 NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
 
 
 def _of_list(function: Callable[[Sequence[Any]], Any]) -> Callable[[Any], Any]:
-    """The function, but None of what is no list of numbers: the check says so where the list stands."""
+    """Makes a function of lists of numbers give None for anything else, which the check refuses where it stands."""
 
     def computed(values: Any) -> Any:
         proper = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
@@ -34,7 +34,7 @@ def _of_list(function: Callable[[Sequence[Any]], Any]) -> Callable[[Any], Any]:
     return computed
 
 
-# what YAML may compute of a list: ${product:${codebook.levels}}
+# YAML computes sizes from a list with these, as in ${product:${codebook.levels}}
 OmegaConf.register_new_resolver("product", _of_list(math.prod), replace=True)
 OmegaConf.register_new_resolver("length", _of_list(len), replace=True)
 
@@ -51,13 +51,16 @@ def build(node: Any, /, **arguments: Any) -> Any:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A composed config as plain containers, with today's names of classes. Raises what OmegaConf does for `???`."""
+    """Returns a composed config as plain containers, with today's names of classes.
+
+    Raises what OmegaConf does for `???`.
+    """
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return upgrade_run(plain)
 
 
 def options(kind: type[Options], config: Any) -> Options:
-    """The keys of a command as a `kind`, whose annotations say what each can be.
+    """Makes a `kind` of the keys of a command; the annotations of `kind` say what each value can be.
 
     Raises UserError for an unknown key, a value that is missing or one that cannot be.
     """
@@ -68,8 +71,8 @@ def options(kind: type[Options], config: Any) -> Options:
             near = difflib.get_close_matches(name, hints, 1)
             raise UserError(f"{name}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
         _check_value(hints[name], value, name)
-    named: Any = kind
-    return named(**given)
+    constructor: Any = kind
+    return constructor(**given)
 
 
 def check(config: Any, key: str = "") -> None:
@@ -126,7 +129,7 @@ def _is_none(hint: Any, value: Any) -> bool:
 def _check_value(hint: Any, value: Any, key: str) -> None:
     """Refuses what is not of the type `hint`, strictly: "off" is no boolean and 20.0 no integer.
 
-    As JSON, because there a list may stand for a tuple and an integer for a float, as in YAML.
+    Values are checked as JSON, because there a list may stand for a tuple and an integer for a float, as in YAML.
     """
     adapter = TypeAdapter(hint, config=None if _has_own_config(hint) else NO_CONFIG)
     try:
@@ -136,10 +139,10 @@ def _check_value(hint: Any, value: Any, key: str) -> None:
         place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
         if problem["type"] in ("is_instance_of", "is_subclass_of", "needs_python_object"):
             raise UserError(f"{key}={value!r}: must be a mapping with a _target_") from None
-        said = problem["msg"].removeprefix("Input ").replace("should be a valid array", "must be a list")
-        said = said.replace("should be a valid int", "must be an int").replace("should be a valid", "must be a")
-        said = said.replace("should", "must").replace("Field required", "too few values")
-        raise UserError(f"{key}{place}={problem['input']!r}: {said[0].lower() + said[1:]}") from None
+        message = problem["msg"].removeprefix("Input ").replace("should be a valid array", "must be a list")
+        message = message.replace("should be a valid int", "must be an int").replace("should be a valid", "must be a")
+        message = message.replace("should", "must").replace("Field required", "too few values")
+        raise UserError(f"{key}{place}={problem['input']!r}: {message[0].lower() + message[1:]}") from None
 
 
 def _has_own_config(hint: Any) -> bool:
@@ -147,7 +150,7 @@ def _has_own_config(hint: Any) -> bool:
 
 
 def _has_target(value: Any) -> bool:
-    """Whether a config value will be an object of its own, checked where it stands."""
+    """Whether a config value has a `_target_` in it: it becomes an object, and is checked where it stands."""
     if isinstance(value, dict):
         return "_target_" in value or any(_has_target(v) for v in value.values())
     return isinstance(value, list) and any(_has_target(v) for v in value)

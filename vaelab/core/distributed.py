@@ -18,8 +18,8 @@ from torch import Tensor
 class Share(NamedTuple):
     """A process's part of a global batch.
 
-    offset: images that belong to the processes before it. count: its own. total: images of all
-    processes. processes: how many there are.
+    offset: images that belong to the processes before this one. count: images of this process. total: images of
+    all processes. processes: their number.
     """
 
     offset: int
@@ -29,7 +29,7 @@ class Share(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """What a mean over this process's images counts in the average over processes: 1 where all have alike."""
+        """Weight of this process's mean in the average over processes: 1 where all have as many images."""
         return self.processes * self.count / self.total
 
 
@@ -38,7 +38,7 @@ _alone = False
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this process's sums are over its own images: the other processes are not there to answer."""
+    """Within the block, sums are over this process's own images: the other processes are not there to answer."""
     global _alone
     _alone = True
     try:
@@ -53,25 +53,25 @@ def active() -> bool:
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """The sum of `x` over all processes, in place."""
+    """Sums `x` over all processes, in place, and returns it."""
     if active():
         dist.all_reduce(x)
     return x
 
 
 def from_first(x: Tensor) -> Tensor:
-    """The first process's `x`, in place."""
+    """Replaces `x` by the first process's, in place, and returns it."""
     if active():
         dist.broadcast(x, 0)
     return x
 
 
 def global_mean(mean: Tensor, share: Share | None) -> Tensor:
-    """The mean over the images of all processes, the same everywhere, with the gradient of this process's `mean`.
+    """Returns the mean over the images of all processes, with the gradient of this process's `mean`.
 
-    mean: over this process's images. share: None where it has them all. The loss is weighted with
-    `share.weight` and DDP averages the gradients, so that a function f of the global mean m gets
-    its exact gradient: f'(m) times the weighted average of d m_rank.
+    Its value is the same on all. mean: over this process's images. share: None where it has them
+    all. The loss is weighted with `share.weight` and DDP averages the gradients, so that a function f
+    of the global mean m gets its exact gradient: f'(m) times the weighted average of d m_rank.
     """
     if share is None:
         return mean
@@ -80,11 +80,11 @@ def global_mean(mean: Tensor, share: Share | None) -> Tensor:
 
 
 def random_rows(x: Tensor, count: int, share: Share | None) -> Tensor:
-    """`count` random rows of all processes' `x`, [N, D] on each: [count, D], the same everywhere.
+    """Draws `count` random rows of all processes' `x`, [N, D] on each: returns [count, D], the same everywhere.
 
     They are the rows that one process with all images would take: the first process's random
-    numbers count them through the global batch. share: of the images that `x` was made of, each of
-    which gives the same number of rows; None where this process has them all.
+    numbers count them through the global batch. share: this process's part of the images that
+    `x` was made of, each of which gives the same number of rows; None where this process has them all.
     """
     if share is None:
         return x[torch.randint(len(x), (count,), device=x.device)]

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user asked for cannot be done.
+    """Raised where something that the user asked for cannot be done.
 
     The message is one or two lines: the key or file, what is wrong, and the remedy. The command
     line prints it without a traceback and exits with code 2.
@@ -10,4 +10,4 @@ class UserError(Exception):
 
 
 class DivergenceError(RuntimeError):
-    """A term of the objective became infinite or NaN: training cannot go on."""
+    """Raised where a term of the objective became infinite or NaN: training cannot go on."""

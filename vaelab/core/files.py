@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read with a word for what is damaged."""
+"""Files that are written whole or not at all, and read with an error that names what is damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vaelab.core.errors import UserError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, which takes its place at the end of the block.
+    """Yields a path beside `path` to write to; that file takes the place of `path` at the end of the block.
 
     A reader thus finds the old file or the new one, never a part, whatever ends this process. If the
     block raises, the old file stays. Two processes that write the same file do not meet.
@@ -34,12 +34,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file. Raises UserError with the remedy if it is damaged."""
+    """Reads a JSON object, empty if there is no such file. Raises UserError with the remedy if it is damaged."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also of the encoding
+    except ValueError as error:  # UnicodeDecodeError is one, too
         raise UserError(f"{path} is damaged, it is no JSON: {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged, it is no JSON object: {remedy}")
@@ -47,5 +47,5 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def damaged(path: Path, why: str, remedy: str) -> UserError:
-    """The error of a file whose content is not what it should be."""
+    """Makes the error for a file whose content is not what it should be."""
     return UserError(f"{path} is damaged: {why}\n{remedy}")

@@ -12,9 +12,9 @@ from vaelab.core.distributed import all_sum
 
 
 class Means:
-    """Running sums of per-batch figures, weighted by the batches' sizes.
+    """Running sums of per-batch metrics, weighted by the batches' sizes.
 
-    `update` keeps a batch's figures as they are, on the device: nothing is computed and nothing
+    `update` keeps a batch's metrics as they are, on the device: nothing is computed and nothing
     waits for it. Every `HELD` batches they are folded into sums; `compute` copies one tensor to the
     host.
     """
@@ -34,11 +34,11 @@ class Means:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added."""
+        """Whether no batch was added."""
         return self.sums is None and not self.held
 
     def update(self, means: dict[str, Tensor], vectors: dict[str, Tensor], count: int) -> None:
-        """Adds a batch.
+        """Adds the metrics of a batch.
 
         means: 0-dim tensors, each a mean over the batch, which nobody changes afterwards. vectors:
         tensors summed over the batch. count: images in the batch.
@@ -52,7 +52,7 @@ class Means:
 
     @torch.no_grad()
     def _fold(self) -> None:
-        """Adds what is held to the sums: one stack and one product, whatever the number of batches."""
+        """Adds the held batches to the sums: one stack and one product, whatever their number."""
         if not self.held:
             return
         held, self.held = self.held, []
@@ -60,7 +60,7 @@ class Means:
         rows = rows.to(_wide(rows))
         counts = torch.tensor([count for _, _, count in held], dtype=rows.dtype, pin_memory=rows.is_cuda)
         total = counts.to(rows.device, non_blocking=True) @ rows
-        self.sums = total if self.sums is None else self.sums.to(total).add_(total)  # moves after a restore
+        self.sums = total if self.sums is None else self.sums.to(total).add_(total)  # restored sums may lie elsewhere
         bad = ~rows.isfinite()
         first = bad.index_select(0, bad.any(1).int().argmax(0, keepdim=True))[0]
         self.bad = first if self.bad is None else torch.where(self.bad.any(), self.bad, first)
@@ -71,7 +71,7 @@ class Means:
         self.count += sum(count for _, _, count in held)
 
     def merge(self, other: Means) -> None:
-        """Adds all that `other` has seen."""
+        """Adds all batches that `other` has seen."""
         self._fold()
         other._fold()
         if other.sums is None:
@@ -79,13 +79,13 @@ class Means:
         if self.sums is None:
             self.names, self.sums = other.names, torch.zeros_like(other.sums)
             self.vectors = {name: torch.zeros_like(value) for name, value in other.vectors.items()}
-        self.sums = self.sums.to(other.sums).add_(other.sums)  # moves after a restore
+        self.sums = self.sums.to(other.sums).add_(other.sums)  # restored sums may lie elsewhere
         for name, value in other.vectors.items():
             self.vectors[name] = self.vectors[name].to(value).add_(value)
         self.count += other.count
 
     def compute(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Means over all images of all processes, of the figures and of the vectors (on the CPU)."""
+        """Computes means over all images of all processes, of the metrics and of the vectors (on the CPU)."""
         self._fold()
         if self.sums is None:
             return {}, {}
@@ -97,7 +97,7 @@ class Means:
         return values, {n: part.view(v.shape) for (n, v), part in zip(self.vectors.items(), parts, strict=True)}
 
     def state(self) -> dict[str, Any]:
-        """All that the processes have added, as tensors and plain data; every process must call it."""
+        """Returns the sums over all processes as tensors and plain data; every process must call it."""
         self._fold()
         if self.sums is None:
             return {"names": [], "sums": None, "vectors": {}, "count": 0}
@@ -106,7 +106,7 @@ class Means:
         return {"names": self.names, "sums": all_sum(self.sums.clone()), "vectors": vectors, "count": count}
 
     def restore(self, state: dict[str, Any], empty: bool = False) -> None:
-        """Goes on from a `state`; `empty` takes its names alone, so that every process has the same."""
+        """Goes on from a `state`; with `empty` it takes the names alone, so that every process has the same."""
         self.clear()
         self.names, self.sums = state["names"], state["sums"]
         self.vectors, self.count = state["vectors"], state["count"]
@@ -115,22 +115,22 @@ class Means:
             self.vectors = {name: torch.zeros_like(value) for name, value in self.vectors.items()}
 
     def to(self, device: torch.device) -> None:
-        """Moves what was restored to where the processes can add it up."""
+        """Moves restored sums to `device`, where the processes can add them up."""
         if self.sums is not None:
             wide = _wide(torch.empty(0, device=device))
             self.sums = self.sums.to(device, wide)
             self.vectors = {name: value.to(device, wide) for name, value in self.vectors.items()}
 
     def first_bad(self) -> list[str]:
-        """Names of the figures that were infinite or NaN in the first batch that had one, terms before their sum."""
+        """Names the metrics that were infinite or NaN in the first batch that had one; the loss only if no term was."""
         values = self.compute()[0]
         if self.bad is not None and bool(self.bad.any()):
-            found = [name for name, bad in zip(self.names, self.bad.tolist(), strict=True) if bad]
-        else:  # another process's batch
-            found = [name for name, value in values.items() if not math.isfinite(value)]
-        return [name for name in found if name != "loss"] or found
+            bad_names = [name for name, bad in zip(self.names, self.bad.tolist(), strict=True) if bad]
+        else:  # it was another process's batch: the means alone show it
+            bad_names = [name for name, value in values.items() if not math.isfinite(value)]
+        return [name for name in bad_names if name != "loss"] or bad_names
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The type that sums of `x` are kept in: float64, where the device has it."""
+    """Returns the type that sums of `x` are kept in: float64, where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64

@@ -21,11 +21,11 @@ YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A
 
 
 class Metric(NamedTuple):
-    """What is known of a metric.
+    """A metric: its name, in what unit it is counted, which end is better, and how it is shown.
 
     name: its log key without the part, or a pattern of names. label: in words, for titles and axes.
-    unit: empty for a plain number. better: which end of it is. group: the section of a dashboard that it stands
-    in, empty for none. colour: of its lines, None for any. evaluated: its name in an evaluation, where it is the
+    unit: empty for a plain number. better: which end is. group: the section of a dashboard that it stands
+    in, empty for none. colour: that of its lines, None for any. evaluated: its name in an evaluation, where it is the
     same quantity. set: whether it was set, not measured. brief: whether the progress line shows it. main: whether
     tables show it unasked. title: a short name for a column.
     """
@@ -59,7 +59,7 @@ TRAINING = (
     Metric("penalty", "Weight of the constraint's quadratic", "1/nats", set=True),
     Metric("multiplier_rate", "Growth of the multiplier", "1/nats per step", set=True),
     Metric("vq", "Vector quantisation", SQUARED, "min", "Codebook", VERMILION, brief=True),
-    Metric("commitment", "Commitment, not weighed", SQUARED, "min", "Codebook", ORANGE),
+    Metric("commitment", "Commitment, unweighted", SQUARED, "min", "Codebook", ORANGE),
     Metric("commitment_cost", "Weight of the commitment", set=True),
     Metric(
         "perplexity", "Perplexity of the codes", "codes", "max", "Codebook", GREEN, "codebook/perplexity", brief=True
@@ -67,7 +67,7 @@ TRAINING = (
     Metric("codebook_usage", "Codes in use", "fraction of the codes", "max", "Codebook", PURPLE, "codebook/usage"),
     Metric("lr", "Learning rate", group="Schedules", set=True),
 )  # fmt: skip
-"""What training logs, in the order in which it is shown."""
+"""Metrics that training logs, in the order in which they are shown."""
 
 EVALUATION = (
     Metric("likelihood/elbo", "ELBO", NATS, "max", main=True),
@@ -84,7 +84,7 @@ EVALUATION = (
     Metric("samples/frechet", "Fréchet distance", better="min", main=True),
     Metric("anomaly/auroc_elbo", "Area under the ROC curve of −ELBO", better="max", main=True),
     Metric("*_se", "Standard error"),
-    Metric("*_real", "Of real images"),
+    Metric("*_real", "Value for real images"),
     Metric("likelihood/bits_per_dim", "Bits per dimension", "bits", "min"),
     Metric("reconstruction/*mse_mean", "Squared error, mean", "per pixel", "min"),
     Metric("reconstruction/*mse_median", "Squared error, median", "per pixel", "min"),
@@ -94,25 +94,25 @@ EVALUATION = (
     Metric("samples/recall", "Recall", better="max"),
     Metric("anomaly/auroc_*", "Area under the ROC curve", better="max"),
 )
-"""What an evaluation measures, by section; the first pattern that fits a name counts."""
+"""Metrics of an evaluation, by section; the first pattern that fits a name counts."""
 
 _BY_NAME = {metric.name: metric for metric in TRAINING}
 PARTS = ("step", "train", "val", "test", "training")
 """First parts of the log keys of training."""
 
 DEAD_DIMENSION = 0.01
-"""Nats of KL below which a latent dimension is not used."""
+"""KL of a latent dimension, in nats, below which the model does not use it."""
 
 
 def metric(key: str) -> Metric:
-    """What is known of a metric, by its name or log key; of an unknown one, its name in words."""
+    """Looks up a metric by its name or log key; an unknown one gets its name in words as label."""
     part, _, name = key.rpartition("/")
     if part not in PARTS and part:
         known = next((known for known in EVALUATION if fnmatch(key, known.name)), None)
         return known or Metric(key, _words(name))
     if name in _BY_NAME:
         return _BY_NAME[name]
-    if name.startswith("kl_"):  # a part of the KL
+    if name.startswith("kl_"):  # a part of the KL, as one level has it
         return Metric(name, f"KL, {_words(name[3:])}", NATS, "", "Rate and distortion")
     return Metric(name, _words(name), brief=True)
 
@@ -123,10 +123,10 @@ def _words(name: str) -> str:
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Names of training's metrics in the order of this table, those that it does not know last."""
+    """Sorts names of training's metrics in the order of `TRAINING`, those that it does not know last."""
     order = {metric.name: place for place, metric in enumerate(TRAINING)}
     return sorted(names, key=lambda name: order.get(name.rpartition("/")[2], len(order)))
 
 
 MAIN = tuple(metric.name for metric in EVALUATION if metric.main)
-"""Metrics of an evaluation that are shown unasked."""
+"""Names of the metrics of an evaluation that tables show unasked."""

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def to_unit(images: Tensor, pixel_range: tuple[float, float], clamp: bool = True) -> Tensor:
-    """Images in the data's range mapped to [0, 1], float, any shape.
+    """Maps images from the data's range to [0, 1], float, any shape.
 
-    What lies outside is clamped unless `clamp` is false: the mean of a Gaussian likelihood is not bound
+    Values outside are clamped unless `clamp` is false: the mean of a Gaussian likelihood is not bound
     to the range.
     """
     low, high = pixel_range
@@ -18,5 +18,5 @@ def to_unit(images: Tensor, pixel_range: tuple[float, float], clamp: bool = True
 
 
 def to_bytes(unit: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8 on the processor, any shape."""
+    """Converts images in [0, 1] to uint8 on the CPU, any shape."""
     return unit.mul(255).round().to(torch.uint8).cpu()

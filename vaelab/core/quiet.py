@@ -19,7 +19,7 @@ NOISE = (
     ".*You have overridden `on_before_batch_transfer`.*",
     ".*your dataloader is not resumable.*",
 )
-
+"""Patterns of warnings that say nothing about the user's run."""
 
 LOUD = (
     "pytorch_lightning",
@@ -28,6 +28,7 @@ LOUD = (
     "lightning.fabric",
     "torch.utils.cpp_extension",
 )
+"""Loggers whose hints and device listings are silenced."""
 
 
 def quieten() -> None:

@@ -9,7 +9,7 @@ import torch
 
 
 def seed_of(seed: int, *place: int | str) -> int:
-    """The seed of a place: (seed, rank, epoch, batch) in training, (seed, section, batch) in an evaluation.
+    """Computes the seed of a place: (seed, rank, epoch, batch) in training, (seed, section, batch) in an evaluation.
 
     What is drawn at a place is thus the same whatever was drawn before it. Words count by their
     letters, as Python's hash of a word differs between processes.
@@ -20,9 +20,9 @@ def seed_of(seed: int, *place: int | str) -> int:
 
 
 def seed_global(seed: int, device: torch.device) -> None:
-    """Seeds torch's global generators of the processor and of `device`.
+    """Seeds torch's global generators of the CPU and of `device`.
 
-    Unlike torch.manual_seed, which without a GPU formats and keeps a traceback at every call.
+    It takes the place of torch.manual_seed, which without a GPU formats and keeps a traceback at every call.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -33,7 +33,7 @@ def seed_global(seed: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's global generators of the processor and of `device`, and restores both afterwards."""
+    """Seeds torch's global generators of the CPU and of `device`, and restores both afterwards."""
     index = (device.index or 0) if device.type != "cpu" else None
     with torch.random.fork_rng([] if index is None else [index], device_type=None if index is None else device.type):
         seed_global(seed, device)

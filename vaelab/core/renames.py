@@ -1,4 +1,4 @@
-"""What had other names in earlier versions: read by whoever loads a config, an export or a checkpoint.
+"""Table of names that have changed since earlier versions: read by whoever loads a config, an export or a checkpoint.
 
 A class that moves leaves a line here, so that old runs, exports and users' YAML load.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 MODULES = {
-    # version 0.1: where it is now
+    # in version 0.1: where it is now
     "vaelab.callbacks": "vaelab.training.callbacks",
     "vaelab.fsdp": "vaelab.training.fsdp",
     "vaelab.likelihoods": "vaelab.nn.likelihoods",
@@ -18,10 +18,10 @@ MODULES = {
     "vaelab.schedules": "vaelab.nn.schedules",
     "vaelab.sweeps.Sweep": "vaelab.sweeps.sweep.Sweep",
 }
-"""Modules, or single names in them."""
+"""Today's name of each module, or of a single name in one, that has moved."""
 
 LATER_PARTS = ("posterior", "prior", "condition")
-"""Groups of parts that version 0.1 did not have."""
+"""Config groups of model parts that version 0.1 did not have."""
 _GAUSSIAN = {
     "posterior": {"_target_": "vaelab.nn.posteriors.Diagonal", "_partial_": True},
     "prior": {"_target_": "vaelab.nn.priors.StandardNormal", "_partial_": True},
@@ -39,11 +39,11 @@ PARTS: dict[str, dict[str, Any]] = {
 """Parts that models of version 0.1 had without a key for them. `dim` names the key that holds its value."""
 
 TENSORS = {"embedding.weight": "condition.embedding.weight"}
-"""Names of tensors in a model's state: a conditional VAE's label vectors became a part."""
+"""Today's names of renamed tensors in a model's state: a conditional VAE's label vectors became a part."""
 
 
 def target(name: str) -> str:
-    """Today's name of a class or function that a config selects."""
+    """Returns today's name of a class or function that a config selects."""
     for old, new in MODULES.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]
@@ -51,19 +51,19 @@ def target(name: str) -> str:
 
 
 def upgrade(node: Any) -> Any:
-    """A config, or a part of one, with today's names of classes: plain containers in and out."""
+    """Returns a config, or a part of one, with today's names of classes: plain containers in and out."""
     if isinstance(node, list):
         return [upgrade(item) for item in node]
     if not isinstance(node, dict):
         return node
-    found = {key: upgrade(value) for key, value in node.items()}
-    if isinstance(found.get("_target_"), str):
-        found["_target_"] = target(found["_target_"])
-    return found
+    upgraded = {key: upgrade(value) for key, value in node.items()}
+    if isinstance(upgraded.get("_target_"), str):
+        upgraded["_target_"] = target(upgraded["_target_"])
+    return upgraded
 
 
 def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run of any version as one of today's: names of classes, and parts that are new."""
+    """Turns the config of a run of any version into one of today's: names of classes, and parts that are new."""
     config = upgrade(config)
     model = config.get("model")
     if not isinstance(model, dict):
@@ -81,5 +81,5 @@ def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_tensors(state: dict[str, Any]) -> dict[str, Any]:
-    """A model's state with today's names of tensors."""
+    """Returns a model's state with today's names of tensors."""
     return {TENSORS.get(name, name): value for name, value in state.items()}

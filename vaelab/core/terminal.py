@@ -7,17 +7,17 @@ from itertools import pairwise
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NO_NUMBER = "×"
-"""Where a curve is infinite or NaN."""
+"""Character of a curve where its value is infinite or NaN."""
 BAR = 24
-"""Characters of a bar."""
+"""Length of the longest bar, in characters."""
 SMALLEST = 4
-"""Characters below which neither a curve nor a bar is drawn."""
+"""Room, in characters, below which neither a curve nor a bar is drawn."""
 
 
 def spark(values: list[float], width: int) -> str:
-    """A curve of at most `width` characters, from the lowest value to the highest; each is a mean of neighbours.
+    """Draws a curve in at most `width` characters, from the lowest value to the highest; each is a mean of neighbours.
 
-    Nothing, where so little room is left that it would show no course.
+    It is empty where so little room is left that it would show no course.
     """
     if width < min(SMALLEST, len(values)):
         return ""
@@ -31,9 +31,9 @@ def spark(values: list[float], width: int) -> str:
 
 
 def bar(done: float, room: int) -> str:
-    """A bar and a percentage in at most so many characters; the percentage alone where no bar fits.
+    """Draws a bar and a percentage in at most `room` characters; the percentage alone where no bar fits.
 
-    done: from 0 to 1.
+    done: the fraction done, from 0 to 1.
     """
     length = min(BAR, room - 5) if room - 5 >= SMALLEST else 0
     full = round(length * done)
@@ -41,12 +41,12 @@ def bar(done: float, room: int) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """The text, with an ellipsis where it is longer than `width`."""
+    """Cuts a text to at most `width` characters, with an ellipsis where it was longer."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def duration(seconds: float) -> str:
-    """As in `9 s`, `1:15` and `2:00:07`."""
+    """Writes a duration as in `9 s`, `1:15` and `2:00:07`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"

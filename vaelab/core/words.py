@@ -7,12 +7,12 @@ import textwrap
 
 
 def number(value: float) -> str:
-    """A metric's value as tables show it: three decimals, or three digits where it is tiny or huge."""
+    """Writes a metric's value as tables show it: three decimals, or three digits where it is tiny or huge."""
     return f"{value:.3f}" if 0.01 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it: `9.3 s`, `2 min 5 s`, `3 h 20 min`."""
+    """Writes a duration as a person says it: `9.3 s`, `2 min 5 s`, `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def wrapped(text: str, indent: int = 2) -> str:
-    """A paragraph as wide as the terminal, indented."""
+    """Wraps a paragraph to the width of the terminal, indented."""
     width, space = shutil.get_terminal_size((100, 24)).columns, " " * indent
     return textwrap.fill(
         text,
