@@ -1,1 +1,1 @@
-"""Parts of models in plain torch: networks, likelihoods, quantizers, schedules."""
+"""Parts of models in plain torch: networks, likelihoods, posteriors, priors, quantizers, schedules."""

@@ -1,4 +1,4 @@
-"""What a model is told of an image beside its pixels, as a vector for encoder and decoder."""
+"""Conditions: what a model is told of an image beside its pixels, as a vector for encoder and decoder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from vaelab.core.types import PositiveInt
 
 
 class Unconditional(nn.Module):
-    """Nothing is told.
+    """Base class of the conditions, which tells a model nothing beside the pixels.
 
-    num_classes: of the data's labels, which are not looked at.
+    num_classes: number of classes of the data's labels, which are not looked at.
     """
 
     size = 0
-    """Number E of entries of the vector."""
+    """Number E of entries of an image's vector; 0 where nothing is told."""
 
     def __init__(self, num_classes: int | None):
         super().__init__()
         self.num_classes = num_classes
 
     def forward(self, labels: Tensor | None) -> Tensor | None:
-        """The vector of each image, [B, E], or None. labels: [B], or None where the data has none."""
+        """Returns the vector of each image, [B, E], or None. labels: [B], or None where the data has none."""
         return None
 
     @property
@@ -32,12 +32,12 @@ class Unconditional(nn.Module):
         return None
 
     def in_turn(self, count: int) -> Tensor | None:
-        """Labels for `count` new images when none are asked for: [count] int64, or None."""
+        """Chooses labels for `count` new images when none are asked for: [count] int64, or None."""
         return None
 
 
 class Label(Unconditional):
-    """The class of an image as a learned vector (Sohn, Lee & Yan 2015).
+    """Tells a model the class of an image as a learned vector (Sohn, Lee & Yan 2015).
 
     Its entries start as N(0, 1) / sqrt(dim), so its norm is about 1 while |z| under the prior is about
     sqrt(latent_dim): the label informs the decoder without dwarfing z.
@@ -65,7 +65,7 @@ class Label(Unconditional):
         return self.embedding.weight
 
     def in_turn(self, count: int) -> Tensor:
-        """Every class in turn."""
+        """Takes every class in turn: [count] int64."""
         return torch.arange(count, device=self.embedding.weight.device) % self.embedding.num_embeddings
 
 
@@ -73,7 +73,7 @@ Condition = Unconditional
 
 
 def beside(x: Tensor, context: Tensor | None) -> Tensor:
-    """A vector, a feature map or images with the context of each as further entries or channels.
+    """Appends the context of each image to vectors, feature maps or images, as further entries or channels.
 
     x: [B, d] or [B, C, H, W]; context: [B, E], or None for nothing to add. Returns [B, d + E] or
     [B, C + E, H, W].

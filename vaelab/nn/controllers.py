@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def multiplicative(value: Tensor, error: Tensor, rate: Tensor, least: float, most: Tensor) -> Tensor:
-    """The value times exp(rate * error), between `least` and `most`; all 0-dim tensors.
+    """Returns the value times exp(rate * error), between `least` and `most`; all 0-dim tensors.
 
-    For a positive value of unknown size, as in GECO (Rezende & Viola 2018, algorithm 1): an added term
+    It suits a positive value of unknown size, as in GECO (Rezende & Viola 2018, algorithm 1): an added term
     that is fast enough while the value is large is noise once it is small.
     """
     return torch.minimum((value * (rate * error).exp()).clamp(min=least), most)

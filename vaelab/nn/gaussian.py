@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reparameterise(mean: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
-    """A draw z = mean + sigma * eps, eps ~ N(0, I), through which gradients flow.
+    """Draws z = mean + sigma * eps, eps ~ N(0, I), through which gradients flow.
 
     mean, logvar: [B, d]; logvar is the natural logarithm of the variance. noise: eps, [..., B, d]; drawn
     here if None. Returns [..., B, d]. Kingma & Welling 2014, section 2.4.
@@ -16,7 +16,7 @@ def reparameterise(mean: Tensor, logvar: Tensor, noise: Tensor | None = None) ->
 
 
 def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) of each dimension, [B, d], nats.
+    """Computes KL(N(mean, exp(logvar)) || N(0, 1)) of each dimension, [B, d], nats.
 
     Kingma & Welling 2014, appendix B: (mean^2 + variance - 1 - logvar) / 2.
     """

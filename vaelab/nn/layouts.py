@@ -1,4 +1,4 @@
-"""What a model's latents are, for those who look at them: levels, shapes, axes, codes."""
+"""Layouts: what a model's latents are, for code that looks at them: levels, shapes, axes, codes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vaelab.core.errors import UserError
 class Level:
     """A group of latents of one image.
 
-    name: what to call it. shape: of one image's latents: (d,) for a vector, (h, w) for a map of codes.
-    codes: number K of the values that each can have; None for real numbers.
+    name: what to call it. shape: that of one image's latents, (d,) for a vector, (h, w) for a map of codes.
+    codes: number K of the values that each latent can have; None for real numbers.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Layout:
 
     levels: from the first that is drawn to the one next to the pixels. Levels of vectors lie one after
     the other in one vector, [B, d]; a map of codes is a level by itself, [B, h, w].
-    arrays: names under which files hold a code, the first that is there counts.
+    arrays: names under which files hold a code; the first that a file has counts.
     standard: whether each axis has mean 0 and standard deviation 1 under the prior, so that -3 to 3
     spans it; distances are measured in standard deviations of the codes otherwise.
     """
@@ -52,7 +52,7 @@ class Layout:
         return self.levels[0].shape if self.dimensions is None else (self.dimensions,)
 
     def axis(self, index: int) -> str:
-        """The name of an axis of the code vector: `z3`, or `top 3` where there are several levels."""
+        """Names an axis of the code vector: `z3`, or `top 3` where there are several levels."""
         if len(self.levels) == 1:
             return f"z{index}"
         for level in self.levels:
@@ -62,7 +62,7 @@ class Layout:
         raise IndexError(index)
 
     def span(self, name: str) -> range:
-        """The axes of a level in the code vector. Raises UserError for a name that no level of several has."""
+        """Returns the axes of a level in the code vector. Raises UserError for a name that no level of several has."""
         start = 0
         for level in self.levels if len(self.levels) > 1 else ():
             axes = range(start, start + prod(level.shape))
@@ -70,11 +70,11 @@ class Layout:
                 return axes
             start = axes.stop
         names = " and ".join(level.name for level in self.levels)
-        has = f"the levels are {names}" if len(self.levels) > 1 else "the model has a single level: leave it out"
-        raise UserError(f"level={name}: {has}")
+        remedy = f"the levels are {names}" if len(self.levels) > 1 else "the model has a single level: leave it out"
+        raise UserError(f"level={name}: {remedy}")
 
     def require_axes(self, model: str, verb: str) -> int:
-        """Number d of the axes. Raises UserError for a model whose codes have none to `verb` along."""
+        """Returns the number d of axes. Raises UserError for a model whose codes have none to `verb` along."""
         if self.dimensions is None:
             raise UserError(
                 f"run: the codes of {model} are discrete: there is no direction to {verb} along\n"
@@ -84,5 +84,5 @@ class Layout:
 
 
 def vector(size: int, standard: bool, arrays: tuple[str, ...] = ("z", "mean")) -> Layout:
-    """The layout of one vector of `size` real numbers."""
+    """Makes the layout of one vector of `size` real numbers."""
     return Layout((Level("z", (size,)),), arrays, standard)

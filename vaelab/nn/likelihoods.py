@@ -18,7 +18,7 @@ from vaelab.core.types import PositiveFloat
 
 
 class Likelihood(nn.Module):
-    """Base of the observation models. Images and raw parameters are [B, C, H, W].
+    """Base class of the observation models. Images and raw parameters are [B, C, H, W].
 
     name: as in conf/likelihood. unit_range: whether it needs pixels in [0, 1].
     """
@@ -27,26 +27,26 @@ class Likelihood(nn.Module):
     unit_range = False
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z), [B], nats: summed over pixels and channels."""
+        """Computes log p(x|z), [B], nats: summed over pixels and channels."""
         raise NotImplementedError
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The mean image E[x|z], [B, C, H, W]."""
+        """Returns the mean image E[x|z], [B, C, H, W]."""
         return raw
 
     def sample(self, raw: Tensor) -> Tensor:
-        """A draw x ~ p(x|z), [B, C, H, W]."""
+        """Draws x ~ p(x|z), [B, C, H, W]."""
         raise NotImplementedError
 
     def raw_from_mean(self, mean: Tensor) -> Tensor:
-        """Raw parameters whose mean is the image `mean`: where a fresh decoder's output bias starts."""
+        """Returns raw parameters whose mean is the image `mean`: where a fresh decoder's output bias starts."""
         return mean
 
     def start_from(self, spread: float) -> None:
         """Fits the scale of a fresh likelihood, if it learns one, to `spread`: the pixels' standard deviation."""
 
     def density(self, binary: bool) -> str:
-        """What `log_prob` is on such data: words for the run's summary.
+        """Says in words what `log_prob` is on such data, for the run's summary.
 
         binary: whether pixels are binarised.
         """
@@ -67,9 +67,9 @@ def sum_pixels(x: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """max(l, 0) - log sigmoid(|l|) - l x of each pixel, with its gradient sigmoid(l) - x in one pass.
+    """Computes max(l, 0) - log sigmoid(|l|) - l x of each pixel, with its gradient sigmoid(l) - x in one pass.
 
-    torch computes it with log1p, for which a processor may take ten times as long as for log. Here
+    torch computes it with log1p, for which a CPU may take ten times as long as for log. Here
     the logarithm's argument lies in [1/2, 1], so it is wrong by at most 6e-8 nats.
     """
 
@@ -86,7 +86,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logit: Tensor, x: Tensor) -> Tensor:
-    """-x log s - (1 - x) log(1 - s) with s = sigmoid(logit), of each pixel, nats; any shape, float32."""
+    """Computes -x log s - (1 - x) log(1 - s) with s = sigmoid(logit), of each pixel, nats; any shape, float32."""
     logit, x = logit.float(), x.float()
     if logit.device.type == "cpu":
         result: Any = _CrossEntropy.apply(logit, x)
@@ -171,7 +171,7 @@ class GaussianLearned(Gaussian):
 class ContinuousBernoulli(Likelihood):
     """A normalised density on [0, 1] with the Bernoulli's shape (Loaiza-Ganem & Cunningham 2019).
 
-    From a logit l: p(x) = l e^(l x) / (e^l - 1), eq. 4 rewritten. log((e^l - 1) / l) is computed as
+    Its density for a logit l is p(x) = l e^(l x) / (e^l - 1), eq. 4 rewritten. log((e^l - 1) / l) is computed as
     l/2 + log(sinh(l/2) / (l/2)), by its series near 0.
     """
 

@@ -34,7 +34,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 class LatentLinear(nn.Linear):
     """A linear layer next to the latents: from an encoder's last features, or into a decoder's first.
 
-    Computed in float32 under any autocast. These layers are small, and in 16 bits a mean, a
+    It is computed in float32 under any autocast. These layers are small, and in 16 bits a mean, a
     log-variance or a draw of z would be rounded to two or three digits before anything is made of it.
     """
 
@@ -44,7 +44,7 @@ class LatentLinear(nn.Linear):
 
 
 class Encoder(nn.Module):
-    """An image to a vector.
+    """Encodes an image to a vector.
 
     body: takes [B, C (+ context channels), H, W], or flat [B, C*H*W (+ context)] if `flat`.
     """
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         self.body, self.flat = body, flat
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: [B, C, H, W]; context: what else is known of each image, [B, E]. Returns [B, outputs]."""
+        """Encodes x, [B, C, H, W], to [B, outputs]. context: what else is known of each image, [B, E]."""
         if self.flat:
             x = x.flatten(1)
         if context is not None:
@@ -65,9 +65,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A vector or a feature map to raw likelihood parameters, [B, C, H, W].
+    """Decodes a vector or a feature map to raw likelihood parameters, [B, C, H, W].
 
-    body: its last layer has one bias per pixel or per channel.
+    body: layers, of which the last has one bias per pixel or per channel.
     """
 
     def __init__(self, body: nn.Sequential, shape: Shape):
@@ -75,14 +75,14 @@ class Decoder(nn.Module):
         self.body, self.shape = body, shape
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: [B, inputs] or [B, channels, h, w]. Returns [B, C, H, W]."""
+        """Decodes z, [B, inputs] or [B, channels, h, w], to [B, C, H, W]."""
         return self.body(z).view(-1, *self.shape)
 
     @torch.no_grad()
     def start_from(self, mean: Tensor, raw_from_mean: Callable[[Tensor], Tensor]) -> None:
         """Sets the output bias so that a zero input to the last layer decodes to the image `mean`, or to its colour.
 
-        mean: [C, H, W]. raw_from_mean: of the likelihood.
+        mean: [C, H, W]. raw_from_mean: that of the likelihood.
         """
         bias: Any = self.body[-1].bias
         target = mean if bias.numel() == mean.numel() else mean.mean((1, 2), keepdim=True)
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
 
 @runtime_checkable
 class Network(Protocol):
-    """What a model may ask of a network. Channels of `shape` come first: (C, H, W)."""
+    """Protocol of a network: the parts that a model may ask it for. Channels of `shape` come first: (C, H, W)."""
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder: ...
 
@@ -105,7 +105,7 @@ class Network(Protocol):
 
 
 class NoFeatureMap:
-    """For networks whose bottleneck is a vector: refuses to make feature maps."""
+    """Base class of networks whose bottleneck is a vector: refuses to make feature maps."""
 
     def _refuse(self) -> NoReturn:
         raise UserError(
@@ -123,7 +123,7 @@ class NoFeatureMap:
 
 
 class MLP(NoFeatureMap):
-    """Fully connected layers on flattened images.
+    """Network of fully connected layers on flattened images.
 
     hidden_dims: sizes from the image inwards; the decoder uses them in reverse. Empty makes encoder
     and decoder linear. batch_norm: batch normalisation before each activation.
@@ -134,7 +134,7 @@ class MLP(NoFeatureMap):
         self.activation = _ACTIVATIONS[activation]
 
     def _layers(self, sizes: list[int], latent: Literal[0, -1]) -> nn.Sequential:
-        """A linear layer from each size to the next; `latent` is where among them the latents lie."""
+        """Stacks linear layers from each size to the next; `latent` is where among them the latents lie."""
         layers: list[nn.Module] = []
         for place, (inputs, outputs) in enumerate(pairwise(sizes)):
             at_latents = place == (0 if latent == 0 else len(sizes) - 2)
@@ -151,7 +151,7 @@ class MLP(NoFeatureMap):
 
 
 class Residual(nn.Module):
-    """x + conv1x1(act(conv3x3(act(x)))): the residual block of VQ-VAE (van den Oord et al. 2017, section 4.1)."""
+    """Residual block of VQ-VAE, x + conv1x1(act(conv3x3(act(x)))) (van den Oord et al. 2017, section 4.1)."""
 
     def __init__(self, channels: int, activation: type[nn.Module]):
         super().__init__()
@@ -164,7 +164,7 @@ class Residual(nn.Module):
 
 
 class Conv:
-    """Stride-2 convolutions (kernel 4, padding 1), each halving the image, for any size.
+    """Network of stride-2 convolutions (kernel 4, padding 1), each halving the image, for any size.
 
     hidden_dims: channels after each halving. residual_blocks: residual blocks after the last
     halving (0: a plain convolutional network; more: a small ResNet). batch_norm: batch
@@ -184,7 +184,7 @@ class Conv:
         self.activation = _ACTIVATIONS[activation]
 
     def _sizes(self, shape: Shape) -> list[tuple[int, int]]:
-        """(height, width) before the first halving and after each."""
+        """Computes (height, width) before the first halving and after each. Raises UserError if there are too many."""
         sizes = [(shape[1], shape[2])]
         for _ in self.hidden_dims:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -235,22 +235,22 @@ class Conv:
         )
 
     def map_size(self, shape: Shape) -> tuple[int, int]:
-        """(h, w) of the feature map."""
+        """Computes (h, w) of the feature map."""
         return self._sizes(shape)[-1]
 
     def map_encoder(self, shape: Shape, channels: int) -> nn.Module:
-        """[B, C, H, W] -> [B, channels, h, w]."""
+        """Makes the encoder to a feature map: [B, C, H, W] -> [B, channels, h, w]."""
         return nn.Sequential(*self._down(shape), nn.Conv2d(self.hidden_dims[-1], channels, 1))
 
     def map_decoder(self, channels: int, shape: Shape) -> Decoder:
-        """[B, channels, h, w] -> [B, C, H, W]."""
+        """Makes the decoder from a feature map: [B, channels, h, w] -> [B, C, H, W]."""
         return Decoder(nn.Sequential(nn.Conv2d(channels, self.hidden_dims[-1], 3, padding=1), *self._up(shape)), shape)
 
 
 class Burgess(NoFeatureMap):
     """The network of "Understanding disentangling in beta-VAE" (Burgess et al. 2018, appendix A.1).
 
-    64x64 images; four convolutions of 32 channels (kernel 4, stride 2), two layers of 256, ReLU.
+    It takes 64x64 images: four convolutions of 32 channels (kernel 4, stride 2), two layers of 256, ReLU.
     """
 
     CHANNELS, HIDDEN = 32, 256

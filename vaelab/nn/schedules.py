@@ -27,26 +27,26 @@ class Progress(NamedTuple):
 
 
 ENDLESS = Progress(10**12, 1e12, 0.0)
-"""Where a run without an end leads: no number of steps is a part of it."""
+"""Progress at the end of a run without an end, of which no number of steps is a part."""
 
 
 def elapsed(progress: Progress, unit: Unit) -> float:
-    """Progress in `unit`."""
+    """Returns the progress counted in `unit`."""
     return float({"steps": progress.step, "epochs": progress.epoch, "fraction": progress.fraction}[unit])
 
 
 def ramp(progress: Progress, over: float, unit: Unit) -> float:
-    """The part of `over` that has passed, in [0, 1]; 1 at once if `over` is 0."""
+    """Returns the part of `over` that has passed, in [0, 1]; 1 at once if `over` is 0."""
     return min(1.0, elapsed(progress, unit) / over) if over > 0 else 1.0
 
 
 def constant(progress: Progress, value: float) -> float:
-    """Always `value`."""
+    """Stays at `value` throughout."""
     return value
 
 
 def linear(progress: Progress, start: float, end: float, over: NonNegativeFloat, unit: Unit) -> float:
-    """A straight line from `start` to `end`, then `end`.
+    """Follows a straight line from `start` to `end`, then stays at `end`.
 
     With start 0, end 1, over 5 and unit epochs it is the warm-up min(1, epoch / 5); with start 0
     and end C it is the capacity ramp of Burgess et al. 2018, section 5.
@@ -55,14 +55,14 @@ def linear(progress: Progress, start: float, end: float, over: NonNegativeFloat,
 
 
 def cosine(progress: Progress, start: float, end: float, over: NonNegativeFloat, unit: Unit) -> float:
-    """Half a cosine from `start` to `end`: flat at both ends."""
+    """Follows half a cosine from `start` to `end`: flat at both ends."""
     return start + (end - start) * 0.5 * (1 - math.cos(math.pi * ramp(progress, over, unit)))
 
 
 def sigmoid(
     progress: Progress, start: float, end: float, over: NonNegativeFloat, unit: Unit, steepness: PositiveFloat
 ) -> float:
-    """A logistic curve from `start` to `end`, centred at half of `over` (Bowman et al. 2016).
+    """Follows a logistic curve from `start` to `end`, centred at half of `over` (Bowman et al. 2016).
 
     `steepness` is the logistic's argument at the ends; the curve is rescaled to meet both exactly.
     """
@@ -74,7 +74,7 @@ def sigmoid(
 def cyclical(
     progress: Progress, start: float, end: float, over: PositiveFloat, unit: Unit, cycles: PositiveInt, rise: Fraction
 ) -> float:
-    """`cycles` sawteeth within `over`, then `end` (Fu et al. 2019, eq. 6-7).
+    """Follows `cycles` sawteeth within `over`, then stays at `end` (Fu et al. 2019, eq. 6-7).
 
     Each cycle rises linearly during its first part `rise` (R in the paper) and stays at `end` for
     the rest.
@@ -89,7 +89,7 @@ def cyclical(
 def warmup_cosine(
     progress: Progress, warmup: NonNegativeFloat, over: PositiveFloat, unit: Unit, floor: Fraction
 ) -> float:
-    """A factor for learning rates: linear from 0 to 1 over `warmup`, then a cosine down to `floor` at `over`."""
+    """Gives a factor for learning rates: linear from 0 to 1 over `warmup`, then a cosine down to `floor` at `over`."""
     now = elapsed(progress, unit)
     if now < warmup:
         return now / warmup

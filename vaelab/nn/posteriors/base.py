@@ -13,7 +13,7 @@ from vaelab.nn.priors import Prior
 
 
 class KL(NamedTuple):
-    """KL(q(z|x) || p(z)) of each image, nats.
+    """The divergence KL(q(z|x) || p(z)) of each image, nats.
 
     total: [B]. per_dim: [B, d], which sum to it, or None where it is no sum over dimensions. exact:
     whether it is in closed form; else it is an estimate by a draw of z, right in expectation.
@@ -27,7 +27,8 @@ class KL(NamedTuple):
 class Usage(NamedTuple):
     """How much each axis of the code is used, over a set of images.
 
-    values: [d]. word, unit: what they are. silent: value below which an axis carries nothing, or None.
+    values: [d]. word, unit: what they are called and counted in. silent: value below which an axis carries nothing,
+    or None.
     """
 
     values: Tensor
@@ -38,23 +39,23 @@ class Usage(NamedTuple):
 
 @dataclass(eq=False)
 class Posterior:
-    """Base of the posteriors of B images. Its tensors, [B, ...] each, are its fields."""
+    """Base class of the posteriors of B images. Its tensors, [B, ...] each, are its fields."""
 
     name: ClassVar[str]
     density: ClassVar[bool] = True
-    """Whether there is a `log_prob`, and with it a bound on log p(x)."""
+    """Whether the posterior has a `log_prob`, and with it a bound on log p(x)."""
 
     @property
     def code(self) -> Tensor:
-        """What stands for each image without noise: [B, d], or [B, h, w] int64."""
+        """The code that stands for each image without noise: [B, d], or [B, h, w] int64."""
         raise NotImplementedError
 
     def rsample(self, noise: Tensor) -> Tensor:
-        """Draws of z, made of standard normal noise, [..., B, d] both; gradients flow to the parameters."""
+        """Makes draws of z of standard normal noise, [..., B, d] both; gradients flow to the parameters."""
         raise NotImplementedError
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z|x), nats: [..., B, d] -> [..., B]."""
+        """Computes log q(z|x), nats: [..., B, d] -> [..., B]."""
         raise NotImplementedError
 
     def has_kl(self, prior: Prior) -> bool:
@@ -62,52 +63,52 @@ class Posterior:
         return False
 
     def kl(self, prior: Prior) -> KL:
-        """KL(q(z|x) || p(z)) in closed form. Raises NotImplementedError where there is none: see `has_kl`."""
+        """Computes KL(q(z|x) || p(z)) in closed form. Raises NotImplementedError where `has_kl` is false."""
         raise NotImplementedError(f"{type(self).__name__} has no KL to {type(prior).__name__} in closed form")
 
     def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draws of z, [..., B, d], and their log p(z) - log q(z|x), [..., B], nats."""
+        """Makes draws of z, [..., B, d], and computes their log p(z) - log q(z|x), [..., B], nats."""
         z = self.rsample(noise)
         return z, prior.log_prob(z, labels) - self.log_prob(z)
 
     def sample_with_kl(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, KL]:
-        """A draw of z, [B, d], and the KL: in closed form where there is one, else by this draw."""
+        """Draws z, [B, d], and computes the KL: in closed form where there is one, else by this draw."""
         if self.has_kl(prior):
             return self.rsample(noise), self.kl(prior)
         z, log_ratio = self.draw(noise, prior, labels)
         return z, KL(self.control_variate(noise, prior) - log_ratio, None, exact=False)
 
     def control_variate(self, noise: Tensor, prior: Prior) -> Tensor | float:
-        """A term with mean zero, [..., B], nats, that takes noise from -log_ratio as an estimate of the KL.
+        """Computes a term with mean zero, [..., B], nats, that takes noise from -log_ratio as an estimate of the KL.
 
-        0 unless something near the posterior has a KL in closed form.
+        It is 0 unless a distribution near the posterior has a KL in closed form.
         """
         return 0.0
 
     def usage(self, prior: Prior | None) -> Usage:
-        """How much each axis of the code is used: its variance over the images, where nothing else is known."""
+        """Measures how much each axis of the code is used: its variance over the images, unless a KL is known."""
         return Usage(self.code.var(0, unbiased=False), "variance", "", None)
 
     @property
     def marginals(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and log-variance of each dimension, [B, d] each, of a product of normal ones; None of any other."""
+        """Mean and log-variance of each dimension, [B, d] each, if the posterior is a product of normals, else None."""
         return None
 
     # --- as a set of tensors -----------------------------------------------------------------------
 
     @property
     def arrays(self) -> dict[str, Tensor]:
-        """The tensors that it is made of, by the names that files have for them."""
+        """The tensors that the posterior is made of, by the names that files have for them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @property
     def outputs(self) -> dict[str, Tensor]:
-        """What files and other programs get of it, by name: the code is under a name of the layout's `arrays`."""
+        """Tensors for files and other programs, by name: the code is under a name of the layout's `arrays`."""
         return self.arrays
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The posterior with every tensor replaced, as by a selection of images or a move to a device."""
+        """Replaces every tensor of the posterior, as by a selection of images or a move to a device."""
         changed: dict[str, Any] = {name: function(value) for name, value in self.arrays.items()}
         return replace(self, **changed)
 
@@ -115,15 +116,15 @@ class Posterior:
         return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, index: Any) -> Self:
-        """The posteriors of some of the images."""
+        """Selects the posteriors of some of the images."""
         return self.map(lambda values: values[index])
 
     def split(self, size: int) -> list[Self]:
-        """The posteriors of `size` images at a time."""
+        """Splits the posteriors into parts of at most `size` images."""
         return [self[start : start + size] for start in range(0, len(self), size)]
 
     @staticmethod
     def cat(parts: Sequence[Posterior]) -> Posterior:
-        """The posterior of the images of all parts, which are of one kind."""
+        """Joins parts, all of one kind, to the posterior of the images of all of them."""
         columns = {name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays}
         return replace(parts[0], **columns)

@@ -16,13 +16,13 @@ from vaelab.nn.posteriors.gaussian import DiagonalGaussian
 from vaelab.nn.priors import Prior
 
 LEAST_SCALE = 0.1
-"""What a transform multiplies a latent with lies between this and its inverse: a wider range makes a step that goes
-astray cost thousands of nats."""
+"""Smallest factor by which a transform scales a latent, its inverse being the largest: a wider range makes a step that
+goes astray cost thousands of nats."""
 
 
 @dataclass(eq=False)
 class FlowPosterior(Posterior):
-    """z = f(z0; context) with z0 ~ N(base_mean, diag(exp(base_logvar))), for an invertible f.
+    """Posterior of z = f(z0; context) with z0 ~ N(base_mean, diag(exp(base_logvar))), for an invertible f.
 
     base_mean, base_logvar: [B, d]. context: [B, c], what f is told of the image. flow: f. Its code is
     f(base_mean), its KL is by draws, and its `log_prob` is exact.
@@ -36,7 +36,7 @@ class FlowPosterior(Posterior):
 
     @property
     def base(self) -> DiagonalGaussian:
-        """The distribution of z0."""
+        """The distribution of z0, before the flow."""
         return DiagonalGaussian(self.base_mean, self.base_logvar)
 
     @property
@@ -47,18 +47,18 @@ class FlowPosterior(Posterior):
         return self.flow.carry(self.base.rsample(noise), self.context)[0]
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z|x), nats: the flow is run backwards, in d passes unless `passes` says fewer."""
+        """Computes log q(z|x), nats: the flow is run backwards, in d passes unless `passes` says fewer."""
         start, log_det = self.flow.back(z, self.context)
         return self.base.log_prob(start) + log_det
 
     def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """log q(z|x) is computed on the way from the noise to z: the flow is not run backwards."""
+        """Computes log q(z|x) on the way from the noise to z: the flow is not run backwards."""
         start = self.base.rsample(noise)
         z, log_det = self.flow.carry(start, self.context)
         return z, prior.log_prob(z, labels) - self.base.log_prob(start) + log_det
 
     def control_variate(self, noise: Tensor, prior: Prior) -> Tensor | float:
-        """KL of the base in closed form, less the same by this draw: all noise while the flow is the identity."""
+        """Computes the base's KL in closed form less that by this draw: all noise while the flow is the identity."""
         base = self.base
         return base.kl(prior).total + base.draw(noise, prior)[1] if base.has_kl(prior) else 0.0
 
@@ -98,9 +98,9 @@ class Flow(nn.Module):
         self.transforms = nn.ModuleList()
         order: Any = torch.arange(latent_dim)
         for _ in range(transforms):
-            given: Any = {"features": latent_dim, "context": context_dim, "passes": passes, "order": order}
+            sizes: Any = {"features": latent_dim, "context": context_dim, "passes": passes, "order": order}
             affine = partial(MonotonicAffineTransform, slope=LEAST_SCALE)
-            transform: Any = MaskedAutoregressiveTransform(**given, univariate=affine, hidden_features=hidden_dims)
+            transform: Any = MaskedAutoregressiveTransform(**sizes, univariate=affine, hidden_features=hidden_dims)
             last = transform.hyper[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -108,16 +108,19 @@ class Flow(nn.Module):
             order = order.flip(0)
 
     def forward(self, features: Tensor) -> FlowPosterior:
-        """features: [B, 2d + c], base means, base log-variances, context; float32 from here on under any autocast."""
+        """Makes the posterior of features, [B, 2d + c]: base means, base log-variances, context.
+
+        All is float32 from here on under any autocast.
+        """
         mean, logvar, context = features.float().tensor_split((self.latent_dim, 2 * self.latent_dim), 1)
         return FlowPosterior(mean, logvar, context, self)
 
     def carry(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """f(z; context), [..., B, d], and log |det df/dz|, [..., B]."""
+        """Runs the flow: f(z; context), [..., B, d], and log |det df/dz|, [..., B]."""
         return self._through([transform(context) for transform in self.transforms], z)
 
     def back(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The z0 that f carries to z, [..., B, d], and log |det dz0/dz|, [..., B]."""
+        """Runs the flow backwards: the z0 that f carries to z, [..., B, d], and log |det dz0/dz|, [..., B]."""
         return self._through([transform(context).inv for transform in reversed(self.transforms)], z)
 
     @staticmethod

@@ -16,7 +16,7 @@ from vaelab.nn.priors import Prior, StandardNormal
 
 @dataclass(eq=False)
 class DiagonalGaussian(Posterior):
-    """N(mean, diag(exp(logvar))). mean, logvar: [B, d]; logvar is the natural logarithm of the variance."""
+    """Posterior N(mean, diag(exp(logvar))). mean, logvar: [B, d]; logvar is the natural logarithm of the variance."""
 
     mean: Tensor
     logvar: Tensor
@@ -43,7 +43,7 @@ class DiagonalGaussian(Posterior):
         return KL(per_dim.sum(-1), per_dim, exact=True)
 
     def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """log q(z|x) is computed from the noise, which loses nothing where the variance is small."""
+        """Computes log q(z|x) from the noise, which loses nothing where the variance is small."""
         z = self.rsample(noise)
         half_log_det = 0.5 * self.logvar.sum(-1)
         if isinstance(prior, StandardNormal):  # the constants cancel
@@ -52,7 +52,7 @@ class DiagonalGaussian(Posterior):
         return z, prior.log_prob(z, labels) + 0.5 * noise.square().sum(-1) + half_log_det + constant
 
     def usage(self, prior: Prior | None) -> Usage:
-        """The mean KL of each dimension, nats."""
+        """Measures the mean KL of each dimension, nats."""
         if prior is None or not self.has_kl(prior):
             return super().usage(prior)
         return Usage(kl_to_standard_normal(self.mean, self.logvar).mean(0), "KL", "nats", DEAD_DIMENSION)
@@ -71,9 +71,9 @@ class Diagonal(nn.Module):
     def __init__(self, latent_dim: PositiveInt):
         super().__init__()
         self.features = 2 * latent_dim
-        """What the encoder has to give of each image."""
+        """Number of outputs that the encoder has to give for each image."""
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
-        """features: [B, 2d], means then log-variances; float32 from here on under any autocast."""
+        """Makes the posterior of features, [B, 2d], means then log-variances; float32 from here on under autocast."""
         mean, logvar = features.float().chunk(2, 1)
         return DiagonalGaussian(mean, logvar)

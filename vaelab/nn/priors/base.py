@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class Prior(nn.Module):
-    """Base of the priors.
+    """Base class of the priors.
 
-    words: what it is, for captions and messages. standard: whether each axis has mean 0 and standard deviation 1.
+    words: its name in captions and messages. standard: whether each axis has mean 0 and standard deviation 1.
     afterwards: whether it is no part of the training, and is fitted by `fit` to the codes of a finished run.
     """
 
@@ -20,7 +20,7 @@ class Prior(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("place", torch.zeros(()), persistent=False)  # of the device to draw on
+        self.register_buffer("place", torch.zeros(()), persistent=False)  # knows the device to draw on
 
     def sample(
         self,
@@ -29,7 +29,7 @@ class Prior(nn.Module):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """`count` draws of the latents of one image: [count, d], or [count, h, w] int64.
+        """Draws the latents of `count` images: [count, d], or [count, h, w] int64.
 
         labels: [count], of conditional images. generator: the source of the noise, on whose device the
         draws are made; torch's global one on the prior's own device where None. temperature: factor of
@@ -39,7 +39,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p(z) of each latent, nats: [..., d] -> [...], or [B, h, w] -> [B]."""
+        """Computes log p(z) of each latent, nats: [..., d] -> [...], or [B, h, w] -> [B]."""
         raise NotImplementedError
 
     @property
@@ -55,7 +55,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def check_temperature(self, temperature: float, model: str) -> None:
-        """Raises UserError for a temperature that cannot be applied. model: whose prior it is."""
+        """Raises UserError for a temperature that cannot be applied. model: name of the model whose prior it is."""
 
     def _device(self, generator: torch.Generator | None) -> torch.device:
         return self.place.device if generator is None else generator.device

@@ -11,7 +11,7 @@ from vaelab.nn.priors.base import Prior
 
 
 class StandardNormal(Prior):
-    """N(0, I) over a vector of latents: Kingma & Welling 2014, section 3.
+    """Prior N(0, I) over a vector of latents: Kingma & Welling 2014, section 3.
 
     latent_dim: number d of latent dimensions.
     """

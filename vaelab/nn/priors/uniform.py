@@ -12,7 +12,7 @@ from vaelab.nn.priors.base import Prior
 
 
 class UniformCodes(Prior):
-    """Every code alike at every position, as while a VQ-VAE trains (van den Oord et al. 2017, section 3.3).
+    """Uniform prior over codes, as while a VQ-VAE trains (van den Oord et al. 2017, section 3.3).
 
     codes: number K of codes. shape: (h, w) of an image's map.
     """

@@ -30,15 +30,15 @@ class Quantized(NamedTuple):
 
 
 def code_counts(indices: Tensor, num_embeddings: int) -> Tensor:
-    """How often each code was chosen, [K] float32; indices of any shape."""
+    """Counts how often each code was chosen, [K] float32; indices of any shape."""
     ones = torch.ones(indices.numel(), device=indices.device)
     return torch.zeros(num_embeddings, device=indices.device).index_add_(0, indices.flatten(), ones)
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of the code frequencies, a scalar: K if all K codes are used alike, 1 if only one is.
+    """Computes exp(entropy) of the code frequencies, a scalar: K if all K codes are used alike, 1 if only one is.
 
-    counts: [K], not all zero, summed over the whole set that the figure is about; a mean of batches' perplexities
+    counts: [K], not all zero, summed over the whole set that the metric is about; a mean of batches' perplexities
     is another, smaller number.
     """
     p = counts / counts.sum()
@@ -46,7 +46,7 @@ def perplexity(counts: Tensor) -> Tensor:
 
 
 class Chosen(NamedTuple):
-    """What a training batch chose, for codes that learn from it.
+    """Codes that a training batch chose, for a codebook that learns from them.
 
     rows: the encoder's output, [B h w, D], without gradient. indices: [B h w] int64. share: this process's
     part of the global batch, None where it has all of it.
@@ -58,7 +58,7 @@ class Chosen(NamedTuple):
 
 
 class Codebook(nn.Module):
-    """Base of the codebooks: K codes of D numbers, of which each position of a feature map chooses one.
+    """Base class of the codebooks: K codes of D numbers, of which each position of a feature map chooses one.
 
     num_embeddings: K. embedding_dim: D, the channels of the feature map.
     """
@@ -73,24 +73,24 @@ class Codebook(nn.Module):
         raise NotImplementedError
 
     def project(self, z: Tensor) -> Tensor:
-        """The encoder's output moved to where the codes are, [B, D, h, w]: the nearest code is chosen there."""
+        """Moves the encoder's output to where the codes are, [B, D, h, w]: the nearest code is chosen there."""
         return z
 
     def choose(self, rows: Tensor) -> Tensor:
-        """Indices of the codes that vectors choose: [N, D] float32 -> [N] int64."""
+        """Chooses a code for each vector: [N, D] float32 -> indices, [N] int64."""
         raise NotImplementedError
 
     def search(self, z: Tensor) -> Tensor:
-        """Indices of the codes that a feature map chooses: [B, D, h, w] -> [B, h, w] int64."""
+        """Chooses a code for each position of a feature map: [B, D, h, w] -> indices, [B, h, w] int64."""
         with torch.autocast(z.device.type, enabled=False):
             return self.choose(rows_of(self.project(z.float()))).view(z.shape[0], *z.shape[2:])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes at `indices`: [B, h, w] -> [B, D, h, w]."""
+        """Looks up the codes at `indices`: [B, h, w] -> [B, D, h, w]."""
         return F.embedding(indices, self.vectors).movedim(-1, 1)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: the encoder's output, [B, D, h, w]; computed in float32 under any autocast. Changes no state."""
+        """Quantises the encoder's output z, [B, D, h, w], in float32 under any autocast. Changes no state."""
         with torch.autocast(z.device.type, enabled=False):
             z = self.project(z.float())
             rows = rows_of(z)
@@ -107,11 +107,11 @@ class Codebook(nn.Module):
             )
 
     def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
-        """|sg(z) - e|^2 summed over D and positions, [B]: what moves codes that are parameters. Zero by default."""
+        """Computes |sg(z) - e|^2 summed over D and positions, [B]; it moves codes that are parameters. 0 by default."""
         return z.new_zeros(len(z))
 
     def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
-        """|z - sg(e)|^2 summed over D and positions, [B]: what keeps the encoder near the codes."""
+        """Computes |z - sg(e)|^2 summed over D and positions, [B]: it keeps the encoder near the codes."""
         return (z - codes.detach()).square().flatten(1).sum(1)
 
     @property
@@ -123,9 +123,9 @@ class Codebook(nn.Module):
         """Places fresh codes on the encoder's output for the first training batch, [B, D, h, w]."""
 
     def learn(self, chosen: Sequence[Chosen]) -> None:
-        """Moves codes that learn without a gradient, once per optimiser step. chosen: by its batches."""
+        """Moves codes that learn without a gradient, once per optimiser step. chosen: that of each of its batches."""
 
 
 def rows_of(z: Tensor) -> Tensor:
-    """The vectors of a feature map: [B, D, h, w] -> [B h w, D], float32, without gradient."""
+    """Lists the vectors of a feature map: [B, D, h, w] -> [B h w, D], float32, without gradient."""
     return z.detach().movedim(1, -1).flatten(0, -2).float()

@@ -15,7 +15,7 @@ from vaelab.nn.quantizers.base import Codebook
 
 Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
 MOST_CODES = 2**20
-"""Size of the largest grid, which is kept in memory."""
+"""Number of codes of the largest grid: the grid is kept in memory."""
 
 
 class FSQ(Codebook):
@@ -40,8 +40,8 @@ class FSQ(Codebook):
             ("embedding_dim", embedding_dim, channels),
         ):
             if value != follows:
-                made = f"codebook.levels={list(levels)} makes {size} codes of {channels} numbers"
-                raise UserError(f"model.{key}={value}: {made}; leave it out, it follows from the levels")
+                reason = f"codebook.levels={list(levels)} makes {size} codes of {channels} numbers"
+                raise UserError(f"model.{key}={value}: {reason}; leave it out, it follows from the levels")
         if size > MOST_CODES:
             raise UserError(f"codebook.levels={list(levels)}: makes {size:,} codes, more than {MOST_CODES:,}")
         super().__init__(num_embeddings, embedding_dim)
@@ -63,5 +63,5 @@ class FSQ(Codebook):
         return (digits * self.strides).sum(1)
 
     def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
-        """Zero, [B]: z cannot leave the grid."""
+        """Returns zero, [B]: z cannot leave the grid."""
         return z.new_zeros(len(z))

@@ -14,7 +14,7 @@ from vaelab.nn.quantizers.search import nearest_code
 
 
 class GradientCodebook(Codebook):
-    """Codes as parameters, moved by |sg(z) - e|^2 (van den Oord et al. 2017, eq. 3).
+    """Codebook of parameters, moved by |sg(z) - e|^2 (van den Oord et al. 2017, eq. 3).
 
     num_embeddings: K. embedding_dim: D. The codes start at encoder outputs of the first training
     batch. restart_after: a code that no vector of this many consecutive steps has chosen is moved onto
@@ -72,12 +72,12 @@ class GradientCodebook(Codebook):
             self._move(self.idle >= self.restart_after, chosen[-1].rows, chosen[-1].share)
 
     def _average(self, chosen: Sequence[Chosen], counts: Tensor) -> None:
-        """Nothing: the optimiser moves the codes. counts: [K], how often each was chosen, over all processes."""
+        """Does nothing: the optimiser moves the codes. counts: [K], how often each was chosen, over all processes."""
 
     def _move(self, which: Tensor, rows: Tensor, share: Share | None) -> None:
         """Moves the codes where `which`, [K] bool, onto random rows, [N, D], without a host sync.
 
-        The rows are of all processes' batches, and every process takes the same.
+        The rows come from all processes' batches, and every process takes the same.
         """
         fresh = random_rows(rows, self.num_embeddings, share)
         self.codes.data.copy_(torch.where(which[:, None], fresh, self.codes))
@@ -85,9 +85,9 @@ class GradientCodebook(Codebook):
 
 
 class EMACodebook(GradientCodebook):
-    """Codes as moving averages of the vectors that choose them (van den Oord et al. 2017, appendix A.1).
+    """Codebook of moving averages of the vectors that choose them (van den Oord et al. 2017, appendix A.1).
 
-    decay: of the averages (gamma in the paper). epsilon: Laplace smoothing of the cluster sizes,
+    decay: that of the averages (gamma in the paper). epsilon: Laplace smoothing of the cluster sizes,
     as in the authors' published code: n_i -> (n_i + epsilon) / (n + K epsilon) * n, with n their sum.
     """
 

@@ -1,4 +1,4 @@
-"""The nearest of many codes, fast and in little memory."""
+"""Search for the nearest of many codes, fast and in little memory."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import torch
 from torch import Tensor
 
 SEARCH_ELEMENTS = 2**19
-"""Distances that the nearest-code search holds at a time, whatever N and K: 2 MiB, for a processor's cache."""
+"""Distances that the nearest-code search holds at a time, whatever N and K: 2 MiB, for a CPU's cache."""
 SEARCH_ELEMENTS_GPU = 2**26
-"""The same on a GPU: 256 MiB, so that few kernels are launched."""
+"""Distances that the nearest-code search holds at a time on a GPU: 256 MiB, so that few kernels are launched."""
 SEARCH_BLOCK = 64
-"""Codes whose least distance is found first on a processor, where `amin` runs in vector instructions and `argmin`
+"""Codes whose least distance is found first on a CPU, where `amin` runs in vector instructions and `argmin`
 does not."""
 
 
 @torch.no_grad()
 def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
-    """Index of the nearest code by Euclidean distance, [N] int64; the first one of several.
+    """Finds the index of the nearest code by Euclidean distance, [N] int64; the first one of several.
 
     z: [N, D]; codes: [K, D]. |z - e|^2 is searched as |e|^2 - 2 z.e, one matrix product with the
     norms folded in, in chunks of rows through one buffer: the memory does not grow with N * K.
     """
     minus_twice, norms = -2 * codes.t(), codes.square().sum(1)
-    if torch.compiler.is_exporting():  # the number of chunks would be that of the example's batch
+    if torch.compiler.is_exporting():  # a loop would keep the example batch's number of chunks
         return torch.addmm(norms, z, minus_twice).argmin(1)
     elements = SEARCH_ELEMENTS if z.device.type == "cpu" else SEARCH_ELEMENTS_GPU
     rows = min(len(z), max(1, elements // len(codes)))
     distances = z.new_empty(rows, len(codes))
     indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    for part, found in zip(z.split(rows), indices.split(rows), strict=True):
-        _argmin(torch.addmm(norms, part, minus_twice, out=distances[: len(part)]), out=found)
+    for part, nearest in zip(z.split(rows), indices.split(rows), strict=True):
+        _argmin(torch.addmm(norms, part, minus_twice, out=distances[: len(part)]), out=nearest)
     return indices
 
 
 def _argmin(distances: Tensor, out: Tensor) -> None:
-    """torch.argmin over the codes, [N, K] to [N]: on a processor by way of the least of each block of codes."""
+    """Runs torch.argmin over the codes, [N, K] to [N]: on a CPU by way of the least of each block of codes."""
     rows, size = distances.shape
     if distances.device.type != "cpu" or size % SEARCH_BLOCK or size < 4 * SEARCH_BLOCK:
         torch.argmin(distances, 1, out=out)
