@@ -23,13 +23,13 @@ from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import Prior
 
 Terms = dict[str, Tensor]
-"""What is measured of a batch by name: [B] of each image, and tensors of other shapes that the objective needs."""
+"""Terms of a batch by name: [B] of each image, and tensors of other shapes that the objective needs."""
 Build = Callable[..., Any] | None
-"""A part of a model, to be built with the sizes that the model knows; None for the usual one."""
+"""A function that builds a part of a model from the sizes that the model knows; None for the usual part."""
 
 
 class Variant(nn.Module):
-    """Base of the variants.
+    """Base class of the variants.
 
     A variant implements `encode`, `decode`, `terms` (what is measured of a batch) and `objective` (what
     is minimised). It sets `layout` and, if it has one, `prior`. `terms` and `objective` change no state
@@ -42,14 +42,14 @@ class Variant(nn.Module):
     monitor = "elbo"
     """The metric that selects the best checkpoint."""
     best = "max"
-    """Whether the best is the greatest (`max`) or the least (`min`)."""
+    """Whether the best checkpoint has the greatest (`max`) or the least (`min`) value of `monitor`."""
     scalars: dict[str, float] = {}
-    """Names and first values of what a schedule or a controller may set. Each becomes a 0-dim buffer: saved,
+    """Names and first values of scalars that a schedule or a controller may set. Each becomes a 0-dim buffer: saved,
     moved with the device, logged under its name, and changed without recompiling a compiled model."""
     layout: Layout
-    """What the latents are."""
+    """Description of the latents: their levels, shapes and axes."""
     prior: Prior | None
-    """What new images are drawn from; None where there is nothing to draw from."""
+    """Distribution that new images are drawn from; None where there is none."""
     decoder: Decoder
     device: torch.device
 
@@ -67,22 +67,22 @@ class Variant(nn.Module):
         """Whether images are encoded, decoded and sampled with their labels."""
         return self.condition.size > 0
 
-    # --- what a variant says ------------------------------------------------------------------
+    # --- what a variant implements ------------------------------------------------------------
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
-        """The posterior of each image. x: [B, C, H, W] in the data's range; labels: [B] or None."""
+        """Returns the posterior of each image. x: [B, C, H, W] in the data's range; labels: [B] or None."""
         raise NotImplementedError
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Raw likelihood parameters of p(x|z), [B, C, H, W], of latents as `layout` has them."""
+        """Decodes latents, as `layout` has them, to raw likelihood parameters of p(x|z), [B, C, H, W]."""
         raise NotImplementedError
 
     def noise(self, count: int) -> Tensor | None:
-        """What `terms` of `count` images needs of randomness, from torch's global generators; None for nothing."""
+        """Draws the noise that `terms` of `count` images needs from torch's global generators; None for nothing."""
         return None
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
-        """Everything that the objective is made of.
+        """Computes everything that the objective is made of.
 
         batch: images as the model sees them. noise: as `noise` draws it. Returns tensors by name; floats of
         shape [B] are per image and logged as means. Those of other shapes are for `objective`, `vectors` and
@@ -91,50 +91,50 @@ class Variant(nn.Module):
         raise NotImplementedError
 
     def objective(self, terms: Terms) -> Tensor:
-        """The scalar that is minimised, nats per image."""
+        """Computes the scalar that is minimised, nats per image."""
         raise NotImplementedError
 
     def vectors(self, terms: Terms) -> dict[str, Tensor]:
-        """Metrics with more than one component, summed over the batch: fresh tensors, which are kept for a while."""
+        """Computes metrics of several components, summed over the batch: fresh tensors, which are kept for a while."""
         return {}
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
-        """Further metrics that follow from exact means over images, of terms and of vectors."""
+        """Computes further metrics that follow from exact means over images, of terms and of vectors."""
         return {}
 
     def place(self, batch: Batch) -> None:
-        """Before each training step: sets up what has to see a first batch of images."""
+        """Sets up what has to see a first batch of images; called before each training step."""
 
     def observe(self, batch: Batch, terms: Terms) -> Any:
-        """What `learn` has to know of a training batch, without gradients; None for nothing."""
+        """Returns what `learn` has to know of a training batch, without gradients; None for nothing."""
         return None
 
     def learn(self, observed: Sequence[Any]) -> None:
         """Moves what learns without the optimiser: controllers, moving averages.
 
-        Called once per optimiser step, between the gradients and the step. observed: of its batches, of
-        which there are several where gradients are accumulated.
+        Called once per optimiser step, between the gradients and the step. observed: what
+        `observe` gave for each of its batches, of which there are several where gradients are accumulated.
         """
 
     # --- what follows from it -----------------------------------------------------------------
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean images decoded from the codes of `x`, [B, C, H, W], without sampling."""
+        """Decodes the codes of `x` to mean images, [B, C, H, W], without sampling."""
         return self.likelihood.mean(self.decode(self.encode(x, labels).code, labels))
 
     @torch.no_grad()
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
-        """Mean images of `count` draws from the prior, [count, C, H, W].
+        """Decodes `count` draws from the prior to mean images, [count, C, H, W].
 
-        labels: [count], of a conditional model; None for every class in turn. Raises UserError without a prior.
+        labels: [count], those of a conditional model; None for every class in turn. Raises UserError without a prior.
         """
         labels = self.condition.in_turn(count) if labels is None else labels
         return self.likelihood.mean(self.decode(self.require_prior().sample(count, labels), labels))
 
     @torch.no_grad()
     def blank(self) -> Posterior:
-        """The posterior of one black image of the first class: its type and tensors show what `encode` gives."""
+        """Encodes one black image of the first class: the posterior's type and tensors show what `encode` gives."""
         labels = torch.zeros(1, dtype=torch.int64, device=self.device)
         return self.encode(torch.zeros(1, *self.shape, device=self.device), labels)
 
@@ -144,7 +144,7 @@ class Variant(nn.Module):
         return self.prior is not None and self.blank().density
 
     def require_prior(self) -> Prior:
-        """The prior. Raises UserError if there is none."""
+        """Returns the prior. Raises UserError if there is none."""
         if self.prior is None:
             raise UserError(f"{type(self).__name__} has no prior to draw samples from: vaelab prior fits one")
         return self.prior

@@ -71,7 +71,7 @@ class CapacityVAE(VAE):
         self.multiplier_rate.fill_(multiplier_rate)
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
-        """Those of the VAE, and how far the mean KL over all processes is off C."""
+        """Adds to the terms of the VAE how far the mean KL over all processes is off C."""
         terms = super().terms(batch, noise)
         return terms | {"gap": global_mean(terms["kl"].mean(), batch.share) - self.capacity}
 
@@ -89,7 +89,7 @@ class CapacityVAE(VAE):
     def learn(self, observed: Sequence[Tensor]) -> None:
         """Moves the multiplier by how far the mean KL is off C."""
         gap = observed[0] if len(observed) == 1 else torch.stack(list(observed)).mean()
-        if self.constraint == "l1":  # the slope of gamma |gap|
+        if self.constraint == "l1":  # its multiplier is the slope of gamma |gap|
             self.multiplier.copy_(self.gamma * gap.sign())
         else:
             self.multiplier.copy_(multiplicative(self.multiplier, gap, self.multiplier_rate, LEAST, self.gamma))

@@ -60,11 +60,11 @@ class Hierarchical(VAE):
         self.decoder = network.decoder(latent_dim + self.condition.size, self.shape)
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Raw likelihood parameters from u2 and u1 side by side, [B, top_dim + latent_dim]: [B, C, H, W]."""
+        """Decodes u2 and u1 side by side, [B, top_dim + latent_dim], to raw likelihood parameters, [B, C, H, W]."""
         return self.decoder(beside(self.posterior.bottom(z), self.condition(labels)))
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
-        """Those of the VAE, and the KL of each level."""
+        """Adds the KL of each level to the terms of the VAE."""
         terms = super().terms(batch, noise)
         if "kl_per_dim" not in terms:
             return terms
@@ -93,29 +93,32 @@ class Ladder(nn.Module):
         self.logvar.weight.requires_grad_(bool(hidden_dims))
 
     def forward(self, features: Tensor) -> HierarchicalGaussian:
-        """features: [B, 2 (top + bottom)]: mean and log-variance of the top, then of the bottom, in float32."""
+        """Makes the posterior, in float32, of features, [B, 2 (top + bottom)].
+
+        They are mean and log-variance of the top, then of the bottom.
+        """
         top, bottom = features.float().tensor_split((2 * self.top_dim,), 1)
         (mean, logvar), (seen_mean, seen_logvar) = top.chunk(2, 1), bottom.chunk(2, 1)
         return HierarchicalGaussian(mean, logvar, seen_mean, seen_logvar, self)
 
     def given(self, top: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of p(z1|z2), [..., bottom] each. top: [..., top]."""
+        """Computes mean and log-variance of p(z1|z2), [..., bottom] each. top: [..., top]."""
         with torch.autocast(top.device.type, enabled=False):
             hidden = self.hidden(top)
             return self.mean(hidden), self.logvar(hidden)
 
     def bottom(self, u: Tensor) -> Tensor:
-        """z1 of u2 and u1 side by side: [..., top + bottom] -> [..., bottom]."""
-        top, own = u.float().tensor_split((self.top_dim,), -1)
+        """Computes z1 from u2 and u1 side by side: [..., top + bottom] -> [..., bottom]."""
+        top, u1 = u.float().tensor_split((self.top_dim,), -1)
         mean, logvar = self.given(top)
-        return mean + (0.5 * logvar).exp() * own
+        return mean + (0.5 * logvar).exp() * u1
 
 
 @dataclass(eq=False)
 class HierarchicalGaussian(Posterior):
-    """q(u2|x) q(u1|u2,x): the top is a diagonal Gaussian, and so is the bottom given the top.
+    """Posterior q(u2|x) q(u1|u2,x): the top is a diagonal Gaussian, and so is the bottom given the top.
 
-    top_mean, top_logvar: [B, t], of q(u2|x). seen_mean, seen_logvar: [B, b], what the encoder says of z1 alone.
+    top_mean, top_logvar: [B, t], those of q(u2|x). seen_mean, seen_logvar: [B, b], what the encoder says of z1 alone.
     ladder: p(z1|z2).
     """
 
@@ -128,13 +131,13 @@ class HierarchicalGaussian(Posterior):
 
     @property
     def top(self) -> DiagonalGaussian:
-        """q(u2|x)."""
+        """The posterior of the top, q(u2|x)."""
         return DiagonalGaussian(self.top_mean, self.top_logvar)
 
     def bottom(self, top: Tensor) -> DiagonalGaussian:
-        """q(u1|u2,x), [..., B, b]: precisions add up, means are weighed by them (eq. 17-19). top: [..., B, t]."""
+        """Computes q(u1|u2,x), [..., B, b]: precisions add up and weight the means (eq. 17-19). top: [..., B, t]."""
         mean, logvar = self.ladder.given(top)
-        # in units of p(z1|z2), whose precision is 1, and that of what is seen:
+        # precision of what the encoder says of z1, where that of p(z1|z2) is 1:
         log_precision = logvar - self.seen_logvar
         share = log_precision.sigmoid()
         return DiagonalGaussian(share * (self.seen_mean - mean) * (-0.5 * logvar).exp(), -F.softplus(log_precision))
@@ -153,7 +156,7 @@ class HierarchicalGaussian(Posterior):
         return self.top.log_prob(top) + self.bottom(top).log_prob(bottom)
 
     def sample_with_kl(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, KL]:
-        """The KL of the bottom is in closed form given the draw of the top."""
+        """Draws z and computes the KL: that of the bottom is in closed form given the draw of the top."""
         if not self.top.has_kl(prior):
             return super().sample_with_kl(noise, prior, labels)
         z = self.rsample(noise)
@@ -167,7 +170,7 @@ class HierarchicalGaussian(Posterior):
         return self._kl(z).sum(-1) + log_ratio
 
     def usage(self, prior: Prior | None) -> Usage:
-        """The mean KL of each dimension, nats; of the bottom, given the mean of the top."""
+        """Measures the mean KL of each dimension, nats; of the bottom, given the mean of the top."""
         if prior is None or not self.top.has_kl(prior):
             return super().usage(prior)
         return Usage(self._kl(self.code).mean(0), "KL", "nats", DEAD_DIMENSION)
@@ -177,7 +180,7 @@ class HierarchicalGaussian(Posterior):
         return {"z": self.code} | self.arrays
 
     def _kl(self, z: Tensor) -> Tensor:
-        """KL to N(0, 1) of each dimension given the levels above it in z, [..., B, t + b]."""
+        """Computes the KL to N(0, 1) of each dimension given the levels above it in z, [..., B, t + b], nats."""
         bottom = self.bottom(self._levels(z)[0])
         below = kl_to_standard_normal(bottom.mean, bottom.logvar)
         above = kl_to_standard_normal(self.top_mean, self.top_logvar)

@@ -26,9 +26,11 @@ class Model(Variant, pl.LightningModule):
     def __init__(self, shape: Shape, num_classes: PositiveInt | None, likelihood: Likelihood, condition: Build = None):
         super().__init__(shape, num_classes, likelihood, condition)
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
-        self.seed = 0  # of the noise
-        self.compiled: tuple[Callable[..., Terms], int] | None = None  # terms, and for which batch size
-        self.observed: list[Any] = []  # of the batches since the last optimiser step
+        self.seed = 0  # seed of the noise
+        self.compiled: tuple[Callable[..., Terms], int] | None = (
+            None  # compiled `terms`, and the batch size that it is for
+        )
+        self.observed: list[Any] = []  # what `observe` gave since the last optimiser step
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
         self.closed_at = 0  # the step at which the window was last closed
         self.latest: dict[str, float] = {}  # metrics of the last closed window, for the progress bar
@@ -51,7 +53,7 @@ class Model(Variant, pl.LightningModule):
     # --- steps --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """After a resume: reports what the interruption came before; the optimiser takes its settings and layout."""
+        """Completes a resume: reports what the interruption came before, sets the optimiser's options and layout."""
         for means in (self.window, self.epoch_means):
             means.to(self.device)
         self._report_if_due()
@@ -78,7 +80,7 @@ class Model(Variant, pl.LightningModule):
         seed_global(seed_of(self.seed, self.global_rank, *place), self.device)
 
     def _step(self, batch: Batch, means: Means) -> tuple[Tensor, Terms]:
-        """The objective of a batch, and what it is made of; its metrics are added to `means`."""
+        """Computes the objective of a batch and the terms it is made of; its metrics are added to `means`."""
         measure = self.terms
         if self.compiled and self.training and len(batch.images) == self.compiled[1] and self.trainer.global_step:
             measure = self.compiled[0]
@@ -92,7 +94,7 @@ class Model(Variant, pl.LightningModule):
         return loss, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The objective, weighted so that DDP's average over processes is the mean over the global batch's images."""
+        """Computes the objective, weighted so that DDP's average over processes is the mean over the global batch."""
         self.place(batch)
         loss, terms = self._step(batch, self.window)
         if (seen := self.observe(batch, terms)) is not None:
@@ -189,7 +191,7 @@ class Model(Variant, pl.LightningModule):
         checkpoint["window"], checkpoint["epoch_means"] = self.window.state(), self.epoch_means.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        first = self.global_rank == 0  # the saved metrics are those of all processes
+        first = self.global_rank == 0  # the saved sums are over all processes: one goes on from them
         self.window.restore(checkpoint["window"], empty=not first)
         self.epoch_means.restore(checkpoint["epoch_means"], empty=not first)
         if "state_dict" in checkpoint:  # a strategy may have loaded it itself

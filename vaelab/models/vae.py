@@ -56,7 +56,7 @@ class VAE(Model):
         return self.decoder(beside(z, self.condition(labels)))
 
     def noise(self, count: int) -> Tensor:
-        """Standard normal, [count, d]."""
+        """Draws standard normal noise, [count, d]."""
         return torch.randn(count, self.latent_dim, device=self.device)
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:

@@ -57,14 +57,14 @@ class VQVAE(Model):
         self.prior = UniformCodes(num_embeddings, map_size)
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What is quantised, [B, D, h, w]. x: [B, C, H, W] in the data's range; labels: [B] or None."""
+        """Computes what is quantised, [B, D, h, w]. x: [B, C, H, W] in the data's range; labels: [B] or None."""
         return self.encoder(beside(x, self.condition(labels)))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Codes:
         return Codes(self.codebook.search(self.features(x, labels)))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Raw likelihood parameters from code indices [B, h, w]: [B, C, H, W]."""
+        """Decodes code indices, [B, h, w], to raw likelihood parameters, [B, C, H, W]."""
         return self._decode_vectors(self.codebook.lookup(z), labels)
 
     def _decode_vectors(self, vectors: Tensor, labels: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class VQVAE(Model):
         return {"code_counts": code_counts(terms["codes"], self.codebook.num_embeddings)}
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
-        """Perplexity and usage of the codebook over everything counted, not the mean of batches' values."""
+        """Computes perplexity and usage of the codebook from all counts, not as means over batches."""
         counts = vectors["code_counts"]
         return {"perplexity": perplexity(counts).item(), "codebook_usage": (counts > 0).double().mean().item()}
 
@@ -96,7 +96,7 @@ class VQVAE(Model):
         """Places fresh codes on what the encoder makes of the first training batch."""
         if not self.codebook.unplaced:
             return
-        state = [buffer.clone() for buffer in self.encoder.buffers()]  # of a batch norm: the batch is seen once
+        state = [buffer.clone() for buffer in self.encoder.buffers()]  # a batch norm sees the batch once
         with torch.no_grad():
             self.codebook.place(self.features(batch.images, batch.labels), batch.share)
             for buffer, before in zip(self.encoder.buffers(), state, strict=True):
