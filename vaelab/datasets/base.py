@@ -25,9 +25,9 @@ from vaelab.datasets.splits import (
 )
 
 MOMENTS_SAMPLE = 10_000
-"""Images that the mean image and the spread around it are computed from."""
+"""Most images that the mean image and the spread around it are computed from."""
 MOMENTS_VALUES = 4 * 2**20
-"""Pixel values of them that are held at a time, in 20 bytes each."""
+"""Pixel values that are held at a time while the mean image is computed, in 20 bytes each."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,7 +45,7 @@ class ImageData(pl.LightningDataModule):
     storage: `resident` (one uint8 tensor on the training device), `stream` (read ahead by
         workers), or `auto` (resident where it fits).
     num_workers: processes that read ahead when streaming.
-    seed: of the batch order and of `static`. split_seed: of the choice of validation images, kept
+    seed: seed of the batch order and of `static`. split_seed: seed of the choice of validation images, kept
         apart so that runs which differ in `seed` are validated on the same images.
     """
 
@@ -65,13 +65,13 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
         self.pixel_range = (float(low), float(high))
         self._loaded = False
-        self._seen = 0  # images of the epoch that is resumed in its middle
+        self._seen = 0  # images already seen of an epoch that is resumed in its middle
         self._dealt: dict[str, IndexBatches] = {}  # batches of the train, val and test images, for this process
 
     # --- for the families ---------------------------------------------------------------------
 
     def load(self) -> tuple[Split, Split]:
-        """The training images (validation included) and the test images.
+        """Reads the training images (validation included) and the test images.
 
         Raises UserError if files are missing or broken: it names the file and the remedy.
         """
@@ -108,7 +108,7 @@ class ImageData(pl.LightningDataModule):
         return count
 
     def _hold(self, split: Split) -> Split:
-        """The split as it is kept: in memory if it should be and fits, binarised if static."""
+        """Prepares a split to be kept: in memory if it should be and fits, binarised if static."""
         fits = split.nbytes <= psutil.virtual_memory().available // 2
         wanted = self.storage == "resident" or (self.storage == "auto" and fits)
         if wanted and split.nbytes and not isinstance(split, TensorSplit):
@@ -157,13 +157,13 @@ class ImageData(pl.LightningDataModule):
         return mean.float(), max(variance, 0.0) ** 0.5
 
     def sample_batch(self, count: int, device: torch.device) -> Batch:
-        """`count` images as the model sees them, always the same: of validation, or of training if there are none."""
+        """Takes `count` images as the model sees them, always the same: of validation, or else of training."""
         split = self.val if len(self.val) else self.train
         index = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
         return self.as_model_sees(split.batch(index).to(device))
 
     def as_model_sees(self, batch: Batch) -> Batch:
-        """uint8 images made floats in the data's range, on the device they are on."""
+        """Converts uint8 images to floats in the data's range, on the device they are on."""
         x = batch.images.float().div_(255)
         if self.binarize == "threshold":
             x = (x > 0.5).float()
@@ -192,7 +192,7 @@ class ImageData(pl.LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, int]:
-        """How many images of the present epoch were seen, by all processes."""
+        """Returns how many images of the present epoch all processes have seen."""
         if self.trainer is None or "train" not in self._dealt:
             return {"images": 0}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ class ImageData(pl.LightningDataModule):
         self._seen = state_dict["images"]
 
     def _go_on(self, batches: IndexBatches) -> None:
-        """After a resume in the middle of an epoch: its batches are counted as this number of processes cuts them."""
+        """Resumes in the middle of an epoch: counts its batches as this number of processes cuts them."""
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         seen, self._seen = self._seen, 0
@@ -219,14 +219,14 @@ class ImageData(pl.LightningDataModule):
             setattr(current, count, getattr(current, count) + moved)
 
     def _train_order(self) -> tuple[Tensor, int]:
-        """This epoch's order, and where to start in it: a resumed epoch goes on where it stopped."""
+        """Returns this epoch's order, and its first batch to come: a resumed epoch goes on where it stopped."""
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
         return self.order_of(self.trainer.current_epoch), start
 
     def order_of(self, epoch: int) -> Tensor:
-        """The training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
+        """Computes the training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
         return epoch_order(len(self.train), self.seed, epoch)
 
     def _loader(self, part: str, split: Split, order: Any) -> tuple[Split, Any]:

@@ -24,7 +24,7 @@ class CelebA(ImageFiles):
     are not used: an image has many of them, a label is one.
 
     root: the folder that holds, or will hold, `celeba/img_align_celeba/*.jpg` and
-    `celeba/list_eval_partition.txt`. download: whether they may be fetched. size: side in pixels.
+    `celeba/list_eval_partition.txt`. download: whether the files may be fetched. size: side in pixels.
     """
 
     root: str
@@ -56,7 +56,7 @@ def _fetch(root: Path) -> None:
 
 
 def _read_partition(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the images to train on and to test on."""
+    """Reads the names of the images to train on and to test on. Raises UserError for a list that is broken."""
     rows = [line.split() for line in path.read_text(encoding="ascii", errors="replace").splitlines() if line.strip()]
     if not all(len(row) == 2 and row[1] in ("0", "1", "2") for row in rows):
         raise broken(path, "a line is not an image's name and 0, 1 or 2")

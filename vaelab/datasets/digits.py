@@ -11,6 +11,7 @@ from vaelab.datasets.sources import hold_out
 from vaelab.datasets.splits import TensorSplit
 
 TEST_FRACTION = 0.2
+"""Fraction of the images of each class that is for testing."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -22,7 +23,7 @@ class Digits(ImageData):
     """
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
-        """Raises nothing: the images come with scikit-learn."""
+        """Reads the images that come with scikit-learn."""
         from sklearn.datasets import load_digits
 
         grey, target = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""dSprites as published."""
+"""The dSprites data set as published."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DSprites(ImageData):
     test_size: PositiveInt
 
     def load(self) -> tuple[PackedSplit, PackedSplit]:
-        """Raises UserError if the file is missing, cut short or another one."""
+        """Reads the file. Raises UserError if it is missing, cut short or another one."""
         (path,) = find_files(self.root, [FILE], self.download, lambda root: fetch_url(URL, root / FILE))
         images, classes = _read(path)
         whole = PackedSplit(torch.from_numpy(pack(images)), torch.from_numpy(classes[:, 1:].astype(np.int64)))
@@ -47,7 +47,7 @@ class DSprites(ImageData):
 
     @property
     def binary(self) -> bool:
-        """True: they are made so."""
+        """True: the images are made so."""
         return True
 
     @property
@@ -93,16 +93,16 @@ class PackedSplit:
 
 
 def pack(images: np.ndarray) -> np.ndarray:
-    """Images of zeros and ones, [N, H, W], as [N, H * W / 8] uint8."""
+    """Packs images of zeros and ones, [N, H, W], into [N, H * W / 8] uint8."""
     packed = np.empty((len(images), math.prod(images.shape[1:]) // 8), dtype=np.uint8)
-    for start in range(0, len(images), 8192):  # packbits makes a copy of what it is given
+    for start in range(0, len(images), 8192):  # in parts, because packbits makes a copy of what it is given
         part = images[start : start + 8192]
         packed[start : start + 8192] = np.packbits(part.reshape(len(part), -1), axis=1)
     return packed
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """imgs [N, 64, 64] uint8 and latents_classes [N, 6]. The pickled metadata are not touched."""
+    """Reads imgs [N, 64, 64] uint8 and latents_classes [N, 6]. The pickled metadata are not touched."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             classes, images = arrays["latents_classes"], arrays["imgs"]

@@ -25,7 +25,7 @@ class Fake(ImageData):
     classes: PositiveInt | None
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
-        """Raises nothing."""
+        """Draws the training and the test images."""
         return self._draw(self.size, seed=1), self._draw(-(-self.size // 5), seed=2)
 
     @property
@@ -33,7 +33,7 @@ class Fake(ImageData):
         return self.classes
 
     def _draw(self, count: int, seed: int) -> TensorSplit:
-        """Blobs on a circle around the centre, at the angle of their class, each a little off."""
+        """Draws blobs on a circle around the centre, at the angle of their class, each a little off."""
         channels, height, width = self.image_shape
         generator = torch.Generator().manual_seed(seed)
         spots = self.classes or count

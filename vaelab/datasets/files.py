@@ -19,19 +19,21 @@ from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import Batch, Split
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""Endings of the files that are taken for images."""
 THREADS = min(8, os.cpu_count() or 1)
+"""Threads that decode or check images at a time."""
 THREADED = 32
-"""Images in a batch from which threads are worth their start."""
+"""Number of images in a batch from which threads are worth their start."""
 SMALL = 4096
-"""Bytes of a file below which threads only wait for each other: opening holds the GIL, decoding does not."""
+"""Size of a file, in bytes, below which threads only wait for each other: opening holds the GIL, decoding does not."""
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
 END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-"""What the last bytes of a whole file contain."""
+"""Bytes that the end of a complete file contains, by its format."""
 
 
 class ImageFiles(ImageData):
-    """A data set of image files. Those that will not be decoded before training are looked through."""
+    """Base class of data sets of image files. Files that will not be decoded before training are checked first."""
 
     def _hold(self, split: Split) -> Split:
         held = super()._hold(split)
@@ -41,7 +43,7 @@ class ImageFiles(ImageData):
 
 
 class FileSplit:
-    """Images in files, all given the same size.
+    """A split whose images are files, all given the same size.
 
     An image is turned as its EXIF orientation says, cut to the aspect ratio of `size` around its
     centre, and resized with a bilinear filter that averages over the pixels it merges
@@ -49,7 +51,7 @@ class FileSplit:
 
     files: [N] paths. labels: [N] int64 or None. size: (height, width). channels: 1 (grey) or 3 (RGB).
     crop: side in pixels of the centred square that is cut out first, or None.
-    fixed: refuse an image whose own size is not `size`, for users who asked for no resizing.
+    fixed: whether to refuse an image whose own size is not `size`, for users who asked for no resizing.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ class FileSplit:
         return FileSplit(files, labels, self.size, self.channels, self.crop, self.fixed)
 
     def to(self, device: torch.device) -> FileSplit:
-        """Itself: files have no device, and a batch is decoded on the CPU."""
+        """Returns the split itself: files have no device, and a batch is decoded on the CPU."""
         return self
 
     def batch(self, index: Tensor) -> Batch:
-        """Raises UserError, naming the file, if an image cannot be decoded or has another size."""
+        """Decodes a batch. Raises UserError, naming the file, if an image cannot be decoded or has another size."""
         rows = index.tolist()
         images = np.empty((len(rows), *self.size, self.channels), dtype=np.uint8)
 
@@ -124,7 +126,7 @@ class FileSplit:
             )
 
     def _decode(self, file: str) -> np.ndarray:
-        """[H, W, C] uint8."""
+        """Decodes a file to [H, W, C] uint8."""
         try:
             with Image.open(file) as image:
                 size = _upright_size(image)
@@ -149,7 +151,7 @@ class FileSplit:
 
 
 def image_size(file: str) -> tuple[int, int]:
-    """Height and width of an image, read from its header. Raises UserError if it is not an image."""
+    """Reads the height and width of an image from its header. Raises UserError if it is not an image."""
     try:
         with Image.open(file) as image:
             return _upright_size(image)
@@ -158,7 +160,7 @@ def image_size(file: str) -> tuple[int, int]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """The image files in a folder, by name; hidden files are left out."""
+    """Lists the image files in a folder, by name; hidden files are left out."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.path
@@ -185,7 +187,9 @@ def _in_threads(work: Callable[[range], None], files: list[str]) -> None:
 
 
 def _worth_threads(files: list[str]) -> bool:
-    if len(files) < THREADED or THREADS == 1 or get_worker_info() is not None:  # a worker process is thread enough
+    if (
+        len(files) < THREADED or THREADS == 1 or get_worker_info() is not None
+    ):  # worker processes run in parallel already
         return False
     return os.path.isfile(files[0]) and os.path.getsize(files[0]) >= SMALL
 
@@ -208,7 +212,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) once the image is turned as its EXIF orientation says."""
+    """Returns (height, width) of the image once it is turned as its EXIF orientation says."""
     return (image.width, image.height) if _orientation(image) in (5, 6, 7, 8) else (image.height, image.width)
 
 

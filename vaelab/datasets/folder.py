@@ -49,7 +49,7 @@ class Folder(ImageFiles):
     test_size: PositiveFloat
 
     def load(self) -> tuple[FileSplit, FileSplit]:
-        """Raises UserError if there are too few images, or an image is broken or of another size."""
+        """Lists the images. Raises UserError if there are too few, or one is broken or of another size."""
         train, test = self._listings
         fixed = self.size is None
         if isinstance(self.size, int):
@@ -86,7 +86,7 @@ class Folder(ImageFiles):
 
     @cached_property
     def _listings(self) -> tuple[Listing, Listing | None]:
-        """What there is to train on and to test on, if that is apart. Raises UserError if it makes no sense."""
+        """Images to train on, and those to test on where they lie apart. Raises UserError for a layout that is none."""
         root = Path(self.root).expanduser()
         if not root.is_dir():
             what = "is not a folder" if root.exists() else "no such folder"
@@ -101,9 +101,9 @@ class Folder(ImageFiles):
 
 
 def _listing(folder: Path, like: Listing | None = None) -> Listing:
-    """The images in a folder, with the classes of `like` if given.
+    """Lists the images in a folder, with the classes of `like` if given.
 
-    Raises UserError if there are none, if they lie in two ways at once, or a class is not in `like`.
+    Raises UserError if it holds none, if they lie in two ways at once, or a class is not in `like`.
     """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     flat = list_images(folder)

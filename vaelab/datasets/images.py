@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """Image files that were looked through, but not decoded yet.
+    """Image files that were checked, but not decoded yet.
 
     names: [N] paths relative to the folder, with `/`. split: the files; `split.batch(index)` decodes
     some. classes: names of the class folders in alphabetical order, and labels: [N] int64 positions
@@ -29,9 +29,9 @@ class Found(NamedTuple):
 
 
 def read(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False) -> Tensor:
-    """One image, [1, C, H, W] uint8, turned as its EXIF orientation says; grey or RGB as `shape` has it.
+    """Reads one image, [1, C, H, W] uint8, turned as its EXIF orientation says; grey or RGB as `shape` has it.
 
-    shape: (C, H, W) of the model. key: what the user knows the path as. resize: cut an image of
+    shape: (C, H, W) of the model. key: what the user knows the path as. resize: whether to cut an image of
     another size to the aspect ratio and resize it, as dataset=folder does. Raises UserError, naming
     the file, if it is missing or broken, or has another size.
     """
@@ -44,7 +44,7 @@ def read(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool =
 def read_folder(
     folder: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False
 ) -> tuple[list[str], Tensor, list[str] | None, Tensor | None]:
-    """All images of a folder, or of its class folders: names, [N, C, H, W] uint8, class names, labels [N].
+    """Reads all images of a folder, or of its class folders: names, [N, C, H, W] uint8, class names, labels [N].
 
     The arguments are those of `read`; names, class names and labels those of `Found`. Raises
     UserError also if there are no images.
@@ -57,7 +57,7 @@ def read_folder(
 
 
 def find(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False) -> Found:
-    """The image files of a folder, of its class folders, or one file, each looked at but not decoded.
+    """Finds the image files of a folder or of its class folders, or one file, each checked but not decoded.
 
     The arguments are those of `read`. Raises UserError if there are none, or one is broken or has
     another size.
@@ -77,7 +77,7 @@ def find(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool =
 
 
 def as_model_sees(images: Tensor, pixel_range: tuple[float, float], binary: bool) -> Tensor:
-    """uint8 images as floats in the model's range, of the same shape.
+    """Converts uint8 images to floats in the model's range, of the same shape.
 
     binary: whether the model was trained on binarised pixels; then pixels above 1/2 are white and the
     others black, whichever way the training images were binarised, so that an image has one code.
@@ -90,7 +90,7 @@ def as_model_sees(images: Tensor, pixel_range: tuple[float, float], binary: bool
 
 
 def _listed(root: Path, key: str) -> tuple[list[str], list[str] | None, Tensor | None]:
-    """Image files of a folder, its class names or None, and a label for each file or None."""
+    """Lists image files of a folder, its class names or None, and a label for each file or None."""
     from vaelab.datasets.files import SUFFIXES, list_images
 
     try:

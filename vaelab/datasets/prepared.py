@@ -37,26 +37,29 @@ from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import Batch, Split, epoch_order
 
 MAGIC = b"VAELAB\r\n"
+"""First bytes of every prepared file."""
 VERSION = 1
 PREFIX = struct.Struct("<8sIIQ")
 PAGE = 4096
+"""Bytes of which every array's place in the file is a multiple."""
 MIB = 2**20
 MOST_HEADER = 64 * MIB
+"""Size of the largest header that is read, in bytes."""
 DIGITS = 512
 """Bytes by which a header grows when the places of at most six arrays are filled in."""
 ORDER_SEED = 20_191_218
-"""Of the order of the training images in a file; no file may have another."""
+"""Seed of the order of the training images in a file; no file may have another."""
 PARTS = ("train", "test")
 AGAIN = "prepare it again (vaelab data prepare)"
 
 
 @dataclass(kw_only=True, eq=False)
 class Prepared(ImageData):
-    """A file that `vaelab data prepare` wrote, held in memory or read as training goes.
+    """A data set in a file that `vaelab data prepare` wrote, held in memory or read as training goes.
 
-    root: the file. order: of the training images in an epoch. `blocks`: blocks of neighbours come
+    root: the file. order: how an epoch orders the training images. `blocks`: blocks of neighbours come
     in a random order, and each image then moves back by a random distance within `window`, so that
-    a disk reads whole blocks; `random`: any order at all. block, window: in MiB of images.
+    a disk reads whole blocks; `random`: any order at all. block, window: their sizes in MiB of images.
     """
 
     root: str
@@ -65,14 +68,14 @@ class Prepared(ImageData):
     window: PositiveFloat
 
     def load(self) -> tuple[PreparedSplit, PreparedSplit]:
-        """Raises UserError if the file is missing, damaged, cut short, or of another version."""
+        """Opens the file. Raises UserError if it is missing, damaged, cut short, or of another version."""
         path = Path(self.root).expanduser()
         train, test = (PreparedSplit(path, self.header, part) for part in PARTS)
         return train, test
 
     @cached_property
     def header(self) -> dict[str, Any]:
-        """What the file says about itself."""
+        """The header of the file: shape, classes, factors, and where each array lies."""
         return read_header(Path(self.root).expanduser())
 
     @property
@@ -93,7 +96,7 @@ class Prepared(ImageData):
         return self.header["binary"] or super().binary
 
     def _hold(self, split: Split) -> Split:
-        """What is read as a whole is compared with its checksum."""
+        """Compares a split that is read as a whole with its checksum."""
         held = super()._hold(split)
         if held is not split and isinstance(split, PreparedSplit):
             split.verify()
@@ -111,12 +114,12 @@ class Prepared(ImageData):
         return super()._loader(part, split, order)
 
     def _images(self, size: float) -> int:
-        """Images in so many MiB, one at least."""
+        """Returns how many images fit `size` MiB, one at least."""
         return max(1, int(size * MIB / math.prod(self.shape)))
 
 
 class PreparedSplit:
-    """The images at `index`, [M] int64, of a part of a prepared file; all of them if None.
+    """A split of the images at `index`, [M] int64, of a part of a prepared file; all of them if None.
 
     Labels and factors are read from the file with the images: only the index is in memory.
     """
@@ -132,7 +135,7 @@ class PreparedSplit:
         self._map: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open file: every process opens its own."""
+        """Leaves the open file out of a pickle: every process opens its own."""
         return {**self.__dict__, "_arrays": None, "_map": None, "_asked": {}}
 
     def __len__(self) -> int:
@@ -142,20 +145,20 @@ class PreparedSplit:
         return PreparedSplit(self.path, self.header, self.part, index if self.index is None else self.index[index])
 
     def to(self, device: torch.device) -> PreparedSplit:
-        """Itself: a file has no device."""
+        """Returns the split itself: a file has no device."""
         return self
 
     def read_ahead(self, block: int, remembered: int) -> PreparedSplit:
-        """The split, whose index must ascend, for passes in `block_order`: an image brings its block along.
+        """Returns the split, whose index must ascend, for passes in `block_order`: an image brings its block along.
 
-        block: images in it. remembered: how many blocks are not asked for again.
+        block: images in a block. remembered: number of the latest blocks that are not asked for again.
         """
         split = PreparedSplit(self.path, self.header, self.part, self.index)
         split._block, split._remembered = block, remembered
         return split
 
     def batch(self, index: Tensor) -> Batch:
-        """Raises UserError if the file is not as long any more as it was."""
+        """Reads a batch. Raises UserError if the file is not as long any more as it was."""
         rows = (index.cpu() if self.index is None else self.index[index.cpu()]).numpy()
         arrays = self._open()
         self._check_size(self._map.size())  # a page beyond the end would kill the process
@@ -165,7 +168,7 @@ class PreparedSplit:
         return Batch(*(None if a is None else torch.from_numpy(a.take(rows, axis=0)) for a in parts))  # type: ignore[arg-type]
 
     def verify(self) -> None:
-        """Reads all of the part, a few MiB at a time. Raises UserError unless it is as it was written."""
+        """Checks all of the part, a few MiB at a time. Raises UserError unless it is as it was written."""
         with _opened(self.path) as file:
             for name, place in self.header["parts"][self.part]["arrays"].items():
                 if _checksum(file, place) != int(place["crc32"], 16):
@@ -176,7 +179,7 @@ class PreparedSplit:
             with _opened(self.path) as file:
                 self._check_size(os.fstat(file.fileno()).st_size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_RANDOM"):  # or a fault would read on for as much as the disk reads ahead: megabytes
+            if hasattr(mmap, "MADV_RANDOM"):  # else a fault reads on for megabytes, as the disk reads ahead
                 self._map.madvise(mmap.MADV_RANDOM)
             self._arrays = {
                 name: np.ndarray(place["shape"], place["dtype"], self._map, place["offset"])
@@ -189,7 +192,7 @@ class PreparedSplit:
             raise UserError(f"{self.path} was changed while it was read: {AGAIN}")
 
     def _ask(self, index: Tensor) -> None:
-        """Has the system read the blocks that these images are of, unless it was asked lately."""
+        """Has the system read the blocks of the images at `index`, unless it was asked for them lately."""
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
         first, image = self.header["parts"][self.part]["arrays"]["images"]["offset"], math.prod(self.shape)
@@ -207,7 +210,7 @@ class PreparedSplit:
 
 
 def block_order(size: int, block: int, window: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch's images, [size] int64: a function of its arguments alone.
+    """Computes the order of an epoch's images, [size] int64: a function of its arguments alone.
 
     Blocks of `block` neighbours come in a random order; then each image moves back by a random
     number of places below `window`. What fits a window is shuffled as a whole.
@@ -218,7 +221,7 @@ def block_order(size: int, block: int, window: int, seed: int, epoch: int) -> Te
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch + 2**62) % 2**63)
     order, done, seen = torch.empty(size, dtype=torch.int64), 0, 0
     waiting, places = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-    for some in blocks.split(max(1, window // block)):  # and not all at once, which would take six times the memory
+    for some in blocks.split(max(1, window // block)):  # all at once would take six times the memory
         images = (some[:, None] * block + torch.arange(block)).flatten()
         images = images[images < size]
         moves = window * torch.rand(len(images), dtype=torch.float64, generator=generator)
@@ -236,7 +239,7 @@ def block_order(size: int, block: int, window: int, seed: int, epoch: int) -> Te
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a prepared file. Raises UserError unless the file is one, whole and of this version."""
+    """Reads the header of a prepared file. Raises UserError unless the file is one, whole and of this version."""
     if not path.exists():
         raise UserError(
             f"dataset.root={path}: there is no such file\nmake it: vaelab data prepare dataset=… out={path}"
@@ -261,7 +264,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict[str, Any]) -> dict[str, Any]:
-    """The header of a file for these splits, in which the checksums are still to come.
+    """Makes the header of a file for these splits, in which the checksums are still to come.
 
     about: num_classes, class_names, factors (name: number of values), binary and source.
     """
@@ -285,7 +288,7 @@ def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict
 
 
 def write(file: BinaryIO, header: dict[str, Any], splits: tuple[Split, Split]) -> Iterator[int]:
-    """Writes a whole file, some images at a time, and yields how many those were.
+    """Writes a whole file, some images at a time, and yields how many at each time.
 
     The training images are written in the order of ORDER_SEED, the test images in their own.
     """

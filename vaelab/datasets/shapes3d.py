@@ -1,4 +1,4 @@
-"""3D Shapes as published."""
+"""The 3D Shapes data set as published."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ FACTORS = {"floor_hue": 10, "wall_hue": 10, "object_hue": 10, "scale": 8, "shape
 RANGES = ((0.0, 0.9), (0.0, 0.9), (0.0, 0.9), (0.75, 1.25), (0.0, 3.0), (-30.0, 30.0))
 """First and last value of each factor in the published `labels`; the values between are evenly spaced."""
 TOTAL = math.prod(FACTORS.values())
+"""Number of images."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Shapes3D(ImageData):
     """480,000 RGB 64x64 images with six factors (Burgess and Kim, 2018); the label is the shape.
 
-    Needs h5py: `pip install h5py`, or the extra `vaelab[shapes3d]`.
+    It needs h5py: `pip install h5py`, or the extra `vaelab[shapes3d]`.
 
     root: the folder of the h5 file. download: whether it may be fetched (255 MB). test_size: images
     for testing, drawn at random once and for all.
@@ -41,7 +42,7 @@ class Shapes3D(ImageData):
     test_size: PositiveInt
 
     def load(self) -> tuple[H5Split, H5Split]:
-        """Raises UserError if h5py is missing, or the file is missing, cut short or another one."""
+        """Opens the file. Raises UserError if h5py is missing, or the file is missing, cut short or another one."""
         _import_h5py()
         (path,) = find_files(self.root, [FILE], self.download, lambda root: fetch_url(URL, root / FILE))
         _check(path)
@@ -58,7 +59,7 @@ class Shapes3D(ImageData):
 
 
 class H5Split:
-    """Images of the h5 file at `index`, [N] int64, read when asked for.
+    """A split of the h5 file's images at `index`, [N] int64, read when asked for.
 
     The factors follow from the index: the file is in the order of the factors' cartesian product.
     """
@@ -71,7 +72,7 @@ class H5Split:
         self._images: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open file: every process opens its own."""
+        """Leaves the open file out of a pickle: every process opens its own."""
         return {**self.__dict__, "_images": None}
 
     def __len__(self) -> int:
@@ -81,11 +82,11 @@ class H5Split:
         return H5Split(self.path, self.index[index])
 
     def to(self, device: torch.device) -> H5Split:
-        """Itself: a file has no device."""
+        """Returns the split itself: a file has no device."""
         return self
 
     def batch(self, index: Tensor) -> Batch:
-        """Raises UserError, naming the file, if a part of it is damaged."""
+        """Reads a batch. Raises UserError, naming the file, if a part of it is damaged."""
         rows = self.index[index.cpu()]
         factors = indices_to_factors(rows, FACTORS)
         return Batch(self._read(rows), factors[:, list(FACTORS).index("shape")], factors)
@@ -93,13 +94,13 @@ class H5Split:
     def _read(self, rows: Tensor) -> Tensor:
         if self._images is None:
             self._images = _import_h5py().File(self.path, "r")["images"]
-        wanted, position = rows.unique(return_inverse=True)  # h5py wants them ascending
-        low, high = int(wanted[0]), int(wanted[-1]) + 1
+        ascending, position = rows.unique(return_inverse=True)  # h5py takes ascending indices only
+        low, high = int(ascending[0]), int(ascending[-1]) + 1
         try:
-            if high - low <= 2 * len(wanted):  # one slice is much faster to read than a list of rows
-                images = self._images[low:high][(wanted - low).numpy()]
+            if high - low <= 2 * len(ascending):  # one slice is much faster to read than a list of rows
+                images = self._images[low:high][(ascending - low).numpy()]
             else:
-                images = self._images[wanted.numpy()]
+                images = self._images[ascending.numpy()]
         except OSError as error:
             raise broken(self.path, f"images {low} to {high} cannot be read ({error})") from error
         return torch.from_numpy(images)[position].permute(0, 3, 1, 2).contiguous()
@@ -121,10 +122,12 @@ def _check(path: Path) -> None:
             images, labels = file["images"], file["labels"]
             if images.shape != (TOTAL, 64, 64, 3) or images.dtype != np.uint8 or labels.shape != (TOTAL, len(FACTORS)):
                 raise broken(path, f"holds images {images.shape} and labels {labels.shape}: not 3D Shapes")
-            found = labels[sample]
+            sampled_labels = labels[sample]
     except (OSError, KeyError) as error:
         raise broken(path, f"not 3D Shapes, or cut short ({error})") from error
     low, high = np.array(RANGES).T
     factors = indices_to_factors(torch.from_numpy(sample), FACTORS).numpy()
-    if not np.allclose(found, low + factors * (high - low) / (np.array(list(FACTORS.values())) - 1), atol=1e-3):
+    if not np.allclose(
+        sampled_labels, low + factors * (high - low) / (np.array(list(FACTORS.values())) - 1), atol=1e-3
+    ):
         raise broken(path, "its images are not in the published order")

@@ -14,13 +14,13 @@ from torch import Tensor
 from vaelab.core.errors import UserError
 
 TEST_SEED = 20_191_218
-"""Chooses the test images of sets published without a test split; no run may change it."""
+"""Seed that chooses the test images of sets published without a test split; no run may change it."""
 TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
 
 
 def find_files(root: str, names: Sequence[str], download: bool, fetch: Callable[[Path], object]) -> list[Path]:
-    """The paths of `names` below `root`; if any is missing and `download` allows it, `fetch(root)` brings them.
+    """Finds `names` below `root`; if any is missing and `download` allows it, `fetch(root)` brings them.
 
     Raises UserError, naming the missing files, if they are absent and cannot be fetched.
     """
@@ -55,7 +55,7 @@ def _download(root: str, missing: list[Path], fetch: Callable[[Path], object]) -
 
 
 def _reason(error: BaseException) -> str:
-    """The last thing an error says, on one line: torchvision puts the cause below a list of mirrors."""
+    """Returns the last line of an error's message: torchvision puts the cause below a list of mirrors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
 
@@ -67,13 +67,13 @@ def _listed(paths: list[Path]) -> str:
 
 
 def fetch_url(url: str, target: Path) -> None:
-    """Downloads to `target`, which appears only once it is complete."""
+    """Downloads `url` to `target`, which appears only once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(url, str(target))
 
 
 def broken(path: Path, reason: object) -> UserError:
-    """The error for a data file that is there but cannot be used."""
+    """Makes the error for a data file that is there but cannot be used."""
     return UserError(f"{path}: {_first_line(reason)}\ndelete it and fetch it anew (dataset.download=true)")
 
 
@@ -83,7 +83,7 @@ def _first_line(reason: object) -> str:
 
 
 def import_torchvision() -> ModuleType:
-    """`torchvision.datasets`. Raises UserError if its compiled part does not fit the installed torch."""
+    """Imports `torchvision.datasets`. Raises UserError if its compiled part does not fit the installed torch."""
     try:
         import torchvision.datasets
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
@@ -103,21 +103,21 @@ def hold_out(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(TEST_SEED))
     by_class = order[labels[order].argsort(stable=True)]
     sizes = labels.bincount()
-    own_class = labels[by_class]
-    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[own_class]
-    picked = by_class[((rank + 0.5) / sizes[own_class].double()).argsort(stable=True)]
+    class_of = labels[by_class]
+    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[class_of]
+    picked = by_class[((rank + 0.5) / sizes[class_of].double()).argsort(stable=True)]
     return picked[count:].sort().values, picked[:count].sort().values
 
 
 def take_test(total: int, test_size: int) -> tuple[Tensor, Tensor]:
-    """`hold_out` for a set without classes. Raises UserError if nothing would be left to train on."""
+    """Sets test images aside in a set without classes. Raises UserError if nothing would be left to train on."""
     if test_size >= total:
         raise UserError(f"dataset.test_size={test_size}: there are only {total} images to take them from")
     return hold_out(torch.zeros(total, dtype=torch.int64), test_size)
 
 
 def indices_to_factors(index: Tensor, sizes: Mapping[str, int]) -> Tensor:
-    """The factors, [B, F] int64, of images at `index`, [B], of a cartesian product whose last factor varies fastest."""
+    """Returns the factors, [B, F] int64, of images at `index`, [B], of a cartesian product; the last varies fastest."""
     values = []
     for size in reversed(list(sizes.values())):
         values.append(index % size)

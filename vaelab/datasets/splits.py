@@ -19,7 +19,7 @@ from vaelab.core.errors import UserError
 
 
 class Place(NamedTuple):
-    """Which images of a split a batch is of, and this process's share of the global batch if there are several."""
+    """Indices of a batch's images in a split, [B] int64, and this process's share of the global batch, if any."""
 
     index: Tensor
     share: Share | None
@@ -41,15 +41,15 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def subset(self, index: Tensor) -> Split:
-        """The images at `index`, [M] int64, as a split of their own."""
+        """Makes a split of the images at `index`, [M] int64."""
         ...
 
     def batch(self, index: Tensor) -> Batch:
-        """The images at `index`, [B] int64, as uint8 on the split's device."""
+        """Reads the images at `index`, [B] int64, as uint8 on the split's device."""
         ...
 
     def to(self, device: torch.device) -> Split:
-        """The split with its tensors on `device`."""
+        """Moves the split's tensors to `device`; returns a split."""
         ...
 
 
@@ -93,13 +93,13 @@ class TensorSplit:
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch's images, [size] int64: a function of its arguments alone."""
+    """Draws the order of an epoch's images, [size] int64: a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(size, generator=generator)
 
 
 def batch_bounds(size: int, batch_size: int, world_size: int) -> list[tuple[int, int]]:
-    """Where each global batch of an epoch starts and ends.
+    """Computes where each global batch of an epoch starts and ends.
 
     A global batch holds `batch_size` images per process. A remainder too small to give every
     process two images (a batch norm needs two) joins the batch before it, so each image is seen
@@ -113,13 +113,13 @@ def batch_bounds(size: int, batch_size: int, world_size: int) -> list[tuple[int,
 
 
 def rank_slice(start: int, stop: int, rank: int, world_size: int) -> slice:
-    """The part of a global batch that belongs to `rank`; parts differ by at most one image."""
+    """Computes the part of a global batch that belongs to `rank`; parts differ by at most one image."""
     size = stop - start
     return slice(start + size * rank // world_size, start + size * (rank + 1) // world_size)
 
 
 class IndexBatches(Sampler[Place]):
-    """The places of one epoch's batches, for one process.
+    """Sampler of one process: gives the place of each batch of an epoch.
 
     order: called at the start of every pass; gives the epoch's order, [N] int64, and the number
     of batches already done (not zero after a resume in the middle of an epoch).
@@ -151,7 +151,7 @@ class IndexBatches(Sampler[Place]):
     def go_on_after(self, images: int) -> int:
         """Cuts the next pass anew after an epoch's first `images`; returns which of its batches comes next.
 
-        They may have been seen in batches of another size, by another number of processes.
+        The first images may have been seen in batches of another size, by another number of processes.
         """
         rest = batch_bounds(self.size - images, self.batch_size, self.world_size)
         done = len(self.whole) - len(rest)
@@ -160,7 +160,7 @@ class IndexBatches(Sampler[Place]):
 
 
 class ResidentLoader:
-    """Batches of a split that needs no workers: a gather, or a drawing, per batch."""
+    """Loader of a split that needs no workers: a gather, or a drawing, per batch."""
 
     def __init__(self, split: Split, batches: IndexBatches):
         self.split, self.batches = split, batches
@@ -174,7 +174,7 @@ class ResidentLoader:
 
 
 class _BatchDataset(Dataset[Batch | UserError]):
-    """A split seen as a data set whose items are whole batches, or what is wrong with a file."""
+    """A split seen as a data set whose items are whole batches, or the error of a file."""
 
     def __init__(self, split: Split):
         self.split = split
@@ -187,7 +187,7 @@ class _BatchDataset(Dataset[Batch | UserError]):
 
 
 class _StreamingLoader(DataLoader):
-    """Raises what a worker found wrong as it was said: a DataLoader would make a page of tracebacks of it."""
+    """Loader that raises a worker's UserError as it is: a DataLoader would make a page of tracebacks of it."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -197,7 +197,7 @@ class _StreamingLoader(DataLoader):
 
 
 def streaming_loader(split: Split, batches: IndexBatches, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Batches read ahead by worker processes, for a split that does not fit the memory.
+    """Makes a loader whose worker processes read batches ahead, for a split that does not fit the memory.
 
     The loader has a random generator of its own: the global one stays untouched, so that a
     resumed run draws the same noise.

@@ -18,7 +18,9 @@ from vaelab.datasets.splits import Batch
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "position_x": 32, "position_y": 32}
 """The factors and their numbers of values; the last one varies fastest in the index of an image."""
 SIZE = 64
+"""Height and width of an image, in pixels."""
 TOTAL = math.prod(FACTORS.values())
+"""Number of images."""
 CANVAS = SIZE - 32 + 1
 """Height and width of a prototype: at each of the 32 positions it lies wholly within the image."""
 RADIUS = 16.0
@@ -29,7 +31,7 @@ RADIUS = 16.0
 class Sprites(ImageData):
     """737,280 binary 64x64 images: 3 shapes x 6 scales x 40 orientations x 32 x 32 positions.
 
-    Made after dSprites (Matthey et al., 2017), with these differences: the 40 orientations are
+    They are made after dSprites (Matthey et al., 2017), with these differences: the 40 orientations are
     k * 360/40 degrees, so that none is there twice; positions are one pixel apart; the constant
     colour is left out. A square looks the same after 90 degrees and an ellipse after 180, as in
     dSprites. The label is the shape: square, ellipse, heart.
@@ -42,7 +44,7 @@ class Sprites(ImageData):
     train_size: PositiveInt | None
 
     def load(self) -> tuple[SpriteSplit, SpriteSplit]:
-        """Raises UserError if the sizes ask for more images than there are."""
+        """Chooses the images. Raises UserError if the sizes ask for more than there are."""
         rest, test = take_test(TOTAL, self.test_size)
         if self.train_size is not None:
             if self.train_size > len(rest):
@@ -53,7 +55,7 @@ class Sprites(ImageData):
 
     @property
     def binary(self) -> bool:
-        """True: they are made so."""
+        """True: the images are made so."""
         return True
 
     @property
@@ -66,7 +68,7 @@ class Sprites(ImageData):
 
 
 class SpriteSplit:
-    """Sprites by their index in the cartesian product of `FACTORS`.
+    """A split of sprites by their index in the cartesian product of `FACTORS`.
 
     index: [N] int64 in 0..737,279; all of them if None.
     """
@@ -93,7 +95,7 @@ class SpriteSplit:
 
 
 def draw(tape: Tensor, factors: Tensor) -> Tensor:
-    """The images with the given factors, [B, 5] int64, as [B, 1, 64, 64] uint8 of 0 and 255.
+    """Draws the images with the given factors, [B, 5] int64, as [B, 1, 64, 64] uint8 of 0 and 255.
 
     A sprite moved by (x, y) is the flattened image moved by 64 y + x bytes, because no row of a
     prototype is wide enough to run into the next one. So an image is a window of the tape.
@@ -106,18 +108,18 @@ def draw(tape: Tensor, factors: Tensor) -> Tensor:
 
 
 def windows_by_copy(tape: Tensor, start: Tensor) -> Tensor:
-    """The 4,096 bytes of the tape from each start on, [B] to [B, 4096]: one memcpy each on a CPU."""
+    """Reads the 4,096 bytes of the tape from each start on, [B] to [B, 4096]: one memcpy each on a CPU."""
     return tape.as_strided((len(tape) - SIZE**2 + 1, SIZE**2), (1, 1)).index_select(0, start)
 
 
 def windows_by_gather(tape: Tensor, start: Tensor) -> Tensor:
-    """The same for devices that might write out the overlapping view: 12 GB."""
+    """Reads the same as `windows_by_copy`, on devices that might write out its overlapping view of 12 GB."""
     return tape[start[:, None] + torch.arange(SIZE**2, device=tape.device)]
 
 
 @cache
 def _tape() -> Tensor:
-    """The 720 prototypes, each in the top left corner of a flattened image, after an empty image."""
+    """Lays the 720 prototypes out, each in the top left corner of a flattened image, after an empty image."""
     prototypes = draw_prototypes()
     images = torch.zeros(len(prototypes) + 1, SIZE, SIZE, dtype=torch.uint8)
     images[1:, :CANVAS, :CANVAS] = prototypes
@@ -125,7 +127,7 @@ def _tape() -> Tensor:
 
 
 def draw_prototypes(supersampling: int = 4) -> Tensor:
-    """Every shape, scale and orientation, centred: [720, 33, 33] uint8 of 0 and 255.
+    """Draws every shape, scale and orientation, centred: [720, 33, 33] uint8 of 0 and 255.
 
     A pixel is on if the shape covers at least half of it, judged at supersampling^2 points.
     """
@@ -146,7 +148,7 @@ def draw_prototypes(supersampling: int = 4) -> Tensor:
     return torch.stack(prototypes)
 
 
-# The shapes, in coordinates where the farthest point of each lies at distance 1 from the centre.
+# The shapes are in coordinates where the farthest point of each lies at distance 1 from the centre.
 
 
 def _in_square(x: Tensor, y: Tensor) -> Tensor:
@@ -158,6 +160,6 @@ def _in_ellipse(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _in_heart(x: Tensor, y: Tensor) -> Tensor:
-    """The curve (u^2 + v^2 - 1)^3 = u^2 v^3, v upwards, shifted and shrunk into the unit circle."""
+    """Whether points are in the heart (u^2 + v^2 - 1)^3 = u^2 v^3, v upwards, shrunk into the unit circle."""
     u, v = 1.26 * x, 0.25 - 1.26 * y
     return (u.square() + v.square() - 1) ** 3 <= u.square() * v**3

@@ -24,7 +24,7 @@ from vaelab.datasets.splits import TensorSplit
 
 @dataclass(kw_only=True, eq=False)
 class _Published(ImageData):
-    """A ten-class set as published in files.
+    """Base class of ten-class sets as published in files.
 
     root: the folder the files are in or go to. download: whether missing files may be fetched.
     """
@@ -42,7 +42,7 @@ class MNIST(_Published):
     """60,000 + 10,000 grey 28x28 handwritten digits (LeCun et al., 1998): `<root>/MNIST/raw/*-ubyte`."""
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
-        """Raises UserError if a file is missing, cut short or not in the idx format."""
+        """Reads the files. Raises UserError if one is missing, cut short or not in the idx format."""
         name = type(self).__name__
         parts = [f"{name}/raw/{part}-ubyte" for part in _IDX_PARTS]
         files = find_files(self.root, parts, self.download, lambda root: _fetch(name, root, {"train": True}))
@@ -66,7 +66,7 @@ class CIFAR10(_Published):
     """50,000 + 10,000 RGB 32x32 photographs (Krizhevsky, 2009): `<root>/cifar-10-batches-py/*`."""
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
-        """Raises UserError if a file is missing, cut short or holds anything but arrays and labels."""
+        """Reads the files. Raises UserError if one is missing, cut short or holds anything but arrays and labels."""
         parts = [f"cifar-10-batches-py/{part}" for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")]
         files = find_files(self.root, parts, self.download, lambda root: _fetch("CIFAR10", root, {"train": True}))
         batches = [_read_cifar(path) for path in files]
@@ -79,7 +79,7 @@ class SVHN(_Published):
     """73,257 + 26,032 RGB 32x32 house numbers (Netzer et al., 2011): `<root>/{train,test}_32x32.mat`."""
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
-        """Raises UserError if a file is missing or cannot be read as a .mat file."""
+        """Reads the files. Raises UserError if one is missing or cannot be read as a .mat file."""
         parts = ["train_32x32.mat", "test_32x32.mat"]
 
         def fetch(root: Path) -> None:
@@ -95,7 +95,7 @@ def _fetch(name: str, root: Path, arguments: dict[str, Any]) -> None:
 
 
 def read_idx(path: Path) -> Tensor:
-    """An uncompressed idx file of bytes, as published with MNIST, as uint8.
+    """Reads an uncompressed idx file of bytes, as published with MNIST, as uint8.
 
     Raises UserError if the header is of another kind or the length is not what it announces.
     """
@@ -119,7 +119,7 @@ def _idx_split(files: list[Path], images: Tensor, labels: Tensor) -> TensorSplit
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain values; refuses a pickle that calls anything else."""
+    """Unpickler of numpy arrays and plain values: refuses a pickle that calls anything else."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         numpy_arrays = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
@@ -131,7 +131,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _read_cifar(path: Path) -> tuple[Tensor, Tensor]:
-    """One of CIFAR-10's batch files: images [N, 3, 32, 32] uint8 and labels [N] int64."""
+    """Reads one of CIFAR-10's batch files: images [N, 3, 32, 32] uint8 and labels [N] int64."""
     try:
         entry = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         images = torch.from_numpy(np.ascontiguousarray(entry["data"], dtype=np.uint8)).view(-1, 3, 32, 32)
@@ -144,7 +144,7 @@ def _read_cifar(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _read_svhn(path: Path) -> TensorSplit:
-    """One of SVHN's .mat files; its label 10 is the digit 0."""
+    """Reads one of SVHN's .mat files; its label 10 is the digit 0."""
     from scipy.io import loadmat
 
     try:
