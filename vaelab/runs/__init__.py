@@ -1,4 +1,4 @@
-"""A run folder: its layout, what is in it, and the model that it holds. Importing this imports no torch."""
+"""Run folders: their layout, what is in them, and the models that they hold. Importing this imports no torch."""
 
 from vaelab.runs.config import read_config, read_config_if_any, write_config
 from vaelab.runs.layout import FORMAT, Files, SweepFiles, find, is_run, is_sweep, jobs_of, runs_below, shown, sweep_of

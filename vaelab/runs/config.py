@@ -1,4 +1,4 @@
-"""config.yaml of a run: read by one reader, whatever version wrote it."""
+"""The config.yaml of a run, read by one reader, whatever version wrote it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NEEDED = {"run", "model", "dataset"}
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run, as plain containers with today's names.
+    """Reads the resolved config of a run, as plain containers with today's names.
 
-    Raises UserError if there is none, or it is damaged, or another program's.
+    Raises UserError if it is missing, damaged or another program's.
     """
     config = read_config_if_any(run)
     if not config:
@@ -32,7 +32,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def read_config_if_any(run: Path) -> dict[str, Any]:
-    """What there is of a run's config, nothing if there is no such file. Raises UserError if it is damaged."""
+    """Reads what there is of a run's config, {} if there is no such file. Raises UserError if it is damaged."""
     path = Files(run).config
     try:
         config = _load(path.read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def read_config_if_any(run: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:  # no YAML, or no UTF-8
+    except ValueError as error:  # the file is no YAML, or no UTF-8
         raise UserError(f"{path} is damaged, it is no YAML: restore it, or remove the folder") from error
     if not isinstance(config, dict):
         raise _foreign(run)
@@ -56,12 +56,12 @@ def _foreign(run: Path) -> UserError:
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
-    """Writes config.yaml."""
+    """Writes the config.yaml of a run."""
     write_text(Files(run).config, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def _load(text: str) -> Any:
-    """YAML as Hydra reads it, ten times as fast as OmegaConf does: there may be hundreds of runs."""
+    """Reads YAML as Hydra does, ten times as fast as OmegaConf: there may be hundreds of runs."""
     import yaml
 
     try:
@@ -72,7 +72,7 @@ def _load(text: str) -> Any:
 
 @cache
 def _loader() -> Any:
-    """PyYAML's safe loader in C, which takes 1e-3 for a number as OmegaConf does; PyYAML alone makes a word of it."""
+    """Makes PyYAML's safe loader in C take 1e-3 for a number, as OmegaConf does; PyYAML alone makes a word of it."""
     import yaml
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = "vaelab-1"
-"""Of model.json: what `load` reads."""
+"""Format of model.json that `save` writes and `load` reads."""
 BUILDS = ("vaelab.models", "vaelab.nn")
 """Modules whose classes a model.json may name."""
 
@@ -42,10 +42,10 @@ def save(model: Model, folder: Path, description: dict[str, Any]) -> None:
 
 
 def load(folder: str | Path, device: str = "cpu") -> Model:
-    """The exported model, in eval mode, on `device`.
+    """Loads an exported model, in eval mode, on `device`.
 
     The files may be anyone's: only classes of vaelab are built, and no pickle is read. Raises UserError
-    for what is missing, damaged or names other classes.
+    for a file that is missing or damaged, or names other classes.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -74,7 +74,7 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """model.json. Raises UserError if it is missing, damaged or another program's."""
+    """Reads model.json. Raises UserError if it is missing, damaged or another program's."""
     path = folder / DESCRIPTION
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -85,9 +85,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path} is not of this version of vaelab export, or another program's: export the run again")
     sizes, classes = about.get("shape"), about.get("num_classes")
-    whole = isinstance(about.get("model"), dict) and isinstance(about.get("extra"), dict)
-    whole = whole and isinstance(sizes, list) and len(sizes) == 3 and all(type(n) is int and n > 0 for n in sizes)
-    if not whole or not (classes is None or (type(classes) is int and classes > 0)):
+    complete = isinstance(about.get("model"), dict) and isinstance(about.get("extra"), dict)
+    complete = complete and isinstance(sizes, list) and len(sizes) == 3 and all(type(n) is int and n > 0 for n in sizes)
+    if not complete or not (classes is None or (type(classes) is int and classes > 0)):
         raise UserError(f"{path} is damaged: `model`, `shape`, `num_classes` or `extra` is missing; export again")
     return about
 
@@ -104,7 +104,7 @@ def check_builds(node: dict[str, Any], folder: Path) -> None:
 
 
 def foreign_targets(node: Any) -> list[str]:
-    """What a config node would call or read that is no class of vaelab's models and their parts.
+    """Lists what a config node would call or read that is no class of vaelab's models and their parts.
 
     The class itself is looked up, since a name that begins with `vaelab.` can lead anywhere, as
     vaelab.runs.os.system does. Interpolations read the environment, and are refused like it.
@@ -133,10 +133,10 @@ def _is_class_of_vaelab(target: Any) -> bool:
     import importlib
 
     module, _, name = str(target).rpartition(".")
-    if not any(module == known or module.startswith(f"{known}.") for known in BUILDS):  # nothing else is imported
+    if not any(module == known or module.startswith(f"{known}.") for known in BUILDS):  # so no other module is imported
         return False
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        value = getattr(importlib.import_module(module), name, None)
     except ImportError:
         return False
-    return isinstance(found, type) and found.__module__.startswith(BUILDS)
+    return isinstance(value, type) and value.__module__.startswith(BUILDS)

@@ -1,4 +1,4 @@
-"""A job of a sweep: what it trains, which folder it has, and how far it is there."""
+"""A job of a sweep: what it trains, which folder it has, and how far it has come."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from vaelab.runs.layout import number as number_of
 from vaelab.runs.records import read_summary
 
 ASIDE = ("run", "sweep", "resume", "logger", "report")
-"""Parts of a config that what is trained does not depend on."""
+"""Sections of a config on which the trained model does not depend."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
-"""What of a data set may be another on resume: where it lies and how it is read."""
+"""Keys of a data set that may differ on resume: where it lies and how it is read."""
 
 
 def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> Any:
-    """The config of a job, which knows its number and its run folder.
+    """Composes the config of a job, which knows its number and its run folder.
 
-    loader: Hydra's. config: of the sweep. overrides: what is the job's own.
+    loader: Hydra's config loader. config: that of the sweep. overrides: those of this job.
     """
     job = loader.load_sweep_config(config, list(overrides))
     with open_dict(job), read_write(job.hydra.runtime):
@@ -42,7 +42,7 @@ def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> 
 
 
 def identity(config: dict[str, Any]) -> str:
-    """What a job trains, as a hash of its resolved config without paths and without what only looks on."""
+    """Identifies what a job trains: a hash of its resolved config without paths and without what only looks on."""
     what = {key: value for key, value in upgrade_run(config).items() if key not in ASIDE}
     what["dataset"] = {key: value for key, value in (what.get("dataset") or {}).items() if key not in MAY_MOVE}
     for section, names in {"trainer": ("default_root_dir", "enable_progress_bar"), "callbacks": ("pictures",)}.items():
@@ -51,40 +51,40 @@ def identity(config: dict[str, Any]) -> str:
 
 
 class Place(NamedTuple):
-    """Where a job belongs, and what an earlier try has left there."""
+    """The folder where a job belongs, and what an earlier try has left in it."""
 
     folder: Path
     state: Literal["done", "begun", "new"]
 
 
 def place(run: Path, config: dict[str, Any]) -> Place:
-    """The folder that an earlier try of the same job has, or `run`, or, if another job has that, one beside it.
+    """Finds the folder of an earlier try of the same job, else takes `run`, or one beside it if another job has that.
 
     A job that failed begins anew in its folder; one that was interrupted goes on, as does one whose
     summary.json is damaged, which is put aside. run: the folder that Hydra has made for the job,
     which is removed if it is not used.
     """
-    found = folder_of(run, config)
-    wait_for(found)
-    if found != run:
+    folder = folder_of(run, config)
+    wait_for(folder)
+    if folder != run:
         with suppress(OSError):
             run.rmdir()
-    state = state_of(found)
+    state = state_of(folder)
     if state == "new":
-        for path in found.iterdir():
-            if path != Files(found).log:
+        for path in folder.iterdir():
+            if path != Files(folder).log:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif state == "begun" and "damaged" in summary_of(found):
-        Files(found).summary.replace(found / "summary.json.damaged")
-        print(f"  {found.name}: summary.json is damaged, and put aside as summary.json.damaged")
-    return Place(found, state)
+    elif state == "begun" and "damaged" in summary_of(folder):
+        Files(folder).summary.replace(folder / "summary.json.damaged")
+        print(f"  {folder.name}: summary.json is damaged, and put aside as summary.json.damaged")
+    return Place(folder, state)
 
 
 def folder_of(run: Path, config: dict[str, Any]) -> Path:
-    """The folder of a job: one that it has, or `run`, or, if that is another job's, a new one beside it."""
-    own = identity(config)
-    if found := run if _identity(run) == own else earlier(run.parent).get(own):
-        return found
+    """Finds the folder of a job: one that it has, or `run`, or, if that is another job's, a new one beside it."""
+    wanted = identity(config)
+    if known := run if _identity(run) == wanted else earlier(run.parent).get(wanted):
+        return known
     run.mkdir(parents=True, exist_ok=True)
     if not any(path not in Files(run).logs for path in run.iterdir()):
         return run
@@ -97,7 +97,7 @@ def folder_of(run: Path, config: dict[str, Any]) -> Path:
 
 
 def wait_for(run: Path) -> None:
-    """Waits while another process trains there: one that is about to end, or that a batch system has still running."""
+    """Waits while another process trains in `run`: one about to end, or one that a batch system still runs."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -111,16 +111,16 @@ def wait_for(run: Path) -> None:
 
 
 def state_of(folder: Path) -> Literal["done", "begun", "new"]:
-    """How far a job is, by what its folder holds."""
+    """Tells how far a job has come, by what its folder holds."""
     status = summary_of(folder).get("status")
     if status in ("finished", "pruned"):
         return "done"
-    whole = zipfile.is_zipfile(Files(folder).checkpoint("last"))  # it is there, and has an end
+    whole = zipfile.is_zipfile(Files(folder).checkpoint("last"))  # the file exists and is complete
     return "begun" if whole and status not in ("failed", "diverged") else "new"
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What a job has noted of itself; a damaged file is as none."""
+    """Reads the summary of a job; a damaged one gives its error instead."""
     try:
         return read_summary(folder)
     except UserError as error:
@@ -128,16 +128,16 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def earlier(sweep: Path) -> dict[str, Path]:
-    """The folders of the jobs that a sweep's folder has, by what they train."""
-    found: dict[str, Path] = {}
+    """Maps what the jobs of a sweep's folder train, as `identity` has it, to their folders."""
+    folders: dict[str, Path] = {}
     for folder in jobs_of(sweep):
-        if own := _identity(folder):
-            found.setdefault(own, folder)
-    return found
+        if key := _identity(folder):
+            folders.setdefault(key, folder)
+    return folders
 
 
 def _identity(folder: Path) -> str | None:
-    """Of the job that a folder was made for: by its config, or as its summary has noted of one that never began."""
+    """Identity of the job that a folder was made for: from its config, or from its summary if it never began."""
     with suppress(UserError, OSError):
         if config := read_config_if_any(folder):
             return identity(config)

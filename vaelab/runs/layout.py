@@ -1,4 +1,4 @@
-"""The names of what lies in the folder of a run and of a sweep, and what makes a folder a run's."""
+"""Names of the files in the folders of runs and sweeps, and what makes a folder a run's."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from vaelab.core.errors import UserError
 
 OUTPUTS = Path("outputs")
-"""Where runs go unless they are told otherwise."""
+"""Folder where runs go unless they are told otherwise."""
 FORMAT = 2
-"""Version of the run folder: 1 is that of vaelab 0.1, which has no version in it."""
+"""Version of the run folder: 1 is that of vaelab 0.1, which wrote no version."""
 JOB = re.compile(r"\d+-(?!\d)")
-"""How the folder of a sweep's job begins; that of a single run begins with a time."""
+"""Pattern of the first characters of a job's folder in a sweep; that of a single run begins with a time."""
 
 
 class Files:
-    """What lies in the folder of a run; nothing has to be there yet.
+    """Paths of the files in the folder of a run; none of them has to exist yet.
 
-    folder: of the run.
+    folder: that of the run.
     """
 
     def __init__(self, folder: Path):
@@ -39,20 +39,20 @@ class Files:
         self.wandb = folder / "wandb"
 
     def checkpoint(self, name: str) -> Path:
-        """The `best` or the `last` checkpoint."""
+        """Path of the `best` or the `last` checkpoint."""
         return self.checkpoints / f"{name}.ckpt"
 
     @property
     def saved(self) -> list[Path]:
-        """The checkpoints that are there."""
+        """Paths of the checkpoints that exist."""
         return sorted(self.checkpoints.glob("*.ckpt"))
 
     def figure(self, name: str) -> Path:
-        """A figure by its name."""
+        """Path of a figure, given its name."""
         return self.figures / f"{name}.png"
 
     def prior(self, name: str) -> Path:
-        """A prior that was fitted to the run."""
+        """Path of a prior that was fitted to the run."""
         return self.priors / name / "prior.safetensors"
 
     @property
@@ -61,27 +61,27 @@ class Files:
         return sorted(path.parent.name for path in self.priors.glob("*/prior.safetensors"))
 
     def evaluation(self, split: str, prior: str | None = None) -> Path:
-        """The evaluation of the test, val or train images, under the model's own prior or one that was fitted."""
+        """Path of the evaluation of the test, val or train images, under the model's own prior or one that was fitted."""
         folder = self.folder if prior is None else self.prior(prior).parent
         return folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
 
     def per_image(self, split: str, prior: str | None = None) -> Path:
-        """Values of single images that an evaluation measured, in the order of the split."""
+        """Path of the values that an evaluation measured of single images, in the order of the split."""
         return self.evaluation(split, prior).with_suffix(".npz")
 
     @property
     def logs(self) -> tuple[Path, Path]:
-        """What a job has in its folder before it has begun."""
+        """Paths of the files that a job has in its folder before it has begun."""
         return self.log, self.output
 
     @property
     def marks(self) -> tuple[Path, ...]:
-        """Files of which every run has at least one."""
+        """Paths of the files of which every run has at least one."""
         return self.config, self.summary, self.log
 
 
 class SweepFiles:
-    """What lies in the folder of a sweep beside its jobs' folders."""
+    """Paths of the files in the folder of a sweep, beside its jobs' folders."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -102,7 +102,7 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_below(paths: Iterable[Path]) -> Iterator[Path]:
-    """The run folders at or below the paths, each once; nothing in a run is a run."""
+    """Finds the run folders at or below the paths, each once; no folder in a run is a run."""
     seen: set[str] = set()
     for path in paths:
         for folder, below, _ in os.walk(path):
@@ -115,38 +115,40 @@ def runs_below(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def number(job: Path) -> int:
-    """The number of a job's folder; -1 of a folder that is no job's."""
+    """Returns the number of a job's folder, -1 for a folder that is no job's."""
     text = job.name.partition("-")[0]
     return int(text) if text.isdigit() else -1
 
 
 def jobs_of(sweep: Path) -> list[Path]:
-    """The jobs' folders of a sweep, in the order of their numbers."""
-    found = {path.parent for name in ("config.yaml", "summary.json") for path in sweep.glob(f"*/{name}")}
-    return sorted(found, key=lambda path: (number(path), path.name))
+    """Lists the jobs' folders of a sweep, in the order of their numbers."""
+    folders = {path.parent for name in ("config.yaml", "summary.json") for path in sweep.glob(f"*/{name}")}
+    return sorted(folders, key=lambda path: (number(path), path.name))
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is no run, but has some."""
+    """Whether a folder is no run itself, but has jobs' folders in it."""
     return not Files(folder).config.is_file() and bool(jobs_of(folder))
 
 
 def sweep_of(run: Path) -> Path | None:
-    """The sweep that a run is a job of."""
+    """Returns the folder of the sweep that a run is a job of, or None."""
     place = run.absolute()
     return run.parent if JOB.match(place.name) or SweepFiles(place.parent).hydra.is_file() else None
 
 
 def find(run: str | Path) -> Path:
-    """The folder of a run: a path, or `last` for the newest under ./outputs that has a checkpoint.
+    """Finds the folder of a run: a path, or `last` for the newest under ./outputs that has a checkpoint.
 
-    Raises UserError if there is none.
+    Raises UserError if the folder is no run.
     """
     if str(run) == "last":
-        made = [folder for folder in runs_below([OUTPUTS]) if Files(folder).config.is_file() and Files(folder).saved]
-        if not made:
+        with_checkpoint = [
+            folder for folder in runs_below([OUTPUTS]) if Files(folder).config.is_file() and Files(folder).saved
+        ]
+        if not with_checkpoint:
             raise UserError("last: there is no run with a checkpoint under ./outputs yet; vaelab train makes one")
-        return max(made, key=lambda folder: Files(folder).config.stat().st_mtime_ns)
+        return max(with_checkpoint, key=lambda folder: Files(folder).config.stat().st_mtime_ns)
     path = Path(run)
     if not Files(path).config.is_file():
         if inside := sorted(path.glob("*/config.yaml")):
@@ -157,6 +159,6 @@ def find(run: str | Path) -> Path:
 
 
 def shown(path: str) -> Path:
-    """A path as the user would write it: relative to the current folder if it lies there."""
+    """Returns a path as the user would write it: relative to the current folder if it lies there."""
     absolute = Path(path).absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

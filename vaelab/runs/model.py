@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str = "cpu", prior: str | None = None) -> Model:
-    """The trained model of a run, in eval mode.
+    """Loads the trained model of a run, in eval mode.
 
     run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
     checkpoint: `best` or `last`. device: where to put it. prior: the name of one that vaelab prior has fitted to the

@@ -1,4 +1,4 @@
-"""W&B runs on this disk that have not been sent, and the command that sends them."""
+"""W&B runs on this disk that have not been uploaded, and the command that uploads them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def unsent(run: Path) -> list[Path]:
-    """W&B's folders of a run that were logged offline and never synced, oldest first; a resume makes another one."""
+    """Lists W&B's folders of a run, logged offline and never synced, oldest first; a resume makes another one."""
     logs = (run / "wandb").glob("offline-run-*/run-*.wandb")
     return sorted(log.parent for log in logs if not log.with_name(f"{log.name}.synced").exists())
 
 
 def sync_line(runs: Sequence[Path]) -> str:
-    """The command that sends what is unsent of these runs.
+    """Returns the command that uploads what these runs have not uploaded yet.
 
     With WANDB_RESUME=allow, `wandb sync` asks the server how far the run is before it sends a folder,
     and appends. Without, a run that was resumed offline loses its first part: its second folder is
@@ -24,5 +24,5 @@ def sync_line(runs: Sequence[Path]) -> str:
 
 
 def sync_line_of_sweep(sweep: Path) -> str:
-    """The command that sends what is unsent of all jobs of a sweep."""
+    """Returns the command that uploads what the jobs of a sweep have not uploaded yet."""
     return f"WANDB_RESUME=allow wandb sync {shlex.quote(str(sweep))}/*/wandb"

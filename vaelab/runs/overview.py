@@ -1,4 +1,4 @@
-"""What lies in folders of runs and sweeps, read fast and without torch, whatever state it is in."""
+"""Overview of runs and sweeps, read from their folders fast and without torch, whatever state they are in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from vaelab.runs.layout import Files, SweepFiles, sweep_of
 from vaelab.runs.records import read_summary
 
 ENDED = ("finished", "failed", "diverged", "interrupted", "pruned")
+"""States of a run that has ended, as its summary.json has them."""
 STATES = (*ENDED, "trained", "running", "stopped", "damaged")
+"""States that a run is shown in."""
 
 
 class Run(NamedTuple):
@@ -38,12 +40,12 @@ class Run(NamedTuple):
 
     @property
     def sweep(self) -> Path | None:
-        """The sweep that it is a job of."""
+        """Folder of the sweep that the run is a job of, or None."""
         return sweep_of(self.folder)
 
 
 def read(folder: Path, options: dict[str, str]) -> Run:
-    """A run from its files. options: what classes are called on the command line, by their names."""
+    """Reads a run from its files. options: what classes are called on the command line, by their names."""
     name = re.sub(r"^(\d+-)+", "", folder.absolute().name)
     try:
         summary = read_summary(folder)
@@ -98,23 +100,23 @@ def _status(folder: Path, summary: dict[str, Any]) -> str:
     if not over and locked(log):
         return "running"
     if not status and _only_empty_logs(folder) and (sweep := sweep_of(folder)) and locked(SweepFiles(sweep).lock):
-        return "running"  # it is about to begin
+        return "running"  # its sweep runs, and is about to begin it
     return status or "stopped"
 
 
 def _only_empty_logs(folder: Path) -> bool:
-    """Whether a job was not yet begun there, or ended before it was."""
+    """Whether a job has not begun yet in a folder, or ended before it did."""
     return all(path in Files(folder).logs and path.stat().st_size == 0 for path in folder.iterdir())
 
 
 def _named(part: str, summary: dict[str, Any], config: dict[str, Any], options: dict[str, str]) -> str:
-    found = summary.get("data" if part == "dataset" else part, {}).get("class")
-    found = str(found or (config.get(part) or {}).get("_target_", "").rpartition(".")[2])
-    return options.get(found, found)
+    name = summary.get("data" if part == "dataset" else part, {}).get("class")
+    name = str(name or (config.get(part) or {}).get("_target_", "").rpartition(".")[2])
+    return options.get(name, name)
 
 
 def _epochs(folder: Path) -> int | None:
-    """Epochs that a run has begun, by the last row of metrics.csv."""
+    """Counts the epochs that a run has begun, by the last row of metrics.csv."""
     try:
         with Files(folder).metrics.open("rb") as file:
             names = file.readline().decode().strip().split(",")
@@ -132,7 +134,7 @@ def _began(folder: Path) -> float:
 
 
 def modified(path: Path) -> float:
-    """When a file was last written, seconds since 1970; 0 if there is none."""
+    """Returns when a file was last written, in seconds since 1970; 0 if there is none."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run has noted of itself: summary.json, metrics.csv, its evaluations, its checkpoints."""
+"""Records that a run keeps of itself: summary.json, metrics.csv, its evaluations, its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MEASURE_AGAIN = "delete it, and run vaelab eval again"
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
-    """Writes summary.json."""
+    """Writes the summary.json of a run."""
     write_text(Files(run).summary, json.dumps(summary, indent=2) + "\n")
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json of a run; empty if it has none yet."""
+    """Reads the summary.json of a run, {} if it has none yet. Raises UserError if it is damaged."""
     return read_json(Files(run).summary, RESTORE)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv with their filled cells; none if there is no such file. Raises UserError if it is damaged."""
+    """Reads the rows of metrics.csv with their filled cells, [] without a file. Raises UserError if it is damaged."""
     path = Files(run).metrics
     if not path.is_file():
         return []
@@ -54,7 +54,7 @@ def write_evaluation(run: Path, evaluation: dict[str, Any]) -> None:
 
 
 def read_evaluation(run: Path, split: str, prior: str | None = None) -> dict[str, Any]:
-    """The evaluation of a split under the model's own prior, or under one that was fitted; empty if there is none.
+    """Reads the evaluation of a split under the model's own prior or a fitted one; {} if there is none.
 
     Raises UserError if the file is damaged.
     """
@@ -62,7 +62,7 @@ def read_evaluation(run: Path, split: str, prior: str | None = None) -> dict[str
 
 
 def checkpoint_path(run: Path, name: str) -> Path:
-    """The `best` or `last` checkpoint of a run. Raises UserError if it is missing."""
+    """Returns the path of the `best` or `last` checkpoint of a run. Raises UserError if it is missing."""
     path = Files(run).checkpoint(name)
     if not path.is_file():
         others = [other.stem for other in Files(run).saved]
@@ -72,7 +72,7 @@ def checkpoint_path(run: Path, name: str) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain data, on the CPU; nothing in it is executed.
+    """Reads a checkpoint's tensors and plain data to the CPU; nothing in it is executed.
 
     Raises UserError if the file is damaged or holds anything else.
     """

@@ -1,4 +1,4 @@
-"""A trained run, opened: its model, its data, and single images of them or of the user's."""
+"""A trained run, opened: its model, its data, and batches of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Trained:
 
     run: a run folder, or `last`. checkpoint: `best` or `last`. device: `auto`, or as torch names it.
     root: where the data lies, if it has moved. prior: one that was fitted to the run, in the place of the model's own.
-    Raises UserError for what cannot be had.
+    Raises UserError if the run, the checkpoint or the device cannot be used.
     """
 
     model: Model
@@ -54,13 +54,13 @@ class Trained:
         return open_data(self.dataset, "dataset", self.model)
 
     def split(self, name: str) -> Any:
-        """The train, val or test images. Raises UserError if there are none."""
+        """Returns the train, val or test images. Raises UserError if there are none."""
         if not hasattr(self.data, name) or not len(getattr(self.data, name)):
             raise UserError(f"split={name}: the run has no such images: take another split")
         return getattr(self.data, name)
 
     def batch(self, split: str, index: Tensor) -> Batch:
-        """Images at `index` of a split, as the model sees them, on its device."""
+        """Reads the images at `index` of a split, as the model sees them, on its device."""
         return self.data.as_model_sees(self.split(split).batch(index.cpu()).to(self.model.device))
 
     @property
@@ -70,7 +70,7 @@ class Trained:
         return float(low), float(high)
 
     def unit(self, images: Tensor) -> Tensor:
-        """Images in the model's range, moved to [0, 1]."""
+        """Maps images from the model's range to [0, 1]."""
         return to_unit(images, self.pixel_range)
 
 
@@ -79,13 +79,13 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # what is raised differs between builds
+    except (RuntimeError, AssertionError) as error:  # builds of torch differ in what they raise
         raise UserError(f"device={name}: it cannot be used here: take device=cpu") from error
     return name
 
 
 def open_data(config: dict[str, Any], key: str, model: Any) -> Any:
-    """The data set of a config, whose key the user knows as `key`; its images are the model's, or UserError."""
+    """Opens the data set of a config, which the user knows as `key`. Raises UserError unless its images fit the model."""
     check(config, key)
     data = build(config)
     try:
