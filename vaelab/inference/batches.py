@@ -1,4 +1,4 @@
-"""A trained model put to work on many images: how many at a time, and in which mode."""
+"""Batches of a trained model at work on many images: how large they are, and in which mode it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def batch_size(shape: tuple[int, ...]) -> int:
-    """Images to handle at a time: up to 512, fewer large ones, so that memory stays bounded."""
+    """Chooses how many images to handle at a time: up to 512, fewer large ones, so that memory stays bounded."""
     return max(1, min(512, 2**20 // torch.Size(shape).numel()))
 
 

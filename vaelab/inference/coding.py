@@ -1,8 +1,8 @@
 """Images to codes and codes to images: what a trained model makes of images and of draws from its prior.
 
-Functions of a model and tensors that give unit images: [N, C, H, W] float32 in [0, 1], on the processor.
+Functions of a model and tensors that give unit images: [N, C, H, W] float32 in [0, 1], on the CPU.
 Models work on batches of a bounded size, in eval mode and without gradients, and are left as they were.
-Noise comes from generators of its own, on the processor: the global random state stays untouched, and a
+Noise comes from generators of its own, on the CPU: the global random state stays untouched, and a
 seed gives the same draws on every device. `labels`, where a function takes them, are those of a conditional
 model; any other does not look at them.
 """
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 BLOCK = 256
-"""Draws of the prior that are made together: draws do not depend on how many are asked for."""
+"""Number of draws from the prior that are made together: draws do not depend on how many are asked for."""
 Range = tuple[float, float]
 """The values of black and white, as a model sees them."""
 
 
 def posterior(model: Model, x: Tensor, labels: Tensor | None) -> Posterior:
-    """The posterior of each image, where the model is. x: [N, C, H, W] as the model sees it, in its pixel range."""
-    size, found = batch_size(model.shape), []
+    """Encodes x, [N, C, H, W] as the model sees it, in its pixel range, to posteriors on the model's device."""
+    size, posteriors = batch_size(model.shape), []
     with evaluating(model):
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             given = None if labels is None else labels[part].to(model.device)
-            found.append(model.encode(x[part].to(model.device), given))
-    return Posterior.cat(found)
+            posteriors.append(model.encode(x[part].to(model.device), given))
+    return Posterior.cat(posteriors)
 
 
 @torch.no_grad()
 def codes(model: Model, x: Tensor, labels: Tensor | None) -> Tensor:
-    """The code of each image, on the processor: [N, d], or code indices, [N, h, w].
+    """Encodes each image to its code, on the CPU: [N, d], or code indices, [N, h, w].
 
     x: [N, C, H, W] as the model sees it, in its pixel range.
     """
@@ -49,20 +49,20 @@ def codes(model: Model, x: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Range) -> Tensor:
-    """Mean images of codes: z [N, d], or code indices [N, h, w]. labels: [N], or [1] for all."""
+    """Decodes codes to mean images: z [N, d], or code indices [N, h, w]. labels: [N], or [1] for all."""
     labels = None if labels is None else labels.expand(len(codes))
-    size, made = batch_size(model.shape), []
+    size, images = batch_size(model.shape), []
     with evaluating(model):
         for start in range(0, len(codes), size):
             part = slice(start, start + size)
             given = None if labels is None else labels[part].to(model.device)
             means = model.likelihood.mean(model.decode(codes[part].to(model.device), given))
-            made.append(to_unit(means, pixel_range).cpu())
-    return torch.cat(made)
+            images.append(to_unit(means, pixel_range).cpu())
+    return torch.cat(images)
 
 
 def draws(model: Model, count: int, seed: int, temperature: float = 1.0) -> Iterator[Tensor]:
-    """`count` draws from the prior of the codes, in blocks: z of N(0, temperature^2 I), or uniform indices, say.
+    """Makes `count` draws from the prior of the codes, in blocks: z of N(0, temperature^2 I), or uniform indices, say.
 
     The first draws of a seed are the same however many are asked for. Raises UserError if there is no prior.
     """
@@ -72,18 +72,18 @@ def draws(model: Model, count: int, seed: int, temperature: float = 1.0) -> Iter
 
 
 def share_rows(codes: Tensor, above: int, columns: int) -> Tensor:
-    """Code vectors, [N, d], of which each row of `columns` has the first `above` axes in common.
+    """Gives code vectors, [N, d], the same first `above` axes in each row of `columns`.
 
-    So a row shows what the levels from there on add to those above.
+    So a row shows what the levels after those axes add to the levels before.
     """
     shared = codes[::columns, :above].repeat_interleave(columns, 0)[: len(codes)]
     return torch.cat([shared, codes[:, above:]], 1)
 
 
 def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, seed: int) -> Tensor:
-    """Mean images of `count` draws from the prior.
+    """Decodes `count` draws from the prior to mean images.
 
-    labels: [count], or [1] for all; None is every class in turn, of a conditional model.
+    labels: [count], or [1] for all; None takes every class in turn, if the model is conditional.
     Raises UserError if the model has no prior.
     """
     labels = model.condition.in_turn(count) if labels is None else labels
@@ -94,19 +94,19 @@ def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, 
 def uncertainty(
     model: Model, x: Tensor, labels: Tensor | None, draws: int, pixel_range: Range, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each pixel over images decoded from draws of q(z|x), [N, C, H, W] each.
+    """Computes mean and standard deviation of each pixel over draws of q(z|x), decoded, [N, C, H, W] each.
 
     x: [N, C, H, W] as the model sees it. draws: at least 2; the variance has draws - 1 degrees of freedom.
-    It is the spread of the mean images that the code leaves open, without the noise of p(x|z).
+    The deviation is the spread of the mean images that the code leaves open, without the noise of p(x|z).
     Raises ValueError for a model whose codes are no distributions.
     """
-    found = posterior(model, x, labels)
-    if not found.density or draws < 2:
+    encoded = posterior(model, x, labels)
+    if not encoded.density or draws < 2:
         raise ValueError("uncertainty needs a posterior with a density and at least 2 draws of it")
     noise = torch.Generator().manual_seed(seed)
     average = squares = torch.zeros(len(x), *model.shape)
     for count in range(1, draws + 1):  # Welford's update: one draw of each image is held at a time
-        z = found.rsample(torch.randn(found.code.shape, generator=noise).to(model.device))
+        z = encoded.rsample(torch.randn(encoded.code.shape, generator=noise).to(model.device))
         images = decode(model, z, labels, pixel_range)
         before, average = average, average + (images - average) / count
         squares = squares + (images - before) * (images - average)

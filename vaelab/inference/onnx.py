@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-5
-"""Largest difference from torch, as a part of the output's largest value where that is above 1."""
+"""Largest difference from torch that is allowed, as a part of the output's largest value where that is above 1."""
 BATCHES = (1, 3, 17)
-"""Batch sizes that are compared: one, and others than the one that was traced."""
+"""Batch sizes at which a file is compared with torch: one, and others than the one that was traced."""
 OPSET = 18
 
 
 class Part(NamedTuple):
-    """What is exported: a module with the names of its inputs and outputs."""
+    """A module to be exported, with the names of its inputs and outputs."""
 
     name: str
     module: nn.Module
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 def require() -> None:
-    """Raises UserError if a package is missing."""
+    """Raises UserError if a package that the export needs is missing."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f'onnx=true: {", ".join(missing)} is not installed: pip install "vaelab[onnx]"')
 
@@ -47,20 +47,20 @@ def write(
 ) -> dict[str, float | None]:
     """Writes encoder.onnx and decoder.onnx, for batches of any size.
 
-    model: on the processor, in eval mode. metadata: written into both files. Returns each output's
+    model: on the CPU, in eval mode. metadata: written into both files. Returns each output's
     largest difference from torch, None for indices, which are equal. Raises UserError if torch cannot
     export the model, or a file computes something else.
     """
-    found: dict[str, float | None] = {}
+    differences: dict[str, float | None] = {}
     for part in parts(model):
         path = folder / f"{part.name}.onnx"
         _export(part, example(model, part, 2, pixel_range), path, metadata)
-        found |= compare(model, part, path, pixel_range)
-    return found
+        differences |= compare(model, part, path, pixel_range)
+    return differences
 
 
 def parts(model: Model) -> tuple[Part, Part]:
-    """The encoder and the decoder; the inputs and outputs are those of docs/export.md."""
+    """Makes the encoder and the decoder to export; their inputs and outputs are those of docs/export.md."""
     labels = ("labels",) if model.conditional else ()
     given = tuple(model.blank().outputs)
     encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
@@ -69,19 +69,19 @@ def parts(model: Model) -> tuple[Part, Part]:
 
 
 class Encoder(nn.Module):
-    """Images in the model's range, with labels if it is conditional, to the tensors of their posteriors."""
+    """Module from images in the model's range, with labels if it is conditional, to the tensors of their posteriors."""
 
     def __init__(self, model: Model):
         super().__init__()
         self.model: Any = model
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        found: list[Tensor] = [*self.model.encode(images, labels).outputs.values()]
-        return tuple(found) if len(found) > 1 else found[0]
+        outputs: list[Tensor] = [*self.model.encode(images, labels).outputs.values()]
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
 
 class Decoder(nn.Module):
-    """Codes, with labels if the model is conditional, to mean images in its range."""
+    """Module from codes, with labels if the model is conditional, to mean images in its range."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
 
 
 def example(model: Model, part: Part, count: int, pixel_range: tuple[float, float]) -> tuple[Tensor, ...]:
-    """Inputs of a part, always the same: noise for images, draws from the prior for codes, labels in turn."""
+    """Makes inputs of a part, always the same: noise for images, draws from the prior for codes, labels in turn."""
     generator = torch.Generator().manual_seed(count)
     low, high = pixel_range
     first = torch.rand(count, *model.shape, generator=generator) * (high - low) + low
@@ -127,7 +127,7 @@ def _export(part: Part, inputs: tuple[Tensor, ...], path: Path, metadata: dict[s
 
 
 def compare(model: Model, part: Part, path: Path, pixel_range: tuple[float, float]) -> dict[str, float | None]:
-    """Each output's largest difference between onnxruntime and torch, None for equal indices.
+    """Computes each output's largest difference between onnxruntime and torch, None for equal indices.
 
     Raises UserError if one is above TOLERANCE. Indices may differ where the codes are equally near.
     """
@@ -136,13 +136,15 @@ def compare(model: Model, part: Part, path: Path, pixel_range: tuple[float, floa
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found: dict[str, float | None] = {}
+    differences: dict[str, float | None] = {}
     for count in BATCHES:
         inputs = example(model, part, count, pixel_range)
-        made = session.run(None, {name: x.numpy() for name, x in zip(part.inputs, inputs, strict=True)})
+        results = session.run(None, {name: x.numpy() for name, x in zip(part.inputs, inputs, strict=True)})
         with torch.inference_mode():
-            own = part.module(*inputs)
-        for name, theirs, ours in zip(part.outputs, made, own if isinstance(own, tuple) else (own,), strict=True):
+            expected = part.module(*inputs)
+        for name, theirs, ours in zip(
+            part.outputs, results, expected if isinstance(expected, tuple) else (expected,), strict=True
+        ):
             got = torch.from_numpy(theirs)
             same, gap = _agree(model, inputs, got, ours) if name == "indices" else _close(got, ours)
             if not same:
@@ -151,33 +153,33 @@ def compare(model: Model, part: Part, path: Path, pixel_range: tuple[float, floa
                     f"more than {TOLERANCE:.0e}\nnothing is kept of the export; leave it out: onnx=false"
                 )
             key = f"{part.name}.{name}"
-            found[key] = None if name == "indices" else max(gap, found.get(key) or 0.0)
-    return found
+            differences[key] = None if name == "indices" else max(gap, differences.get(key) or 0.0)
+    return differences
 
 
-def _close(got: Tensor, own: Tensor) -> tuple[bool, float]:
-    """Whether two outputs are the same up to rounding, and their largest difference; NaN is not."""
-    if got.shape != own.shape:
+def _close(got: Tensor, expected: Tensor) -> tuple[bool, float]:
+    """Tells whether two outputs are the same up to rounding, which NaN is not, and their largest difference."""
+    if got.shape != expected.shape:
         return False, float("nan")
-    gap = (got.double() - own.double()).abs().max().item()
-    return gap <= TOLERANCE * max(1.0, own.abs().max().item()), gap
+    gap = (got.double() - expected.double()).abs().max().item()
+    return gap <= TOLERANCE * max(1.0, expected.abs().max().item()), gap
 
 
-def _agree(model: Model, inputs: tuple[Tensor, ...], got: Tensor, own: Tensor) -> tuple[bool, float]:
-    """Whether indices [B, h, w] are the same but for codes equally near, and how much farther the others' are."""
-    if got.shape != own.shape:
+def _agree(model: Model, inputs: tuple[Tensor, ...], got: Tensor, expected: Tensor) -> tuple[bool, float]:
+    """Tells whether indices [B, h, w] are the same but for codes equally near, and how much farther the others are."""
+    if got.shape != expected.shape:
         return False, float("nan")
     whole: Any = model
     with torch.inference_mode():
         wanted = whole.codebook.project(whole.features(*inputs)).double()
-        far = [(whole.codebook.lookup(indices).double() - wanted).square().sum(1) for indices in (got, own)]
+        far = [(whole.codebook.lookup(indices).double() - wanted).square().sum(1) for indices in (got, expected)]
     gap = (far[0] - far[1]).abs().max().item()
     return gap <= TOLERANCE * max(1.0, far[1].abs().max().item()), gap
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Holds back what torch and onnxscript say while they export."""
+    """Holds back what torch and onnxscript print while they export."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

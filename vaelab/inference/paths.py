@@ -1,4 +1,4 @@
-"""Ways through a latent space: along single axes, and between codes."""
+"""Paths through a latent space: along single axes, and between codes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PARALLEL = 1e-6
 
 @torch.no_grad()
 def usage(model: Model, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Usage]:
-    """Axes of the code from the most to the least used, [d] int64, and how much each is, in that order.
+    """Ranks the axes of the code from the most to the least used, [d] int64, with how much each is, in that order.
 
     The measure is the posterior's: the mean KL of each dimension in nats where there is one, or the variance
     of the codes.
     """
-    found = posterior(model, x, labels).usage(model.prior)
-    values, axes = found.values.sort(descending=True, stable=True)
-    return axes.cpu(), found._replace(values=values.cpu())
+    measured = posterior(model, x, labels).usage(model.prior)
+    values, axes = measured.values.sort(descending=True, stable=True)
+    return axes.cpu(), measured._replace(values=values.cpu())
 
 
 def traverse(
@@ -43,7 +43,7 @@ def traverse(
     scale: Tensor | None = None,
     centre: Tensor | None = None,
 ) -> Tensor:
-    """Images of a code in which one dimension at a time takes each value: [R, S, C, H, W], a row per dimension.
+    """Decodes a code in which one dimension at a time takes each value: [R, S, C, H, W], a row per dimension.
 
     start: [1, d]. values: [S]; dimension j becomes centre_j + value * scale_j, both [d], or the value itself
     where they are None, as suits the prior N(0, 1). labels: [1] or None.
@@ -58,12 +58,12 @@ def traverse(
 
 
 def line(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Equally spaced points of the segment from `a` to `b`, both included. a, b: [d]. Returns [steps, d]."""
+    """Takes equally spaced points of the segment from `a` to `b`, both included. a, b: [d]. Returns [steps, d]."""
     return torch.lerp(a, b, torch.linspace(0, 1, steps, dtype=a.dtype)[:, None])
 
 
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Points of the arc from `a` to `b`, both included, at equal angles. a, b: [d]. Returns [steps, d].
+    """Takes points of the arc from `a` to `b`, both included, at equal angles. a, b: [d]. Returns [steps, d].
 
     Shoemake 1985, section 3.3; proposed for latent spaces by White 2016, section 2.1, because a line between
     draws of N(0, I) in many dimensions passes nearer to the origin than draws ever lie. Deviation from White,
@@ -84,7 +84,7 @@ def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 
 def between_four(corners: Tensor, steps: int) -> Tensor:
-    """Codes between four, bilinearly: [steps, steps, d]. corners: [4, d], top left and right, bottom left and right."""
+    """Interpolates four codes bilinearly: [steps, steps, d]. corners: [4, d], top left and right, bottom left and right."""
     top, bottom = line(corners[0], corners[1], steps), line(corners[2], corners[3], steps)
     t = torch.linspace(0, 1, steps, dtype=corners.dtype)[:, None, None]
     return torch.lerp(top, bottom, t)
@@ -93,7 +93,7 @@ def between_four(corners: Tensor, steps: int) -> Tensor:
 def interpolate(
     model: Model, a: Tensor, b: Tensor, steps: int, spherical: bool, labels: Tensor | None, pixel_range: Range
 ) -> Tensor:
-    """Images along `line` or, if spherical, `slerp` between codes a and b, [d] each: [steps, C, H, W].
+    """Decodes points of `line` or, if spherical, `slerp` between codes a and b, [d] each: [steps, C, H, W].
 
     labels: [1], which holds throughout, or [steps]; or None.
     """
