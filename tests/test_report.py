@@ -82,7 +82,7 @@ def headings(text: str) -> list[str]:
 def test_a_run_page_has_its_parts_in_order(trained):
     text = run.build(trained, None)
     assert headings(text) == [
-        *("Verdicts", "Final figures", "Training", "Reconstructions", "Samples", "Latent space"),
+        *("Verdicts", "Final metrics", "Training", "Reconstructions", "Samples", "Latent space"),
         *("Made by commands", "Run it again"),
     ]
     summary = runs.read_summary(trained)
@@ -273,7 +273,7 @@ def test_the_explorers_data_cannot_end_its_element(trained, tmp_path, monkeypatc
     assert json.loads(found[1]) == data
     assert "const here = 1;" in text
     assert "#explorer { color: red }" in text
-    assert headings(text)[1:4] == ["Final figures", "Explorer", "Training"]
+    assert headings(text)[1:4] == ["Final metrics", "Explorer", "Training"]
     (home / "explorer.js").unlink()
     assert 'id="explorer"' not in run.build(trained, data)
     with pytest.raises(ValueError, match="JSON"):

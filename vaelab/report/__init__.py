@@ -1,1 +1,1 @@
-"""Which arrays go to which figure, and report.html of a run or a sweep."""
+"""Chooses which arrays go to which figure, and writes report.html of a run or a sweep."""

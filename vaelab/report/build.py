@@ -1,4 +1,4 @@
-"""All figures and the page of a run or a sweep, made into its folder."""
+"""Makes all figures and the page of a run or a sweep into its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IMAGES = 1000
-"""Images, at most, that tell the explorer how much each dimension or code is used."""
+"""Most images from which the explorer learns how much each dimension or code is used."""
 
 
 def of_folder(
@@ -23,7 +23,7 @@ def of_folder(
     root: str | None = None,
     figures: bool = True,
 ) -> None:
-    """`of_run` of a run folder that has a checkpoint."""
+    """Draws the figures and writes the page of a run folder that has a checkpoint, as `of_run` does."""
     from vaelab.runs.trained import Trained
 
     trained = Trained(folder, checkpoint, device, root)
@@ -31,9 +31,9 @@ def of_folder(
 
 
 def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) -> dict[str, Figure]:
-    """Draws the figures of a run, unless those that are there serve, and writes its page. Returns what was drawn.
+    """Draws the figures of a run, unless `figures` is False, and writes its page. Returns what was drawn.
 
-    model, data: the run's, the data set up. Of a model with NaN or infinite numbers, its learning curves alone.
+    model, data: the run's, the data set up. A model with NaN or infinite numbers gets its learning curves alone.
     """
     from vaelab.figures import style
     from vaelab.report import explorer, gallery, page
@@ -53,7 +53,7 @@ def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) ->
 
 
 def of_sweep(sweep: Path, out: Path, figures: bool = True) -> None:
-    """Draws the figures of a sweep, unless those that are there serve, and writes its page."""
+    """Draws the figures of a sweep, unless `figures` is False, and writes its page."""
     from vaelab.report import page
     from vaelab.report.sweep import build, draw
 

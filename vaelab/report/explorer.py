@@ -1,7 +1,7 @@
-"""What the report's explorer shows: real images, their codes, and a decoder or pictures made beforehand.
+"""Content of the report's explorer: real images, their codes, and a decoder or pictures made beforehand.
 
 `payload` gives it as JSON, which explorer.js in the same page reads. Small decoders travel whole
-(`portable`). Of others, a sheet of pictures is decoded here, along one dimension or position at a time.
+(`portable`). For others, a sheet of pictures is decoded here, along one dimension or position at a time.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 STARTS = 12
-"""Images to start from."""
+"""Real images that the explorer offers to start from."""
 REACH = 3.0
 """Standard deviations, of the prior or of the images' codes, that a slider goes to either side."""
 STEPS = 120
 """Steps of a slider over a live decoder."""
 SHEET_STARTS, SHEET_DIMENSIONS, SHEET_VALUES = 2, 8, 11
-"""Of pictures made beforehand: images, dimensions of each, and values of each dimension."""
+"""Sizes of a sheet of pictures made beforehand: images, dimensions of each, and values of each dimension."""
 SHEET_SIDE, SHEET_CODES = 4, 16
-"""Of pictures made beforehand of a map of codes: positions along each side, and codes at each position."""
+"""Sizes of a sheet made beforehand of a map of codes: positions along each side, and codes at each position."""
 SHEET_BYTES, SHEET_PIXELS = 2_000_000, 2**23
-"""What a sheet may weigh in the page, and how many pixels a phone's browser surely reads."""
+"""Most bytes of a sheet in the page, and most of its pixels: a phone's browser surely reads so many."""
 
 Json = dict[str, Any]
 
@@ -49,11 +49,11 @@ def payload(
     pixel_range: tuple[float, float],
     class_names: Sequence[str] | None = None,
 ) -> Json | None:
-    """The explorer of a model, as JSON; None if its weights or codes are not all finite.
+    """Returns a model's explorer as JSON; None if its weights or codes are not all finite.
 
     model: a `Model`. images: real ones as it sees them, [N, C, H, W]; up to 12 of them are there to start from,
-    and all of them say how much each dimension is used. labels: [N], or None. class_names: of the labels, in
-    order.
+    and all of them say how much each dimension is used. labels: [N], or None. class_names: names of the classes,
+    in order.
     """
     posterior, layout = coding.posterior(model, images, labels), model.layout
     codes, used = posterior.code.cpu(), posterior.usage(model.prior) if layout.dimensions else None
@@ -97,13 +97,13 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _starts(labels: Tensor | None, total: int, count: int) -> Tensor:
-    """The images to start from: spread evenly over all of them, in the order of their classes."""
+    """Returns the indices of images to start from, spread evenly over all, in the order of their classes."""
     order = torch.arange(total) if labels is None else labels.argsort(stable=True)
     return order[torch.linspace(0, total - 1, min(count, total)).long()]
 
 
 def _names(model: Model, labels: Tensor | None, class_names: Sequence[str] | None) -> list[str] | None:
-    """Names of the classes."""
+    """Returns the names of the classes: those given, else their numbers; None if there are no classes."""
     if class_names is not None:
         return list(class_names)
     count = model.num_classes or (0 if labels is None else int(labels.max()) + 1)
@@ -111,17 +111,17 @@ def _names(model: Model, labels: Tensor | None, class_names: Sequence[str] | Non
 
 
 def _decoder(carried: portable.Portable) -> Json:
-    """A decoder for the page: its weights are little-endian float32 in base64."""
+    """Describes a decoder for the page: its weights are little-endian float32 in base64."""
     fields = carried._asdict()
     weights = carried.weights.numpy().astype("<f4").tobytes()
     return fields | {"weights": base64.b64encode(weights).decode(), "count": len(carried.weights)}
 
 
 def _dimensions(codes: Tensor, used: Usage, layout: Layout) -> tuple[list[float], list[Json]]:
-    """Where all sliders stand in the middle, and the sliders: the most used dimension first.
+    """Returns the code at which all sliders stand in the middle, and the sliders, most used dimension first.
 
-    codes: [N, d]. used: how much each axis is. Of axes with deviation 1 under the prior a slider goes to both sides of
-    0, of others to both sides of the codes' mean.
+    codes: [N, d]. used: how much each axis is used. A slider goes to both sides of 0 where the axes have deviation 1
+    under the prior, else to both sides of the codes' mean.
     """
     deviation = codes.std(0, correction=0)
     centre, spread = codes.mean(0), REACH * deviation.clamp_min(1e-3)
@@ -149,7 +149,7 @@ def _dimensions(codes: Tensor, used: Usage, layout: Layout) -> tuple[list[float]
 
 
 def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decoded: Callable[..., Tensor]) -> Json:
-    """Pictures of each start: as it is; under each label, of a conditional model; along each dimension.
+    """Decodes each start into a sheet: as it is; under each label, if conditional; along each dimension.
 
     codes: [N, d]; labels: [N], of a conditional model. The page's sliders are cut down to those that have pictures.
     """
@@ -171,9 +171,9 @@ def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decod
 def _sheet_of_codes(
     first: Tensor, maps: Tensor, num_embeddings: int, label: Tensor | None, decoded: Callable[..., Tensor]
 ) -> Json:
-    """Pictures of a map: as it is, then with each of the most used codes at each of some positions.
+    """Decodes a map of codes into a sheet: as it is, then with each of the most used codes at some positions.
 
-    first: [h, w]; maps: of all images, [N, h, w], which say what is used. label: [1], of a conditional model.
+    first: [h, w]; maps: [N, h, w], of all images, which say what codes are used. label: [1], of a conditional model.
     """
     height, width = first.shape
     codes = code_counts(maps, num_embeddings).argsort(descending=True)[: min(SHEET_CODES, num_embeddings)]
@@ -185,13 +185,13 @@ def _sheet_of_codes(
 
 
 def _spread(side: int) -> list[int]:
-    """Up to SHEET_SIDE places spread evenly over 0 … side - 1, away from the edges."""
+    """Returns up to SHEET_SIDE places spread evenly over 0 … side - 1, away from the edges."""
     count = min(SHEET_SIDE, side)
     return [int((i + 0.5) * side / count) for i in range(count)]
 
 
 def sheet(images: Tensor) -> Json:
-    """Images as one picture in the page: exact, unless it would be too big.
+    """Puts images into one picture for the page: exact, unless it would be too big.
 
     images: [N, C, H, W] in [0, 1]. Returns the picture's data URI, the images in a row of it, and by how much it is
     smaller than they are, a whole factor.
@@ -213,7 +213,7 @@ def sheet(images: Tensor) -> Json:
 
 
 def _beside(images: Tensor, columns: int) -> Tensor:
-    """Images side by side without gaps: [N, C, H, W] in [0, 1] to [rows, columns, C] uint8."""
+    """Puts images side by side without gaps: [N, C, H, W] in [0, 1] to [rows, columns, C] uint8."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     tiles = torch.zeros(rows * columns, channels, height, width)

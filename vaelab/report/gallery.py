@@ -1,4 +1,4 @@
-"""Every figure of a run: the arrays of a model and its data that the functions in `vaelab.figures` draw."""
+"""Draws every figure of a run: takes from model and data the arrays that `vaelab.figures` draws."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ if TYPE_CHECKING:
     from vaelab.nn.posteriors import Posterior, Usage
 
 FEW = 32
-"""Images that grids show."""
+"""Images that a grid shows."""
 MANY = 2000
-"""Images that histograms and scatter plots are of, at most; fewer, if they would have more than so many numbers:"""
+"""Most images of histograms and scatter plots; fewer, if they would have more than NUMBERS numbers."""
 NUMBERS = 2**26
+"""Most numbers that the images of histograms and scatter plots have in all."""
 ROWS = 20
-"""Rows of a figure, at most: latent dimensions, or classes."""
+"""Most rows of a figure: latent dimensions, or classes."""
 REACH, STEPS = 3.0, 11
-"""Of a traversal: from minus to plus this, in so many pictures."""
+"""Values of a traversal, from minus to plus REACH, in STEPS pictures."""
 BINS = 32
-"""Of the histograms of pixels."""
+"""Bins of the histograms of pixels."""
 SEED = 0
-"""The same draws every time, so that figures can be compared."""
+"""Seed of all draws: they are the same every time, so that figures can be compared."""
 
 
 @dataclass(eq=False)
 class Scene:
-    """What is drawn: a model, its data, set up, and a few and many of its validation images.
+    """A model to draw, its data, set up, and a few and many of its validation images.
 
     Without validation images, training images are taken. count: how many a few are.
     """
@@ -65,7 +66,7 @@ class Scene:
 
     @cached_property
     def posterior(self) -> Posterior:
-        """The posterior of many images, where the model is."""
+        """The posterior of many images, on the model's device."""
         return coding.posterior(self.model, self.many.images, self.many.labels)
 
     @cached_property
@@ -81,11 +82,11 @@ class Scene:
 
     @cached_property
     def usage(self) -> tuple[Tensor, Usage]:
-        """The axes of the code from the most to the least used, and how much each is."""
+        """The axes of the code from the most to the least used, and how much each is used."""
         return paths.usage(self.model, self.many.images, self.many.labels)
 
     def unit(self, x: Tensor) -> Tensor:
-        """Images as the model sees them, moved to [0, 1], on the processor."""
+        """Moves images as the model sees them to [0, 1], on the processor."""
         return to_unit(x, self.data.pixel_range).cpu()
 
     @property
@@ -95,12 +96,12 @@ class Scene:
 
 
 def many(shape: tuple[int, ...]) -> int:
-    """How many images of a shape are looked at, so that they need no more than 256 MB as floats."""
+    """Returns how many images of a shape are drawn from, so that they need no more than 256 MB as floats."""
     return max(FEW, min(MANY, NUMBERS // math.prod(shape)))
 
 
 def draw(model: Any, data: Any, count: int = FEW, names: Iterable[str] | None = None) -> Iterator[tuple[str, Figure]]:
-    """The figures of a model, one by one with their names: all that apply, or those named.
+    """Draws the figures of a model, one by one with their names: all that apply, or those named.
 
     The model's mode and the global random state are left as they were, between two figures, too.
     """
@@ -113,7 +114,7 @@ def draw(model: Any, data: Any, count: int = FEW, names: Iterable[str] | None = 
 
 
 def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tuple[str, Figure]]:
-    """The figures of a training, from the rows of metrics.csv and the file of the KL per dimension, if there is one."""
+    """Draws the curves of a run, from the rows of metrics.csv and the file of the KL per dimension, if there is one."""
     if any("epoch" in row for row in rows):
         yield "curves", curves.training(rows)
         scheduled = curves.scheduled(rows)
@@ -224,7 +225,7 @@ def _interpolations(s: Scene) -> Figure | None:
 
 
 def _pairs(labels: Tensor | None, count: int) -> list[tuple[int, int]]:
-    """Three pairs of images, of two classes where there are some: each with the next that has another label."""
+    """Returns three pairs of images, of two classes where there are some: each with the next of another label."""
     known, left, pairs = [0] * count if labels is None else labels.tolist(), list(range(count)), []
     while len(left) > 1 and len(pairs) < 3:
         first = left.pop(0)
@@ -284,7 +285,7 @@ def _code_maps(s: Scene) -> Figure | None:
 
 
 def _data(s: Scene) -> Figure:
-    """Of training images, drawn evenly from the whole split; a class with few of them has gaps in its row."""
+    """Draws training images, taken evenly from the whole split; a class with few of them has gaps in its row."""
     index = torch.linspace(0, len(s.data.train) - 1, min(many(s.data.shape), len(s.data.train))).long()
     batch = s.data.as_model_sees(s.data.train.batch(index).to(s.model.device))
     x, labels, columns = s.unit(batch.images), batch.labels, 8
@@ -315,7 +316,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "code_maps": _code_maps,
     "data": _data,
 }
-"""Each figure's name and what draws it, or gives None where it does not apply."""
+"""Each figure's name and the function that draws it, or returns None where it does not apply."""
 WHILE_TRAINING = (
     "reconstructions",
     "samples",
@@ -327,4 +328,4 @@ WHILE_TRAINING = (
     "codes",
     "code_maps",
 )
-"""Those that are worth seeing at intervals."""
+"""Names of the figures that are drawn at intervals while training."""

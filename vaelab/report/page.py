@@ -1,4 +1,4 @@
-"""report.html: one file that holds everything it shows, and asks the network for nothing."""
+"""Makes report.html: one file that holds everything it shows, and asks the network for nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ HERE = Path(__file__).parent / "templates"
 INCH = 96
 """CSS pixels in an inch."""
 THUMBNAIL = (480, 960)
-"""Most pixels of a small picture, across and down."""
+"""Most pixels of a thumbnail, across and down."""
 COLOURS = 64
-"""Of a small picture."""
+"""Colours of a thumbnail."""
 
 
 class Picture(NamedTuple):
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 def render(template: str, /, **content: Any) -> str:
-    """The page that a template of this folder makes of its content, which is escaped wherever it stands."""
+    """Renders a template of templates/ with its content, which is escaped wherever it stands."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -45,7 +45,7 @@ def save(path: Path, page: str) -> None:
 
 
 def picture(path: Path) -> Picture:
-    """A PNG as it is, as large as its resolution says."""
+    """Embeds a PNG as it is, as large as its resolution says."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -55,7 +55,7 @@ def picture(path: Path) -> Picture:
 
 
 def thumbnail(path: Path) -> Picture:
-    """A small version of a PNG, a few kilobytes of it."""
+    """Embeds a small version of a PNG, of a few kilobytes."""
     from PIL import Image
 
     with Image.open(path) as image:

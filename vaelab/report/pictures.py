@@ -1,4 +1,4 @@
-"""The pictures of a page: their headings and order, and how each is read."""
+"""Headings, order and captions of the figures of a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Training": {
         "curves": (
             "Learning curves",
-            "Train and validation figures over time, nats per image: where validation turns away while train goes "
+            "Train and validation metrics over time, nats per image: where validation turns away while train goes "
             "on, the model has begun to learn its training images by heart.",
         ),
         "schedule": (
@@ -118,11 +118,11 @@ COMMANDS = {
     ),
     "interpolate": ("Interpolation", "From one image's code to another's, by vaelab interpolate."),
 }
-"""The same of what a command has drawn last; any other picture goes by its file's name."""
+"""Titles and captions of what a command has drawn last; any other picture goes by its file's name."""
 
 
 class Shown(NamedTuple):
-    """A figure of a page."""
+    """A figure of a page, with its title and caption."""
 
     name: str
     title: str
@@ -131,15 +131,15 @@ class Shown(NamedTuple):
 
 
 def groups(figures: Path, captions: Mapping[str, Mapping[str, tuple[str, str]]]) -> list[tuple[str, list[Shown]]]:
-    """The pictures of a folder under their headings, in the order of `captions`, then all others."""
+    """Collects the pictures of a folder under their headings, in the order of `captions`, then all others."""
     paths = {path.stem: path for path in sorted(figures.glob("*.png")) if not path.name.startswith(".")}
-    found = []
+    sections = []
     for heading, texts in captions.items():
-        own = [Shown(name, *text, picture(paths.pop(name))) for name, text in texts.items() if name in paths]
-        if heading == "Latent space" and {"codes", "code_maps"} & {figure.name for figure in own}:
+        shown = [Shown(name, *text, picture(paths.pop(name))) for name, text in texts.items() if name in paths]
+        if heading == "Latent space" and {"codes", "code_maps"} & {figure.name for figure in shown}:
             heading = "Codes"
-        found.append((heading, own))
+        sections.append((heading, shown))
     others = [
         Shown(name, *COMMANDS.get(name, (name, f"figures/{path.name}.")), picture(path)) for name, path in paths.items()
     ]
-    return [(heading, own) for heading, own in (*found, (OTHERS, others)) if own]
+    return [(heading, shown) for heading, shown in (*sections, (OTHERS, others)) if shown]

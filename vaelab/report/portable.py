@@ -1,4 +1,4 @@
-"""A decoder as a list of plain layers and one array of weights, for a page to compute with.
+"""Turns a decoder into a list of plain layers and one array of weights, for a page to compute with.
 
 The page (explorer.js) holds the other half: how each kind of layer is computed. A decoder with a layer
 that is not known here, or too big for a page, is not carried, and its pictures are made beforehand.
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 MOST_WEIGHTS = 1_500_000
-"""8 MB of base64 in the page: a mail still takes it, a phone still reads it."""
+"""Most weights of a decoder that a page carries: 8 MB of base64, which a mail still takes and a phone still reads."""
 MOST_PRODUCTS = 150_000_000
-"""Multiplications per picture: a browser makes about two in a nanosecond on a desktop, and beyond a tenth of a
-second a slider no longer seems to move the picture."""
+"""Most multiplications per picture: a browser makes about two in a nanosecond on a desktop, and beyond a tenth of
+a second a slider no longer seems to move the picture."""
 ROUNDING = 1e-4
-"""Part of the largest value by which two ways of computing one decoder may differ in float32."""
+"""Fraction of the largest value by which two ways of computing one decoder may differ in float32."""
 
 Size = tuple[int, ...]
 Layer = dict[str, Any]
@@ -35,7 +35,7 @@ Layer = dict[str, Any]
 class Portable(NamedTuple):
     """A decoder that a page can compute.
 
-    layers: what to do in order; a place in `weights` is a number of floats from its start, or None for no bias.
+    layers: operations in order; a place in `weights` is a number of floats from its start, or None for no bias.
     weights: [N] float32. codes, labels: place and size of the vectors that a code's index [K, D], or a label [K, E],
     stands for; None if there are none. mean: how raw parameters become a mean image.
     products: multiplications per picture.
@@ -50,11 +50,11 @@ class Portable(NamedTuple):
 
 
 class _NotPortableError(Exception):
-    """A layer that the page does not know."""
+    """Raised for a layer that the page cannot compute."""
 
 
 def decoder(model: Model) -> Portable | None:
-    """The model's decoder, or None if it has a part that is not known here, or is too big."""
+    """Returns the model's decoder for a page; None if it has a layer that is not known here, or is too big."""
     try:
         carried = _Carrier(model)
     except _NotPortableError:
@@ -89,7 +89,7 @@ class _Carrier:
         self.weights = torch.cat(self._parts)
 
     def _add(self, weights: Tensor | None) -> int | None:
-        """Where the weights begin."""
+        """Appends weights to the array. Returns the place at which they begin."""
         if weights is None:
             return None
         start, self._end = self._end, self._end + weights.numel()
@@ -97,7 +97,7 @@ class _Carrier:
         return start
 
     def _table(self, vectors: Tensor) -> Layer:
-        """Vectors that indices stand for, [K, size]."""
+        """Appends the vectors that indices stand for, [K, size]."""
         return {"start": self._add(vectors), "count": vectors.shape[0], "size": vectors.shape[1]}
 
     def _sequence(self, modules: nn.Sequential, size: Size) -> tuple[list[Layer], Size]:
@@ -180,7 +180,7 @@ _KINDS: dict[type[nn.Module], Callable[[_Carrier, Any, Size], tuple[Layer | None
 
 @torch.no_grad()
 def _is_plain(model: Any) -> bool:
-    """Whether `model.decode` is the decoder on the code, with the label's vector behind it, and no more.
+    """Whether `model.decode` applies the decoder to the code, with the label's vector behind it, and no more.
 
     A new variant may decode in its own way, which would show nowhere in its layers.
     """

@@ -1,4 +1,4 @@
-"""The page of one run: what was run, how it went, what it shows, and how to run it again."""
+"""Builds the page of one run: what was run, how it went, its metrics and figures, and how to run it again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STATES = {
     "": ("unfinished", "It has no summary.json: it is being trained, or was killed."),
     "trained": ("unfinished", "It is trained, but its test has not been made."),
     "failed": ("failed", "An error ended it."),
-    "diverged": ("diverged", "Training diverged: what it shows is of a model that is not sound."),
-    "interrupted": ("interrupted", "It was stopped before its end; the figures are of what was trained until then."),
+    "diverged": ("diverged", "Training diverged: metrics and figures are of a model that is not sound."),
+    "interrupted": ("interrupted", "It was stopped before its end; metrics and figures are of the model until then."),
 }
-"""What is said of a run that is not finished, by its status."""
+"""A word and a sentence for each status of a run that is not finished."""
 UNSOUND = {
     "kind": "bad",
     "title": "This model is not sound.",
@@ -37,7 +37,7 @@ UNSOUND = {
 
 
 def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> str:
-    """The page of the run in `folder`, from its files.
+    """Renders the page of the run in `folder`, from its files.
 
     explorer: the payload of explorer.js; None for no explorer. sound: False of a model that has NaN or infinite
     numbers, which the page then says. Raises UserError if a file is damaged.
@@ -63,7 +63,7 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
 
 
 def facts(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """The line below the title: what was run, when and where."""
+    """Returns the names and values of the line below the title: what was run, when and where."""
     model, data = summary.get("model"), summary.get("data")
     names = [config[key]["_target_"].rpartition(".")[2] for key in ("model", "dataset")]
     if model and model["latent_dimensions"]:
@@ -72,20 +72,20 @@ def facts(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> list
         names[1] += (
             f", {data['train']:,} / {data['val']:,} / {data['test']:,} images of {'×'.join(map(str, data['shape']))}"
         )
-    found = [("model", names[0]), ("data", names[1]), ("seed", str(config["seed"])), ("started", _started(folder))]
-    found += [("status", STATES.get(summary.get("status", ""), (summary.get("status", ""),))[0])]
+    pairs = [("model", names[0]), ("data", names[1]), ("seed", str(config["seed"])), ("started", _started(folder))]
+    pairs += [("status", STATES.get(summary.get("status", ""), (summary.get("status", ""),))[0])]
     if model:
-        found += [
+        pairs += [
             ("time", duration(summary["seconds"])),
             ("trained", f"{summary['epochs']:,} epochs, {summary['steps']:,} steps"),
             ("device", summary["device"] + f" × {summary['processes']}" * (summary["processes"] > 1)),
             ("parameters", f"{model['parameters']:,}"),
         ]
-    return found
+    return pairs
 
 
 def _started(folder: Path) -> str:
-    """When the run began, from the first line of its log; of a run without one, from its config's date."""
+    """Returns when the run began, from the first line of its log; without a log, from its config's date."""
     log = Files(folder).log
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if stamp := re.search(r"^(\d{4}-\d\d-\d\d \d\d:\d\d)", text, re.MULTILINE):
@@ -94,7 +94,7 @@ def _started(folder: Path) -> str:
 
 
 def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """What has to be known first of a run that is not finished, and how to go on with it."""
+    """Returns a notice about a run that is not finished, with the command that goes on with it."""
     status = summary.get("status", "")
     if status == "finished":
         return []
@@ -107,20 +107,22 @@ def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The findings of training and of the evaluation, or that there are none."""
-    found: dict[str, dict[str, Any]] = {}
+    """Returns notices with the findings of training and of the evaluation, or that there are none."""
+    by_code: dict[str, dict[str, Any]] = {}
     for source, findings in (("training", summary.get("findings", [])), ("evaluation", evaluation.get("findings", []))):
         for finding in findings:
-            notice = found.setdefault(
+            notice = by_code.setdefault(
                 finding["code"], {"kind": "warn", "title": finding["code"].replace("_", " "), "lines": []}
             )
             notice["lines"].append(f"In {source}: {finding['evidence']}.")
             notice["remedy"] = f"Remedy: {finding['remedy']}."
-    notices = [{**notice, "lines": [*notice["lines"], notice["remedy"]], "command": None} for notice in found.values()]
-    told = [f"{name}: {verdict}" for name, verdict in evaluation.get("verdicts", {}).items()]
-    if told:
-        notices.append({"kind": "plain", "title": "The evaluation's verdicts", "lines": told, "command": None})
-    if not found and summary.get("status") in ("finished", "trained"):
+    notices = [
+        {**notice, "lines": [*notice["lines"], notice["remedy"]], "command": None} for notice in by_code.values()
+    ]
+    lines = [f"{name}: {verdict}" for name, verdict in evaluation.get("verdicts", {}).items()]
+    if lines:
+        notices.append({"kind": "plain", "title": "The evaluation's verdicts", "lines": lines, "command": None})
+    if not by_code and summary.get("status") in ("finished", "trained"):
         where = "training and evaluation" if evaluation else "training"
         notices.append({"kind": "good", "title": "Nothing found",
                         "lines": [f"The health checks of {where} found nothing wrong."], "command": None})  # fmt: skip
@@ -132,7 +134,7 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) 
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
-    """The table of final figures: a row per figure, a column per part of the data, and what they are of."""
+    """Returns the table of final metrics: a row per metric, a column per split, and notes."""
     metrics, best = summary.get("metrics", {}), summary.get("best", {})
     parts = [part for part in ("train", "val", "test") if any(name.startswith(f"{part}/") for name in metrics)]
     rows = []
@@ -154,7 +156,7 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The evaluation of a run and what the page shows of it: none if it is outdated. Raises UserError if damaged."""
+    """Returns the evaluation of a run and what the page shows of it: none if outdated. Raises UserError if damaged."""
     evaluation = runs.read_evaluation(folder, "test")
     try:
         if evaluation and is_outdated(evaluation["checkpoint"], summary.get("best", {})):
@@ -166,15 +168,15 @@ def _evaluation(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures of evaluation.json, each with its standard error: the main ones and the others."""
+    """Returns the metrics of evaluation.json, each with its standard error: the main ones and the others."""
     if not evaluation:
         return None
 
-    figures, point = evaluation["figures"], evaluation["checkpoint"]
+    metrics, point = evaluation["figures"], evaluation["checkpoint"]
     rows = {
-        name: (name, number(value), number(figures[f"{name}_se"]) if f"{name}_se" in figures else "")
-        for name, value in figures.items()
-        if value is not None and not (name.endswith("_se") and name.removesuffix("_se") in figures)
+        name: (name, number(value), number(metrics[f"{name}_se"]) if f"{name}_se" in metrics else "")
+        for name, value in metrics.items()
+        if value is not None and not (name.endswith("_se") and name.removesuffix("_se") in metrics)
     }
     main = [rows.pop(name) for name in MAIN if name in rows]
     heading = (
@@ -185,13 +187,13 @@ def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def again(config: dict[str, Any]) -> str:
-    """The command that makes the run once more, in a new folder, as a shell takes it."""
+    """Returns the command that repeats the run in a new folder, quoted for a shell."""
     run = config["run"]
     overrides = list(run["overrides"])
     if not any(override.lstrip("+").startswith("seed=") for override in overrides):
         overrides.append(f"seed={config['seed']}")
-    own = ["--config-dir", run["config_dir"]] if run.get("config_dir") else []
-    return shlex.join(["vaelab", "train", *own, *overrides])
+    config_dir = ["--config-dir", run["config_dir"]] if run.get("config_dir") else []
+    return shlex.join(["vaelab", "train", *config_dir, *overrides])
 
 
 def _versions(summary: dict[str, Any]) -> str:

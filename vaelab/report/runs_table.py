@@ -1,4 +1,4 @@
-"""The text that `vaelab runs` prints: the table, the sweeps, and what was not sent to W&B."""
+"""Formats the text that `vaelab runs` prints: the table, the sweeps, and the runs that were not sent to W&B."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vaelab.runs import offline
 from vaelab.runs.overview import Run
 
 SHOWN = 5
-"""Commands for W&B, at most."""
+"""Most commands for W&B that are shown."""
 ERROR = 48
-"""Characters of an error in the table, at most."""
+"""Most characters of an error in the table."""
 WORD = 40
-"""Characters of a setting in the table, at most."""
+"""Most characters of a setting in the table."""
 
 
 def text(found: list[Run], listed: Listed, wanted: Sequence[str], limit: int | None) -> str:
-    """The table of the first `limit` runs with what is wanted beside COLUMNS, and what there is to say of all."""
+    """Formats the table of the first `limit` runs, with the `wanted` keys beside COLUMNS, and notes on all runs."""
     shown = found[:limit]
     extra = [key for key in dict.fromkeys([*listed.swept(shown), *wanted]) if key not in COLUMNS]
     names = short([*COLUMNS, "path", *extra])
@@ -60,7 +60,7 @@ def _cell(run: Run, listed: Listed, key: str) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """The first line, cut after a word if it is too long."""
+    """Returns a text's first line, cut after a word if it is too long."""
     line = text.strip().partition("\n")[0]
     if len(line) <= width:
         return line
@@ -78,9 +78,9 @@ def _sweeps(found: Sequence[Run], limit: int | None) -> list[str]:
 
 
 def _unsent(found: Sequence[Run]) -> list[str]:
-    """The commands that send what was logged to W&B offline: one for a sweep, one for each other run.
+    """Returns the commands that send offline logs to W&B: one for a sweep, one for each other run.
 
-    Of a sweep that is under way, those jobs that have ended.
+    For a sweep that is under way, the command names the jobs that have ended.
     """
     waiting = [run for run in found if run.status != "running" and offline.unsent(run.folder)]
     if not waiting:

@@ -1,4 +1,4 @@
-"""The page of a sweep: its runs side by side, means over seeds, and what each run draws."""
+"""Builds the page of a sweep: its runs side by side, means over seeds, and pictures of each run."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ KINDS = {
     ),
     "parallel": (
         "All runs",
-        "A line per finished run across what was swept and what came out, coloured by the figure in bold: where "
+        "A line per finished run across what was swept and what came out, coloured by the metric in bold: where "
         "lines part by colour at an axis, what was swept there matters.",
     ),
 }
-"""The figures of a sweep: their names, which what they are of may follow, and how they are read."""
+"""Kinds of figures of a sweep, each with title and caption; a file's name may go on with the runs that it shows."""
 ALBUMS = {"samples": "Samples", "reconstructions": "Reconstructions"}
-"""The pictures that are shown of each run."""
+"""Figures of each run that the page of a sweep shows side by side, with their headings."""
 
 
 def build(folder: Path, place: Path | None = None) -> str:
-    """The page of the sweep in `folder`, from its runs' files. place: the folder that it will be in, if another."""
+    """Renders the page of the sweep in `folder`, from its runs' files. place: the folder of the page, if another."""
     jobs = swept.read(folder)
     keys, also = swept.differing(jobs)
     place = place or folder
@@ -62,13 +62,13 @@ def build(folder: Path, place: Path | None = None) -> str:
 
 
 def draw(folder: Path) -> dict[str, Path]:
-    """Draws the figures that a sweep has of its own into SWEEP/figures. Returns where they are.
+    """Draws the figures of a sweep into SWEEP/figures. Returns their paths.
 
-    Runs on other data, or of another likelihood, have figures of their own: their numbers cannot be compared.
+    Runs on other data, or of another likelihood, get figures of their own: their metrics cannot be compared.
     """
     from vaelab.figures import style, sweeps
 
-    finished, made = [job for job in swept.read(folder) if job.run], {}
+    finished, drawn = [job for job in swept.read(folder) if job.run], {}
     groups = _comparable(finished)
     for name, jobs in groups.items():
         of, end = (f"{name}: ", f"-{name}") if name else ("", "")
@@ -76,34 +76,34 @@ def draw(folder: Path) -> dict[str, Path]:
         if families := [family for curve in rate_distortion(rows) for family in _families(curve, rows)]:
             named = comparison.columns([rows[p.index] for family in families for p in family])[0]
             labelled = [[(swept.label(rows[p.index].settings, named), *p[1:]) for p in family] for family in families]
-            made[f"rate_distortion{end}"] = sweeps.rate_distortion(
+            drawn[f"rate_distortion{end}"] = sweeps.rate_distortion(
                 labelled, f"{of}rate and distortion" if of else "Rate and distortion"
             )
-        figures = _shown(rows, jobs)
-        if len(jobs) > 1 and keys and figures:
-            cells = [[swept.cell(job, key) for key in keys] + [job.metrics.get(n) for n in figures] for job in jobs]
-            titles = [*swept.short(keys).values(), *figures]
-            made[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
+        metrics = _shown(rows, jobs)
+        if len(jobs) > 1 and keys and metrics:
+            cells = [[swept.cell(job, key) for key in keys] + [job.metrics.get(n) for n in metrics] for job in jobs]
+            titles = [*swept.short(keys).values(), *metrics]
+            drawn[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
     for old in (path for kind in KINDS for path in Files(folder).figures.glob(f"{kind}*.png")):
         old.unlink()
-    paths = {name: Files(folder).figure(name) for name in made}
+    paths = {name: Files(folder).figure(name) for name in drawn}
     for name, path in paths.items():
-        style.save(made[name], path)
+        style.save(drawn[name], path)
     return paths
 
 
 def _captions(figures: Path) -> dict[str, dict[str, tuple[str, str]]]:
-    """The captions of a sweep's figures, by their names; what they are of is said in their titles."""
-    found = {}
+    """Returns titles and captions of a sweep's figures, by name; a title says which runs a figure shows."""
+    captions = {}
     for kind, (title, text) in KINDS.items():
         for name in sorted(path.stem for path in figures.glob(f"{kind}*.png")):
             of = name.removeprefix(kind).removeprefix("-")
-            found[name] = (f"{title}: {of}" if of else title, text)
-    return {"The runs at a glance": found}
+            captions[name] = (f"{title}: {of}" if of else title, text)
+    return {"The runs at a glance": captions}
 
 
 def _comparable(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    """Jobs whose figures are of the same images and likelihood, by what of these differs between the sets."""
+    """Groups jobs whose metrics are of the same images and likelihood, by what of these differs between the groups."""
     keys = [key for key in comparison.ALWAYS_SHOWN[1:5] if len({swept.word(job, key) for job in jobs}) > 1]
     groups: dict[str, list[Job]] = {}
     for job in jobs:
@@ -113,7 +113,7 @@ def _comparable(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 
 
 def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) -> list[list[Point]]:
-    """The points of a curve in sets that differ in β, C or the size of the codebook alone: a line joins those."""
+    """Splits a curve into sets of points that differ in β, C or the size of the codebook alone: a line joins those."""
     families: dict[str, list[Point]] = {}
     for point in curve:
         fixed = {k: v for k, v in rows[point.index].settings.items() if k == "model" or k not in KNOBS}
@@ -122,7 +122,7 @@ def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) 
 
 
 def _shown(rows: Sequence[comparison.Configuration], jobs: Sequence[Job]) -> list[str]:
-    """The test figures that at least half of the runs have, but for losses that are of different objectives."""
+    """Returns the test metrics that at least half of the runs have, but for losses of different objectives."""
     names = [name for name in swept.figures(jobs) if 2 * sum(name in job.metrics for job in jobs) >= len(jobs)]
     return [name for name in names if name != "test/loss" or not comparison.rank(rows, "training/loss").refused]
 
@@ -148,20 +148,20 @@ def _failure(job: Job) -> dict[str, Any]:
 
 
 def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The columns of the table of runs, after that of their names, and its rows."""
-    monitor, figures, short = _monitor(jobs), swept.figures(jobs), swept.short(keys)
+    """Returns the columns of the table of runs, after that of their names, and its rows."""
+    monitor, metrics, short = _monitor(jobs), swept.figures(jobs), swept.short(keys)
     columns = [
         {"title": short[key], "number": all(isinstance(swept.cell(job, key), int | float | None) for job in jobs)}
         for key in keys
     ]
     columns += [{"title": "status", "number": False}, {"title": f"best {monitor}".strip(), "number": True}]
-    columns += [{"title": name, "number": True} for name in figures]
+    columns += [{"title": name, "number": True} for name in metrics]
     rows = []
     for place, job in enumerate(jobs):
         best = job.summary.get("best", {})
         values = [*(swept.cell(job, key) for key in keys), job.status]
         texts = ["" if value is None else comparison.word(value) for value in values]
-        measured = [best.get("value"), *(job.metrics.get(name) for name in figures)]
+        measured = [best.get("value"), *(job.metrics.get(name) for name in metrics)]
         texts += ["" if value is None else number(value) for value in measured]
         cells = [
             {"value": value, "text": text, "number": column["number"], "note": ""}
@@ -174,20 +174,20 @@ def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dic
 
 
 def _monitor(jobs: Sequence[Job]) -> str:
-    """What the best checkpoints were chosen by, if all by the same."""
+    """Returns the metric that the best checkpoints were chosen by, if all by the same."""
     names = {job.summary["best"]["by"] for job in jobs if job.summary.get("best", {}).get("by")}
     return names.pop() if len(names) == 1 else ""
 
 
 def _link(job: Job, at: Path) -> str | None:
-    """Where the run's own report is, seen from the page."""
+    """Returns the path of the run's own report, relative to the page; None if it has none."""
     from urllib.parse import quote
 
     return quote(relpath(Files(job.folder).report, at)) if Files(job.folder).report.is_file() else None
 
 
 def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
-    """A row per configuration with each figure's mean and interval over seeds; None if no two runs differ by seed."""
+    """Returns a row per configuration: each metric's mean and interval over seeds; None if no two differ by seed."""
 
     rows = swept.configurations(jobs)
     if not any(len(row.runs) > 1 for row in rows):
@@ -195,7 +195,7 @@ def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
     labels = comparison.columns(rows)[0]
     known = sorted({n for row in rows for n in (*row.figures, *row.mixed)}, key=lambda n: (*selection.place(n), n))
     names = tables.titles(selection.figures_shown("main", known, "test"))
-    rankings = {figure: comparison.rank(rows, figure) for figure in names}
+    rankings = {name: comparison.rank(rows, name) for name in names}
     texts = notes.legend(rows, names, rankings) + notes.mixed(rows, names) + notes.schedules(rows)
     if len(rows) > 1:
         texts += notes.refusals(names, rankings) + notes.objectives(rows, names, rankings)
@@ -207,7 +207,7 @@ def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
             {
                 "labels": [comparison.word(row.settings.get(key)) for key in labels],
                 "n": len(row.runs),
-                "cells": [_mean(row, figure, i, rankings[figure]) for figure in names],
+                "cells": [_mean(row, name, i, rankings[name]) for name in names],
             }
             for i, row in enumerate(rows)
         ],
@@ -215,19 +215,19 @@ def _means(jobs: Sequence[Job]) -> dict[str, Any] | None:
     }
 
 
-def _mean(row: comparison.Configuration, figure: str, place: int, ranking: comparison.Ranking) -> str:
-    """`mean ± half`, with the mark of its rank, and its own n where that is less than the row's."""
-    if figure not in row.figures:
-        return "mixed" if figure in row.mixed else ""
-    mean, low, _, n = row.figures[figure]
+def _mean(row: comparison.Configuration, name: str, place: int, ranking: comparison.Ranking) -> str:
+    """Formats a metric as `mean ± half`, with the mark of its rank, and its n where that is less than the row's."""
+    if name not in row.figures:
+        return "mixed" if name in row.mixed else ""
+    mean, low, _, n = row.figures[name]
     mark = " *" if place in ranking.best else " ~" if place in ranking.tied else ""
     half = "" if low is None else f" ± {number(mean - low)}"
     return number(mean) + half + (f" ({n})" if n < len(row.runs) else "") + mark
 
 
 def _albums(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Small pictures of the runs side by side."""
-    found = []
+    """Returns thumbnails of the runs side by side, under the headings of ALBUMS."""
+    albums = []
     for name, heading in ALBUMS.items():
         cards = [
             {
@@ -239,5 +239,5 @@ def _albums(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> list[tuple[st
             for job in jobs
             if Files(job.folder).figure(name).is_file()
         ]
-        found += [(heading, cards)] if cards else []
-    return found
+        albums += [(heading, cards)] if cards else []
+    return albums

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, read from their folders: what tells them apart, and what came out."""
+"""Reads the jobs of a sweep from their folders: the settings that differ, and the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaelab.report.run import STATES
 
 
 class Job(NamedTuple):
-    """A run of a sweep. config, settings: empty if it failed before it began. run: None if it is not finished."""
+    """A job of a sweep. config, settings: empty if it failed before it began. run: None if it is not finished."""
 
     folder: Path
     summary: dict[str, Any]
@@ -36,14 +36,14 @@ class Job(NamedTuple):
 
 
 def read(folder: Path) -> list[Job]:
-    """The jobs of a sweep."""
+    """Reads the jobs of a sweep from its folder."""
 
     options = target_names()
     return [_job(path, options) for path in runs.jobs_of(folder)]
 
 
 def _job(folder: Path, options: dict[str, str]) -> Job:
-    """A job from its files, whatever it has of them. options: names of models and the like, by their `_target_`."""
+    """Reads a job from the files that it has. options: names of models and the like, by their `_target_`."""
 
     config, settings, run, summary = {}, {}, None, {}
     try:
@@ -52,8 +52,8 @@ def _job(folder: Path, options: dict[str, str]) -> Job:
         if config := runs.read_config_if_any(folder):
             settings = compared.flat_settings(config, options) | {"seed": config["seed"]}
         if summary.get("status") == "finished":
-            found = sources.read_run(folder, "test", options)
-            run = None if isinstance(found, str) else found
+            read_or_reason = sources.read_run(folder, "test", options)
+            run = None if isinstance(read_or_reason, str) else read_or_reason
     except UserError as damage:
         error = str(damage)
     return Job(folder, summary, config, settings, run, error)
@@ -64,7 +64,7 @@ def configurations(jobs: Sequence[Job]) -> list[comparison.Configuration]:
 
 
 def differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
-    """The keys that tell the runs apart, and those that differ along with them."""
+    """Returns the keys that tell the runs apart, and those that differ along with them."""
     rows = [comparison.Configuration(job.settings, (), {}, {}) for job in jobs if job.settings]
     keys, also = comparison.columns(rows)
     keys = [key for key in keys if key != "seed"] + ["seed"] * (len({row.settings["seed"] for row in rows}) > 1)
@@ -72,13 +72,13 @@ def differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
 
 
 def values(jobs: Sequence[Job], key: str) -> list[str]:
-    """The values that a key takes, in order."""
+    """Returns the values that a key takes, in order."""
     values = {comparison.word(job.settings.get(key)): job.settings.get(key) for job in jobs if job.settings}
     return sorted(values, key=lambda word: comparison.sortable(values[word]))
 
 
 def short(keys: Sequence[str]) -> dict[str, str]:
-    """A key's last part, where no other one has it."""
+    """Shortens each key to its last part, where no other key has the same."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
@@ -93,13 +93,13 @@ def word(job: Job, key: str) -> str:
 
 
 def cell(job: Job, key: str) -> float | str | None:
-    """A setting as a number if it is one, else as a word."""
+    """Returns a setting as a number if it is one, else as a word."""
     value = job.settings.get(key)
     return value if value is None or type(value) in (int, float) else comparison.word(value)
 
 
 def figures(jobs: Sequence[Job]) -> list[str]:
-    """The test figures that any run has, what was only set left out."""
+    """Returns the names of the test metrics that any run has, but for those that were only set."""
     names = dict.fromkeys(name for job in jobs for name in job.metrics if name.startswith("test/"))
     first = [name for name in ("test/elbo", "test/reconstruction", "test/kl") if name in names]
     others = [name for name in names if not metric(name).set and name not in first]

@@ -1,4 +1,4 @@
-"""What W&B shows of the lab's runs, as code: a workspace, a comparison of models, and a report to fill in.
+"""Defines what W&B shows of the lab's runs: a workspace, a comparison of models, and a report to fill in.
 
 A panel names nothing that no model logs: `tests/test_dashboard.py` trains each of them and looks.
 """
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from vaelab.core.metrics import TRAINING
 
 STEPS, EPOCHS, SECONDS = "trainer/global_step", "epoch", "_runtime"
-"""What panels have on their x axis."""
+"""Log keys that panels have on their x axis."""
 MODEL = "model._target_"
 """The key of the config by which runs are grouped."""
 
 
 class Lines(NamedTuple):
-    """Metrics over `x`. smoothing: from 0 to 1, the weight of what came before. pattern: of further log keys."""
+    """Metrics over `x`. smoothing: weight of what came before, 0 to 1. pattern: regex of further log keys."""
 
     title: str
     figures: tuple[str, ...]
@@ -27,7 +27,7 @@ class Lines(NamedTuple):
 
 
 class Points(NamedTuple):
-    """A point per run: two figures of its end against each other, coloured by a third."""
+    """A point per run: two of its final metrics against each other, coloured by a third."""
 
     title: str
     x: str
@@ -36,7 +36,7 @@ class Points(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """The mean over the runs of each model, of a figure of their ends."""
+    """The mean of a final metric over the runs of each model."""
 
     title: str
     figure: str
@@ -53,11 +53,11 @@ Panel = Lines | Points | Bars | Pictures
 OTHERS = rf"^(val|train)/(?!({'|'.join(metric.name for metric in TRAINING)})$)"
 """Log keys of metrics that are not in the vocabulary: what a new variant logs."""
 NOISY = 0.6
-"""The smoothing of figures that are means over a few batches; those of a whole epoch are drawn as they are."""
+"""The smoothing of metrics that are means over a few batches; those of a whole epoch are drawn as they are."""
 
 
 def _lines(group: str) -> tuple[Lines, ...]:
-    """A panel for each metric of a group of the vocabulary: of what was set, step by step."""
+    """Returns a panel for each metric of a group of the vocabulary; those that were set go step by step."""
     return tuple(
         Lines(
             f"{metric.label}, {metric.unit}" if metric.unit else metric.label,
@@ -94,7 +94,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Lines("Memory of the GPU, %", ("system/gpu.0.memoryAllocated",), SECONDS),
     ),
 }
-"""The workspace."""
+"""Sections of the workspace, with their panels."""
 
 COMPARISON: dict[str, tuple[Panel, ...]] = {
     "Models side by side": (
@@ -110,10 +110,10 @@ COMPARISON: dict[str, tuple[Panel, ...]] = {
     ),
     "Samples": SECTIONS["Samples"][:2],
 }
-"""The comparison: runs are grouped by model, and lines are means over a group."""
+"""Sections of the comparison: runs are grouped by model, and lines are means over a group."""
 
 OPEN = ("Objective", "Rate and distortion", "Samples", *COMPARISON)
-"""Sections that are unfolded."""
+"""Sections that are unfolded at first."""
 
 REPORT: tuple[str | tuple[Panel, ...], ...] = (
     "# Question",
@@ -131,29 +131,29 @@ REPORT: tuple[str | tuple[Panel, ...], ...] = (
     "# Samples",
     SECTIONS["Samples"],
     "# What this does not show",
-    "Seeds that are missing, settings that were not tuned, figures that were not measured.",
+    "Seeds that are missing, settings that were not tuned, metrics that were not measured.",
 )
-"""The report: headings, what belongs under them, and panels."""
+"""Blocks of the report: headings, texts and panels."""
 
 
 def figures(panels: Sequence[Panel]) -> set[str]:
-    """All keys that panels read, those of their x axes too."""
-    found: set[str] = set()
+    """Returns all keys that panels read, those of their x axes too."""
+    keys: set[str] = set()
     for panel in panels:
         match panel:
             case Lines(_, names, x, _, _):
-                found |= {*names, x}
+                keys |= {*names, x}
             case Points(_, x, y, colour):
-                found |= {x, y, colour}
+                keys |= {x, y, colour}
             case Bars(_, name):
-                found.add(name)
+                keys.add(name)
             case Pictures(_, names):
-                found |= set(names)
-    return found
+                keys |= set(names)
+    return keys
 
 
 def workspaces(entity: str, project: str, name: str) -> dict[str, Any]:
-    """`workspace` and `comparison` as objects of wandb_workspaces, which can be saved."""
+    """Returns `workspace` and `comparison` as objects of wandb_workspaces, which can be saved."""
     import wandb_workspaces.workspaces as ws
 
     columns = [f"summary:{figure}" for figure in ("val/elbo", "val/reconstruction", "val/kl")]
@@ -179,7 +179,7 @@ def workspaces(entity: str, project: str, name: str) -> dict[str, Any]:
 
 
 def report(entity: str, project: str, name: str) -> Any:
-    """The report as an object of wandb_workspaces, which can be saved."""
+    """Returns the report as an object of wandb_workspaces, which can be saved."""
     import wandb_workspaces.reports.v2 as wr
 
     blocks: list[Any] = []
@@ -195,13 +195,13 @@ def report(entity: str, project: str, name: str) -> Any:
 
 
 def content(thing: Any) -> dict[str, Any]:
-    """A workspace or a report as plain JSON, with the same ids every time."""
+    """Returns a workspace or a report as plain JSON, with the same ids every time."""
     made = thing._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     return _named(made, "vaelab")
 
 
 def _named(node: Any, place: str) -> Any:
-    """The same with ids that say where a thing stands, in place of random ones."""
+    """Replaces random ids in JSON by ids that say where a thing stands."""
     if isinstance(node, list):
         return [_named(item, f"{place}-{i}") for i, item in enumerate(node)]
     if not isinstance(node, dict):
@@ -244,7 +244,7 @@ def _panel(panel: Panel, grouped: str | None) -> Any:
 
 
 def _placed(panels: list[Any]) -> list[Any]:
-    """Panels of a report, three in a row of 24 units."""
+    """Places the panels of a report, three in a row of 24 units."""
     import wandb_workspaces.reports.v2 as wr
 
     for i, panel in enumerate(panels):
