@@ -1,7 +1,7 @@
-"""Figures of a training: its terms, what was scheduled, and the KL of each latent dimension over time.
+"""Figures of training: the terms of the loss, scheduled values, and the KL of each latent dimension over time.
 
-Epochs count from 0 where they are given, as in metrics.csv, and from 1 on the axes: what is drawn at 1
-is of the first epoch.
+Epochs count from 0 where they are given, as in metrics.csv, and from 1 on the axes: values drawn at 1
+are those of the first epoch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 PANEL = (4.2, 2.7)
 """Width and height of a panel, inches."""
 START, HEADROOM = 0.1, 3.0
-"""A bad start may leave a panel: the points of this first part of a run, if they would take more than
-HEADROOM times the height that all others need."""
+"""First part of a run, START of it, whose points may leave a panel: they do if they would take more than HEADROOM
+times the height that all others need."""
 LABELS = 40
-"""Dimensions that have a number each at their rows; of more, every second, third, ... has one."""
+"""Most dimensions that have a number each at their rows; of more, every second, third, ... has one."""
 
 
 @style.styled
 def training(rows: Rows) -> Figure:
-    """The terms of the loss over time, training and validation.
+    """Draws the terms of the loss over time, training and validation.
 
     rows: of metrics.csv. Time is epochs, or optimiser steps if fewer than two epochs ended. A panel for
     each of loss, reconstruction, KL and KL / reconstruction, or for what a VQ-VAE or an autoencoder has
@@ -62,7 +62,7 @@ def training(rows: Rows) -> Figure:
 
 @style.styled
 def scheduled(rows: Rows) -> Figure | None:
-    """What a schedule set, with the KL that it steers; None if nothing was scheduled.
+    """Draws scheduled values with the KL that they steer; None if nothing was scheduled.
 
     β has an axis of its own on the right. The capacity C shares that of the KL, both in nats; it is
     drawn where it was constant too, as the KL is held at it.
@@ -102,7 +102,7 @@ def scheduled(rows: Rows) -> Figure | None:
 
 @style.styled
 def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
-    """Which latent dimensions came to carry information, and when: a heat map with a line around 1 nat.
+    """Draws which latent dimensions came to carry information, and when: a heat map with a line around 1 nat.
 
     epochs: [E], whole numbers from 0; of one that is there twice the last counts, and those that are
     missing are grey. kl: [E, d], nats. Dimensions are rows, that with most KL at the end on top. The
@@ -149,7 +149,7 @@ TIMES = {"epoch": "epoch", "step": "optimiser step"}
 
 
 def _terms(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
-    """Figures of one unit in one panel."""
+    """Draws metrics of one unit in one panel."""
     lines = [
         _line(axes, *series.series(rows, f"{part}/{name}", time), name, part, label=metric(name).label)
         for name in names
@@ -166,7 +166,7 @@ def _terms(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
 
 
 def _ratio(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
-    """KL / reconstruction: the share of rate and distortion."""
+    """Draws KL / reconstruction, the ratio of rate and distortion."""
     for part in series.parts(time):
         x, y = series.series(rows, names[0], time, lambda row, part=part: series.quotient(row, part))
         _line(axes, x, y, "kl", part, label="KL / reconstruction")
@@ -175,7 +175,7 @@ def _ratio(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
 
 
 def _usage(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
-    """Perplexity on the left, the share of codes in use on the right."""
+    """Draws the perplexity, on the left axis, and the share of codes in use, on the right."""
     right = axes.twinx()
     right.spines["top"].set_visible(False)
     right.spines["right"].set_visible(True)
@@ -200,18 +200,18 @@ PANELS: list[tuple[Panel, tuple[str, ...]]] = [
     (_terms, ("vq", "commitment")),
     (_usage, ("perplexity", "codebook_usage")),
 ]
-"""How a panel is drawn, and of what; those that a run has no metrics for are left out."""
+"""Functions that draw the panels, each with its metrics; panels that a run has no metrics for are left out."""
 MOST = 6
-"""Further panels, at most, of metrics that the vocabulary does not know."""
+"""Most further panels, of metrics that the vocabulary does not know."""
 
 
 # --- drawing ----------------------------------------------------------------------------------
 
 
 def _line(axes: Any, x: np.ndarray, y: np.ndarray, name: str, part: str, label: str) -> Any:
-    """A line in the metric's colour and the part's style; points without neighbours get a dot."""
-    there = np.pad(np.isfinite(y), 1)
-    alone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    """Draws a line in the metric's colour and the part's style; points without neighbours get a dot."""
+    known = np.pad(np.isfinite(y), 1)
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
     line_style = style.LINES["train" if part == "step" else part]
     (line,) = axes.plot(
         *(x, y),
@@ -227,7 +227,7 @@ def _line(axes: Any, x: np.ndarray, y: np.ndarray, name: str, part: str, label: 
 
 
 def _leave_out_start(axes: Any) -> None:
-    """Narrows the height to what a run needs after its bad start, and says so."""
+    """Narrows a panel's height to what a run needs after a bad start, and writes where it starts."""
     lines = [(line.get_xdata(), line.get_ydata()) for line in axes.get_lines()]
     x, y = (np.concatenate(columns) for columns in zip(*lines, strict=True))
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
@@ -242,7 +242,7 @@ def _leave_out_start(axes: Any) -> None:
 
 
 def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
-    """Which line is training and which validation, once in a figure."""
+    """Adds a legend that tells training from validation, once in a figure."""
     from matplotlib.lines import Line2D
 
     parts = [part for part in series.parts(time) if any(name.startswith(f"{part}/") for row in rows for name in row)]
@@ -257,7 +257,7 @@ LINE_OF = {"train": "train", "step": "train", "val": "val"}
 
 
 def _calendar(epochs: Tensor, kl: Tensor) -> tuple[int, np.ndarray]:
-    """The first epoch, and a row for every epoch from it to the last, [E', d]; NaN where one is missing."""
+    """Returns the first epoch, and a row for every epoch from it to the last, [E', d]; NaN where one is missing."""
     days = epochs.detach().cpu().long().numpy()
     values = kl.detach().cpu().double().numpy()
     if not len(days):
@@ -268,9 +268,10 @@ def _calendar(epochs: Tensor, kl: Tensor) -> tuple[int, np.ndarray]:
 
 
 def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:
-    """Sides between cells inside and cells outside, both known: columns one wide from `left`, rows from -0.5.
+    """Returns the sides between known cells inside and known cells outside.
 
-    inside, known: [d, E]. Returns the ends of each side, [n, 2, 2]: end, (x, y).
+    Columns are one wide from `left`, rows from -0.5. inside, known: [d, E]. Returns the ends of each side,
+    [n, 2, 2]: end, (x, y).
     """
     across = (inside[1:] != inside[:-1]) & known[1:] & known[:-1]
     along = (inside[:, 1:] != inside[:, :-1]) & known[:, 1:] & known[:, :-1]
@@ -286,7 +287,7 @@ def _title(axes: Any, text: str) -> None:
 
 
 def _ticks(integer: bool = False) -> Any:
-    """Few ticks: most of the time that a figure takes is theirs."""
+    """Returns a locator of few ticks: most of the time that a figure takes is theirs."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=5, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 2.5, 5, 10])

@@ -1,7 +1,7 @@
 """Figures of images: reconstructions and their errors, samples, classes, uncertainty, codes, data.
 
-Images are [N, C, H, W] in [0, 1], C 1 or 3; any size is brought to one that can be seen. What is said of
-errors and deviations is in the same unit: 1 is from black to white.
+Images are [N, C, H, W] in [0, 1], C 1 or 3; any size is brought to one that can be seen. Errors and
+deviations are in the same unit: 1 is from black to white.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK = 14
 
 @style.styled
 def reconstructions(images: Tensor, made: Tensor, columns: int = COLUMNS) -> Figure:
-    """Images above their reconstructions above |difference|, a mean over channels; the MSE on top.
+    """Draws images above their reconstructions above |difference|, a mean over channels; the MSE on top.
 
     images, made: [N, C, H, W]. The scale of the differences goes from 0 to the largest, rounded up.
     """
@@ -44,7 +44,7 @@ def reconstructions(images: Tensor, made: Tensor, columns: int = COLUMNS) -> Fig
 
 @style.styled
 def uncertainty(images: Tensor, means: Tensor, deviations: Tensor) -> Figure:
-    """Images above the mean and the standard deviation of what draws from their posterior decode to.
+    """Draws images above the mean and the standard deviation of decoded draws from their posterior.
 
     All [N, C, H, W]; deviations: per pixel, shown as the mean over channels, on a scale from 0 to the
     largest, rounded up.
@@ -59,7 +59,7 @@ def uncertainty(images: Tensor, means: Tensor, deviations: Tensor) -> Figure:
 
 @style.styled
 def code_maps(images: Tensor, made: Tensor, maps: Tensor, num_embeddings: int) -> Figure:
-    """Images above their reconstructions above the codes they are made from, each code in its colour.
+    """Draws images above their reconstructions above the codes they are made from, each code in its colour.
 
     images, made: [N, C, H, W]. maps: indices of codes, [N, h, w], of num_embeddings. Codes of
     neighbouring numbers have unlike colours: likeness means nothing.
@@ -75,7 +75,7 @@ def code_maps(images: Tensor, made: Tensor, maps: Tensor, num_embeddings: int) -
 
 @style.styled
 def errors(mse: Tensor) -> Figure:
-    """How many images have which error, with mean and median.
+    """Draws a histogram of the images' errors, with mean and median.
 
     mse: [N], per pixel; what is not finite is left out.
     """
@@ -103,14 +103,14 @@ def errors(mse: Tensor) -> Figure:
 
 @style.styled
 def samples(images: Tensor, columns: int = COLUMNS, title: str | None = None) -> Figure:
-    """Images [N, C, H, W], row by row."""
+    """Draws images [N, C, H, W], row by row."""
     columns = min(columns, len(images))
     return Sheet(in_rows(fitted(images, columns), columns)).figure(title)
 
 
 @style.styled
 def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) -> Figure:
-    """Two sets of images, [N, C, H, W], side by side in up to `columns` columns each."""
+    """Draws two sets of images, [N, C, H, W], side by side in up to `columns` columns each."""
     count = max(len(real), len(generated))
     columns = min(columns, _columns(count, columns))
     sides = [in_rows(fitted(images, 2 * columns), columns) for images in (real, generated)]
@@ -125,7 +125,7 @@ def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) 
 
 @style.styled
 def classes(images: Tensor, names: Sequence[str]) -> Figure:
-    """A row of images per class, with its name. images: [K, n, C, H, W]."""
+    """Draws a row of images per class, with its name. images: [K, n, C, H, W]."""
     sheet = Sheet(fitted(images, images.shape[1]))
     sheet.name_rows(names)
     return sheet.figure()
@@ -133,7 +133,7 @@ def classes(images: Tensor, names: Sequence[str]) -> Figure:
 
 @style.styled
 def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
-    """A row per class: some of its images, and how often each level of its pixels occurs.
+    """Draws a row per class: some of its images, and how often each level of its pixels occurs.
 
     images: [K, n, C, H, W]. histograms: counts of pixels in bins from 0 to 1, [K, bins]; they are drawn
     as log(1 + count), all on one scale, with a line at each hundredfold. names: [K].
@@ -155,14 +155,14 @@ def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
     for level in (0, 0.5, 1):
         sheet.say(left + level * width, sheet.bottom + 4, f"{level:g}", va="top")
     sheet.say(left + width / 2, sheet.bottom + LINE + 4, "level of a pixel", va="top", fontsize=NORMAL)
-    said = LINE / 2  # how far up words go
+    written_up_to = LINE / 2  # how far up words go
     for power in range(1, int(math.log10(max(1.0, histograms.max().item()))) + 1, 2):
         up = sheet.height * math.log1p(10**power) / float(most)
         for top in sheet.tops:
             sheet.block(left, top + sheet.height - up, width, 1, GRID)
-        if said + LINE <= up <= sheet.height - 1.5 * LINE:
+        if written_up_to + LINE <= up <= sheet.height - 1.5 * LINE:
             sheet.say(left + width + 5, sheet.tops[0] + sheet.height - up, f"{10**power:,}", ha="left")
-            said = up
+            written_up_to = up
     sheet.say(left + width + 5, sheet.tops[0], f"{int(histograms.max()):,}", ha="left", va="top")
     sheet.say(left + width + 5, sheet.tops[0] + sheet.height, "0", ha="left", va="bottom")
     sheet.say(
@@ -172,7 +172,7 @@ def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
 
 
 def _blocks(rows: dict[str, Tensor], columns: int, captions: Sequence[str] = ()) -> Sheet:
-    """Pictures that belong together one below the other, [N, C, H, W] each, in blocks of `columns`.
+    """Lays out pictures that belong together one below the other, [N, C, H, W] each, in blocks of `columns`.
 
     captions: above the first row's pictures, [N].
     """
@@ -193,7 +193,7 @@ def _blocks(rows: dict[str, Tensor], columns: int, captions: Sequence[str] = ())
 
 
 def _columns(count: int, most: int) -> int:
-    """Columns, at most so many, of a picture that is about square, and whose last row is as full as can be."""
+    """Returns the columns, up to `most`, of an about square picture whose last row is as full as can be."""
     least = math.isqrt(count - 1) + 1
     return min(range(least, max(least, min(most, int(1.5 * least))) + 1), key=lambda columns: -count % columns)
 
@@ -203,7 +203,7 @@ def _plain(images: Tensor) -> Tensor:
 
 
 def _rounded_up(value: float) -> float:
-    """The next number of two digits; 1 for 0. So is what a scale says exactly where it ends."""
+    """Rounds up to two digits, 1 for 0: so a scale ends exactly at the number that it shows."""
     if value <= 0:
         return 1.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -211,7 +211,7 @@ def _rounded_up(value: float) -> float:
 
 
 def _ramp() -> Tensor:
-    """The colours of a scale, [256, 3] in [0, 1], from nothing (black) to the most."""
+    """Returns the colours of a scale, [256, 3] in [0, 1], from nothing (black) to the most."""
     import matplotlib
     import numpy as np
 
@@ -219,12 +219,15 @@ def _ramp() -> Tensor:
 
 
 def _shades(values: Tensor) -> Tensor:
-    """Values [N, H, W] in [0, 1] as colours, [N, 3, H, W]."""
+    """Turns values [N, H, W] in [0, 1] into colours, [N, 3, H, W]."""
     return _ramp()[(values.clamp(0, 1) * 255).round().long()].permute(0, 3, 1, 2)
 
 
 def _code_colours(count: int) -> Tensor:
-    """[count, 3] in [0, 1]: hues turn by the golden ratio, which keeps the first n of them far apart for any n."""
+    """Returns a colour for each code, [count, 3] in [0, 1].
+
+    Hues turn by the golden ratio, which keeps the first n of them far apart for any n.
+    """
     import numpy as np
     from matplotlib.colors import hsv_to_rgb
 

@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 20
-"""Whole numbers of more values than this are a factor, with a colour bar in place of a legend."""
+"""Most classes with a legend: whole numbers of more values are a factor, with a colour bar."""
 PALETTE = [
     *style.CYCLE,
     *("#6B2F00", "#80CFB9", "#4B0092", "#F3B6C9", "#787221", "#003959", "#F9D08B", "#7B2D5E", "#BBBBBB"),
     *("#005B43", "#B8DDF5"),
 ]
-"""A colour for each class: those of the style, then darker and lighter ones."""
+"""Colours of the classes: those of the style, then darker and lighter ones."""
 AREA = 12_000.0
-"""Square points that all marks of a scatter plot take together, within limits."""
+"""Area, in square points, that all marks of a scatter plot take together, within limits."""
 LABELS = 25
-"""Dimensions that have a number each below their bars; of more, every second, third, ... has one."""
+"""Most dimensions that have a number each below their bars; of more, every second, third, ... has one."""
 BELOW_LEGEND = 0.88
-"""Of the height of a panel: where its legend begins."""
+"""Fraction of a panel's height above which its legend begins."""
 NAMED = 12
-"""Dead codes that are named, at most, or ranges of them."""
+"""Most dead codes, or ranges of them, that are named."""
 
 
 @style.styled
 def scatter(
     points: Tensor, values: Tensor | None, axes: tuple[str, str], title: str, names: Sequence[str] | None
 ) -> Figure:
-    """Codes as points in a plane, coloured by class or by a factor.
+    """Draws codes as points in a plane, coloured by class or by a factor.
 
     points: [N, 2]. values: [N] or None. Whole numbers of at most 20 values are classes, with a legend;
     all others a factor, with a colour bar; a point whose value is NaN is grey. axes: labels of x and y.
@@ -46,8 +46,8 @@ def scatter(
     from matplotlib.colors import to_rgba_array
 
     xy = points.detach().cpu().double().numpy()
-    there = np.isfinite(xy).all(1)
-    xy = xy[there]
+    finite = np.isfinite(xy).all(1)
+    xy = xy[finite]
     figure, plane = style.new(6.4, 5)
     plane.set(xlabel=axes[0], ylabel=axes[1])
     plane.set_title(title)
@@ -56,7 +56,7 @@ def scatter(
     if values is None:
         plane.scatter(*xy.T, color=style.BLUE, **look)
         return figure
-    level = values.detach().cpu().double().numpy()[there]
+    level = values.detach().cpu().double().numpy()[finite]
     known = np.isfinite(level)
     plane.scatter(*xy[~known].T, color="0.8", **look)
     xy, level = xy[known], level[known]
@@ -76,10 +76,10 @@ def scatter(
 
 @style.styled
 def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor, images: int | None = None) -> Figure:
-    """What each latent dimension carries, in the order of its KL, with its number below.
+    """Draws what each latent dimension carries, in the order of its KL, with its number below.
 
     kl: mean KL of each dimension, [d], nats. variance_of_means: Var_x E[z|x], [d]. mean_of_variances:
-    E_x Var[z|x], [d]. images: how many all are means over, for the title. The variances add up to that of
+    E_x Var[z|x], [d]. images: the number that all are means over, for the title. The variances add up to that of
     the aggregate posterior, which is 1 where it is like the prior; a dimension that is not used has it all
     in the second.
     """
@@ -110,7 +110,7 @@ def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor,
 
 @style.styled
 def codebook(counts: Tensor, perplexity: float) -> Figure:
-    """How often each code was chosen: by frequency, and by index, with the codes that never were.
+    """Draws how often each code was chosen: by frequency, and by index, with the codes that never were.
 
     counts: [K], of a whole split. perplexity: exp(entropy) of their frequencies, marked where it lies on
     the axis of codes: as many codes, used alike, have the same entropy.
@@ -147,7 +147,7 @@ def codebook(counts: Tensor, perplexity: float) -> Figure:
 
 
 def principal_components(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The first two principal components.
+    """Computes the first two principal components.
 
     codes: [N, d], N and d at least 1. Returns the scores, [N, 2] in float64 on the CPU, and the
     fractions of the variance that they explain, [2]; zeros where there is no second component or no
@@ -160,18 +160,18 @@ def principal_components(codes: Tensor) -> tuple[Tensor, Tensor]:
     centred = codes - codes.mean(0)
     _, singular, weights = torch.linalg.svd(centred, full_matrices=False)
     variance = singular.square()
-    found = min(2, len(variance))
-    axes = weights[:found]
+    count = min(2, len(variance))
+    axes = weights[:count]
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     scores, explained = torch.zeros(len(codes), 2).double(), torch.zeros(2).double()
-    scores[:, :found] = centred @ axes.T
+    scores[:, :count] = centred @ axes.T
     if variance.sum() > 0:
-        explained[:found] = variance[:found] / variance.sum()
+        explained[:count] = variance[:count] / variance.sum()
     return scores, explained
 
 
 def _bars(axes: Any, heights: Tensor, colour: str, label: str, bottom: Tensor | None = None) -> None:
-    """Bars 0.8 wide at 0, 1, ...: one collection, as 200 bars of their own would take a second."""
+    """Draws bars 0.8 wide at 0, 1, ...: one collection, as 200 bars of their own would take a second."""
     from matplotlib.collections import PolyCollection
 
     low = torch.zeros_like(heights) if bottom is None else bottom
@@ -197,7 +197,7 @@ def _name(value: int, names: Sequence[str] | None) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as ranges, "0, 3–9, 12", the first of them."""
+    """Writes ascending numbers as ranges, "0, 3–9, 12", up to NAMED of them."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:

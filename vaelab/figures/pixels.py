@@ -1,4 +1,4 @@
-"""Pictures from arrays."""
+"""Makes pictures from arrays: plain grids of images, and PNG files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 MIN_TILE = 48
-"""Pixels that a picture's shorter side is enlarged to, at least."""
+"""Least pixels of a picture's shorter side: smaller pictures are enlarged."""
 
 
 def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Pictures side by side on white.
+    """Puts pictures side by side on white.
 
     images: [N, C, H, W] in [0, 1], C 1 or 3; small ones are enlarged by whole factors. Returns
     [rows, columns, 3] uint8, on the CPU.
@@ -30,7 +30,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
 
 
 def pairs(images: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
-    """Originals in odd rows, their reconstructions below them: a grid as `grid` gives it."""
+    """Puts originals in odd rows, their reconstructions below them: a grid as `grid` gives it."""
     columns = min(columns, len(images))
     count = len(images) // columns * columns
     rows = zip(images[:count].cpu().split(columns), reconstructions[:count].cpu().split(columns), strict=True)

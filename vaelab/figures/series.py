@@ -1,4 +1,4 @@
-"""The rows of metrics.csv as series over time."""
+"""Turns the rows of metrics.csv into series over time."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import numpy as np
 from vaelab.core.metrics import TRAINING
 
 Rows = Sequence[Mapping[str, float]]
-"""The filled cells of each row by name."""
+"""Rows of metrics.csv: the filled cells of each, by name."""
 GAP = 2.0
 """A line breaks where more than this many usual intervals lie between two points."""
 
 
 def time_of(rows: Rows) -> str:
-    """The column that is time: `epoch` once two epochs have ended, `step` before."""
+    """Returns the column that is time: `epoch` once two epochs have ended, `step` before."""
     ended = {row["epoch"] for row in rows if "epoch" in row and any(name.startswith("train/") for name in row)}
     return "epoch" if len(ended) >= 2 else "step"
 
 
 def parts(time: str) -> tuple[str, str]:
-    """Prefixes of training and of validation figures."""
+    """Returns the prefixes of training and of validation metrics."""
     return ("train" if time == "epoch" else "step", "val")
 
 
 def series(
     rows: Rows, key: str, time: str, value: Callable[[Mapping[str, float]], float | None] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of a figure, [n] each, with NaN between points that are far apart.
+    """Returns times and values of a metric, [n] each, with NaN between points that are far apart.
 
-    value: of a row, None if it has none; the figure `key` if not given. Of two rows of one time the
-    last counts: a resumed run went on from there.
+    value: function of a row, None if it has none; the metric `key` if not given. Of two rows of one time
+    the last counts: a resumed run went on from there.
     """
     value = value or (lambda row: row.get(key))
-    found = {}
+    by_time = {}
     for row in rows:
         if time in row and (y := value(row)) is not None:
-            found[row[time] + (time == "epoch")] = y if math.isfinite(y) else math.nan
-    x = np.array(sorted(found), dtype=float)
-    y = np.array([found[place] for place in x], dtype=float)
+            by_time[row[time] + (time == "epoch")] = y if math.isfinite(y) else math.nan
+    x = np.array(sorted(by_time), dtype=float)
+    y = np.array([by_time[place] for place in x], dtype=float)
     if len(x) < 3:
         return x, y
     steps = np.diff(x)
@@ -54,7 +54,7 @@ def quotient(row: Mapping[str, float], part: str) -> float | None:
 
 
 def known(rows: Rows, time: str, name: str) -> bool:
-    """Is there a finite value to draw? A ratio needs a reconstruction that is always above 0."""
+    """Whether a metric has a finite value to draw. A ratio needs a reconstruction that is always above 0."""
     if name == "kl/reconstruction":
         below = [row.get(f"{part}/reconstruction", math.nan) for row in rows for part in parts(time)]
         return known(rows, time, "kl") and not any(value <= 0 for value in below) and any(map(math.isfinite, below))
@@ -63,7 +63,7 @@ def known(rows: Rows, time: str, name: str) -> bool:
 
 
 def unknown(rows: Rows, time: str) -> list[str]:
-    """Names of metrics that were logged and are not in the vocabulary, as a new variant's."""
+    """Returns names of metrics that were logged and are not in the vocabulary, such as a new variant's."""
     starts = tuple(f"{part}/" for part in parts(time))
     names = dict.fromkeys(key.rpartition("/")[2] for row in rows for key in row if key.startswith(starts))
     known_ones = {metric.name for metric in TRAINING}
@@ -71,7 +71,7 @@ def unknown(rows: Rows, time: str) -> list[str]:
 
 
 def same(rows: Rows, time: str, a: str, b: str) -> bool:
-    """Are two figures equal in all rows that have one of them? As loss and reconstruction of an autoencoder."""
+    """Whether two metrics are equal in all rows that have one of them, as an autoencoder's loss and reconstruction."""
     pairs = [(row.get(f"{part}/{a}"), row.get(f"{part}/{b}")) for row in rows for part in parts(time)]
     return all(x == y or (x is not None and y is not None and math.isnan(x) and math.isnan(y)) for x, y in pairs)
 
@@ -82,7 +82,7 @@ def finite(rows: Rows, name: str) -> list[float]:
 
 
 def schedule(rows: Rows, name: str, time: str) -> tuple[np.ndarray, np.ndarray]:
-    """What was scheduled, as finely as it was logged: by `step/...` rows, put at their place between epochs."""
+    """Returns times and values of a scheduled scalar, from `step/...` rows put at their place between epochs."""
     x, y = series(rows, f"step/{name}", "step")
     if not len(x):
         return series(rows, f"train/{name}", time)

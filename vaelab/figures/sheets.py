@@ -1,4 +1,4 @@
-"""Images in rows and columns with words beside them: what every figure of images is made of."""
+"""Lays out images in rows and columns with words beside them: every figure of images is made of these sheets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, AREA = 1350, 2.5e6
-"""Pixels that the images of a row, and all images, fill at most, as long as an image's side stays within:"""
+"""Most pixels that the images of a row, and all images, fill, as long as a side stays within SMALLEST and LARGEST."""
 SMALLEST, LARGEST = 48, 128
-"""Pixels; of oblong images the geometric mean of both sides. Enlarging is by whole factors."""
+"""Limits of an image's side, pixels; for oblong ones, of the geometric mean of both. Enlarging is by whole factors."""
 GAP = 4
 """Pixels between two images."""
 LINE = 18
@@ -28,33 +28,33 @@ LINE = 18
 MARGIN = 8
 """Pixels of white around everything."""
 SMALL, NORMAL, LARGE = 8, 9, 10
-"""Points of words: at images, at rows, of titles."""
+"""Font sizes, points: of words at images, at rows, of titles."""
 LETTERS = 40
-"""Of a name that are written."""
+"""Most letters of a row's name that are written."""
 
 
 def fitted(images: Tensor, columns: int) -> Tensor:
-    """Images at the size in which `columns` of them are drawn side by side.
+    """Scales images to the size in which `columns` of them are drawn side by side.
 
     images: [..., C, H, W] in [0, 1], C 1 or 3. Small ones are enlarged by a whole factor, large ones
     reduced to the means of areas. Returns [..., 3, h, w] uint8, on the CPU.
     """
     images = images.detach().float().cpu()
     height, width = images.shape[-2:]
-    own, room = math.sqrt(height * width), math.sqrt(AREA / images[..., 0, 0, 0].numel())
+    side, room = math.sqrt(height * width), math.sqrt(AREA / images[..., 0, 0, 0].numel())
     wanted = max(min(WIDTH / columns - GAP, room, LARGEST), SMALLEST)
-    if own > wanted:
-        size = (max(1, round(height * wanted / own)), max(1, round(width * wanted / own)))
+    if side > wanted:
+        size = (max(1, round(height * wanted / side)), max(1, round(width * wanted / side)))
         images = F.adaptive_avg_pool2d(images.flatten(0, -4), size).unflatten(0, images.shape[:-3])
     tiles = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    factor = max(1, int(wanted / own), math.ceil(SMALLEST / own))
-    for side in (-2, -1):
-        tiles = tiles.repeat_interleave(factor, side)
+    factor = max(1, int(wanted / side), math.ceil(SMALLEST / side))
+    for axis in (-2, -1):
+        tiles = tiles.repeat_interleave(factor, axis)
     return tiles.expand(*tiles.shape[:-3], 3, -1, -1)
 
 
 def in_rows(tiles: Tensor, columns: int) -> Tensor:
-    """Images [N, C, h, w] uint8 as [rows, columns, C, h, w], with white ones to fill the last row."""
+    """Arranges images [N, C, h, w] uint8 as [rows, columns, C, h, w], with white ones to fill the last row."""
     white = tiles.new_full((-len(tiles) % columns, *tiles.shape[1:]), 255)
     return torch.cat([tiles, white]).unflatten(0, (-1, columns))
 
@@ -89,26 +89,26 @@ class Sheet:
         self._marks: list[Any] = []
 
     def centre(self, column: float) -> float:
-        """Where a column has its middle; between two columns, if that is where `column` lies."""
+        """Returns the middle of a column; a fraction lies between two columns."""
         i = min(int(column), max(len(self.lefts) - 2, 0))
         step = self.lefts[i + 1] - self.lefts[i] if len(self.lefts) > 1 else 0
         return self.lefts[i] + (column - i) * step + self.width / 2
 
     def say(self, x: float, y: float, words: str, ha: str = "center", va: str = "center", **look: Any) -> Any:
-        """Words at a place, aligned as matplotlib does; look: further arguments of its `text`."""
+        """Writes words at a place, aligned as matplotlib does; look: further arguments of its `text`."""
         look = {"fontsize": SMALL, "color": style.BLACK, "family": "DejaVu Sans"} | look
         text = self._axes.text(x, y, words, ha=ha, va=va, parse_math=False, clip_on=False, **look)
         self._marks.append(text)
         return text
 
     def name_rows(self, names: Sequence[str]) -> None:
-        """Names on the left, cut after so many letters."""
+        """Writes the rows' names on the left, cut after LETTERS letters."""
         for name, top in zip(names, self.tops, strict=True):
             words = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
             self.say(-8, top + self.height / 2, words, ha="right", fontsize=NORMAL)
 
     def name_columns(self, names: Sequence[str], axis: str = "") -> None:
-        """Names below, of which as many are left out as needed; below those the axis has its name.
+        """Writes the columns' names below, leaving out as many as needed, and below those the axis' name.
 
         They are written above, too, if the lower ones are far from the first rows.
         """
@@ -123,23 +123,23 @@ class Sheet:
             self.say(self.right / 2, self.bottom + LINE + 4, axis, va="top", fontsize=NORMAL)
 
     def block(self, x: float, y: float, width: float, height: float, colour: str) -> None:
-        """A filled rectangle."""
+        """Draws a filled rectangle."""
         self._rectangle(x, y, width, height, facecolor=colour, linewidth=0)
 
     def arrow(self, x: float, y: float, colour: str) -> None:
-        """A triangle, 12 pixels high, whose tip points down to a place."""
+        """Draws a triangle, 12 pixels high, whose tip points down to a place."""
         from matplotlib.patches import Polygon
 
         self.add(Polygon([(x, y), (x - 9, y - 12), (x + 9, y - 12)], facecolor=colour, linewidth=0))
 
     def frame(self, row: int, column: int, colour: str) -> None:
-        """A frame around an image, in the gap."""
+        """Draws a frame around an image, in the gap."""
         x, y = self.lefts[column] - 1.5, self.tops[row] - 1.5
         look = {"facecolor": "none", "edgecolor": colour, "linewidth": 3 * 72 / style.DPI, "snap": False}
         self._rectangle(x, y, self.width + 3, self.height + 3, **look)
 
     def scale(self, row: int, colours: Tensor, top: float) -> None:
-        """A bar of colours on the right of a row, from 0 to `top`. colours: [L, 3] in [0, 1]."""
+        """Draws a bar of colours on the right of a row, from 0 to `top`. colours: [L, 3] in [0, 1]."""
         x, y = self.right + 8, self.tops[row]
         bar = (colours.flip(0)[:, None] * 255).round().to(torch.uint8)
         look: dict[str, Any] = {"interpolation": "nearest", "aspect": "auto", "clip_on": False}
@@ -148,13 +148,13 @@ class Sheet:
         self.say(x + 15, y + self.height, "0", ha="left", va="bottom")
 
     def add(self, artist: Any) -> None:
-        """Anything else that matplotlib draws, in the sheet's places."""
+        """Adds anything else that matplotlib draws, in the sheet's places."""
         artist.set_clip_on(False)
         self._axes.add_artist(artist)
         self._marks.append(artist)
 
     def figure(self, title: str | None = None) -> Figure:
-        """The figure, as large as all that is on it, below its title."""
+        """Returns the figure, as large as all that is on it, below its title."""
         boxes = [self._box(mark) for mark in self._marks]
         left, top = min([0, *(box.x0 for box in boxes)]), min([0, *(self.bottom - box.y1 for box in boxes)])
         right = max([self.right, *(box.x1 for box in boxes)])
@@ -182,5 +182,5 @@ class Sheet:
 
 
 def _starts(size: int, gaps: Sequence[int]) -> list[int]:
-    """Where things of one size begin that stand in a line, each after its gap."""
+    """Returns the starts of things of one size that stand in a line, each after its gap."""
     return list(accumulate((size + gap for gap in gaps[1:]), initial=gaps[0]))

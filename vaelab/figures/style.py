@@ -1,4 +1,4 @@
-"""How every figure looks: colours, sizes, fonts; and where it goes: a file, or pixels.
+"""Style of every figure: colours, sizes, fonts; and its output: a file, or pixels.
 
 Colours are those of Okabe & Ito, which people with any colour vision can tell apart. A metric has
 one colour in all figures, and a part of the data one line style.
@@ -35,11 +35,11 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 COLOURS = {metric.name: metric.colour for metric in TRAINING if metric.colour}
-"""Of a metric, under its name; `colour` has one for any."""
+"""Colours of metrics, by name."""
 CYCLE = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK, YELLOW]
-"""Of what has no colour of its own: classes, runs."""
+"""Colours of what has none of its own: classes, runs."""
 LINES: dict[str, Any] = {"train": "-", "val": (0, (4, 1.5)), "test": (0, (1, 1))}
-"""The line style of a part of the data."""
+"""Line style of each part of the data."""
 DPI = 120
 
 STYLE: dict[Any, Any] = {
@@ -60,7 +60,7 @@ STYLE: dict[Any, Any] = {
 
 
 def styled(draw: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Titles and legends take the lab's style where a function makes them, not only where the figure is made."""
+    """Decorates a function so that the titles and legends it makes have the lab's style, and not the figure alone."""
 
     @wraps(draw)
     def drawn(*given: Given.args, **named: Given.kwargs) -> Made:
@@ -74,7 +74,7 @@ def styled(draw: Callable[Given, Made]) -> Callable[Given, Made]:
 
 @styled
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
-    """A figure of width x height inches and its axes, as `Figure.subplots` gives them.
+    """Makes a figure of width x height inches and its axes, as `Figure.subplots` gives them.
 
     It belongs to nobody: there is no pyplot, no window and no state to clean up.
     layout: further arguments of `Figure.subplots`.
@@ -97,7 +97,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @styled
 def rendered(figure: Figure) -> Tensor:
-    """The figure as a picture, [H, W, 3] uint8."""
+    """Renders the figure as a picture, [H, W, 3] uint8."""
     import numpy as np
 
     canvas: Any = figure.canvas

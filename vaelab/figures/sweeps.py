@@ -1,4 +1,4 @@
-"""Figures of several runs: rate against distortion, and a sweep's settings and figures side by side."""
+"""Figures of several runs: rate against distortion, and a sweep's settings and metrics side by side."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISSING = -0.12
-"""Where a line passes an axis that it has no value on: below its lower end, at 0."""
+"""Height at which a line passes an axis that it has no value on: below the lower end, which is at 0."""
 LOGARITHMIC = 100.0
-"""Ratio of the ends of an axis of positive numbers that is logarithmic."""
+"""Ratio of its ends above which an axis of positive numbers is logarithmic."""
 MOST_TICKS = 6
-"""Values of a numeric axis that are all named; of more, round numbers are."""
+"""Most values of a numeric axis that are all named; of more, round numbers are."""
 LABELLED = 12
-"""Points of a curve that have their labels beside them; more have numbers, and a key."""
+"""Most points that have their labels beside them; more have numbers, and a key."""
 WRAP, LONGEST = 15, 22
-"""Characters of a line of a column's name, and of a category."""
+"""Most characters of a line of a column's name, and of a category."""
 
 Cell = float | str | bool | None
 Point = tuple[str, float, float, str]
-"""Label, rate, distortion, colour."""
+"""A point of a curve: label, rate, distortion, colour."""
 
 
 @style.styled
 def rate_distortion(
     curves: Sequence[Sequence[tuple[str, float, float, bool]]], title: str = "Rate and distortion"
 ) -> Figure:
-    """Rate against distortion (Alemi et al. 2018, figure 1), a line and a colour for each curve.
+    """Draws rate against distortion (Alemi et al. 2018, figure 1), a line and a colour for each curve.
 
     curves: sets of (label, rate, distortion, dominated), nats per image; one alone in its set has no line.
     A dominated model, than which another has neither more rate nor more distortion, is a hollow mark off
-    the line. On the dotted line
-    rate + distortion, the negative ELBO, is as small as that of the best model here.
+    the line. On the dotted line, rate + distortion, the negative ELBO, is as small as that of the best
+    model here.
     """
     figure, axes = style.new(7, 5)
     points: list[Point] = []
@@ -65,7 +65,7 @@ def rate_distortion(
 
 @style.styled
 def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: int, of: str = "") -> Figure:
-    """A sweep's parallel coordinates: an axis for each setting or figure, a line for each run.
+    """Draws a sweep's parallel coordinates: an axis for each setting or metric, a line for each run.
 
     columns: names of the axes. rows: of each run its values on them. An axis with numbers alone runs
     from the least to the greatest, logarithmically if they are positive and the greatest is more than
@@ -95,23 +95,23 @@ def parallel(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colour_by: 
 
 
 class Scale:
-    """Heights in [0, 1] for the values of one axis, MISSING for those that are not there.
+    """Heights in [0, 1] for the values of one axis, MISSING for missing values.
 
     cells: the values of all runs. Numbers alone make a numeric axis, anything else one of categories.
     """
 
     def __init__(self, cells: Sequence[Cell]):
-        there: list[Any] = [cell for cell in cells if not _missing(cell)]
-        self.incomplete = len(there) < len(cells)
-        self.numeric = bool(there) and all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in there)
+        known: list[Any] = [cell for cell in cells if not _missing(cell)]
+        self.incomplete = len(known) < len(cells)
+        self.numeric = bool(known) and all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in known)
         self.values: list[Any] = (
-            sorted(set(map(float, there))) if self.numeric else list(dict.fromkeys(map(str, there)))
+            sorted(set(map(float, known))) if self.numeric else list(dict.fromkeys(map(str, known)))
         )
         low, high = (self.values[0], self.values[-1]) if self.numeric else (0, 0)
         self.logarithmic = self.numeric and low > 0 and high > LOGARITHMIC * low
 
     def height(self, cell: Cell) -> float:
-        """Of a value that is among the axis' cells, or of a number between its ends."""
+        """Returns the height of a value that is among the axis' cells, or of a number between its ends."""
         if _missing(cell):
             return MISSING
         if not self.numeric:
@@ -126,7 +126,7 @@ class Scale:
         return (value - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Heights and texts: of every value if there are few, else of the ends and round numbers between them."""
+        """Returns heights and texts of all values, or of the ends and round numbers if there are many."""
         if not self.numeric:
             return [(self.height(v), v if len(v) <= LONGEST else v[: LONGEST - 1] + "…") for v in self.values]
         values = self.values
@@ -153,7 +153,7 @@ def _missing(cell: Cell) -> bool:
 
 
 def _colours(scale: Scale, cells: Sequence[Cell]) -> list[Any]:
-    """A colour for each run: from a map for numbers, of the cycle for categories."""
+    """Returns a colour for each run: from a map for numbers, from the cycle for categories."""
     from matplotlib import colormaps
 
     if scale.numeric:
@@ -163,7 +163,7 @@ def _colours(scale: Scale, cells: Sequence[Cell]) -> list[Any]:
 
 
 def _axis(axes: Any, place: int, name: str, scale: Scale, marked: bool) -> None:
-    """An upright line with its name above and its values at its left; `marked` if it colours the lines."""
+    """Draws an upright axis with its name above and its values at its left; `marked` if it colours the lines."""
     axes.plot([place, place], [0, 1], color="black", linewidth=2.2 if marked else 0.9, zorder=1)
     weight = "bold" if marked else "normal"
     unit = "\n(log)" if scale.logarithmic else ""
@@ -175,7 +175,7 @@ def _axis(axes: Any, place: int, name: str, scale: Scale, marked: bool) -> None:
 
 
 def _wrapped(name: str) -> str:
-    """A key in lines of at most WRAP characters, if its parts are short enough."""
+    """Wraps a key into lines of at most WRAP characters, if its parts are short enough."""
     lines = [""]
     for part in name.replace("/", "/\0").replace(".", ".\0").replace("_", "_\0").replace(" ", " \0").split("\0"):
         if lines[-1] and len(lines[-1] + part) > WRAP:
@@ -185,7 +185,7 @@ def _wrapped(name: str) -> str:
 
 
 def _diagonal(axes: Any, best: float) -> Line:
-    """The line rate + distortion = best, within the limits that the points set. Returns its ends."""
+    """Draws the line rate + distortion = best, within the limits that the points set. Returns its ends."""
     (left, right), limits = axes.get_xlim(), axes.get_ylim()
     label = f"rate + distortion = {best:,.1f}, the least"
     axes.plot([left, right], [best - left, best - right], ":", color=style.GREY, linewidth=1, zorder=1, label=label)
@@ -195,7 +195,7 @@ def _diagonal(axes: Any, best: float) -> Line:
 
 
 def _key(figure: Figure, points: Sequence[Point]) -> None:
-    """Numbers and labels of the points, beside the axes."""
+    """Adds a key of the points' numbers and labels, beside the axes."""
     from matplotlib.lines import Line2D
 
     colours = [colour for *_, colour in points]
@@ -206,7 +206,7 @@ def _key(figure: Figure, points: Sequence[Point]) -> None:
 
 
 def _place_labels(figure: Figure, axes: Any, points: Sequence[Point], lines: Sequence[Line]) -> None:
-    """A label at each point, where it covers no other label, point or line: near it, else further off with a line."""
+    """Places each point's label where it covers no other label, point or line: near, else further off with a line."""
     width, height = 72 * figure.get_figwidth() * 0.85, 72 * figure.get_figheight() * 0.8
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
 
@@ -238,20 +238,20 @@ def _place_labels(figure: Figure, axes: Any, points: Sequence[Point], lines: Seq
 
 
 FAR = (6, 16, 30)
-"""Points between a mark and its label, the nearest first."""
+"""Distances between a mark and its label to try, in typographic points, the nearest first."""
 Line = Sequence[tuple[float, float]]
 Box = tuple[float, float, float, float]
 
 
 def _beads(start: tuple[float, float], end: tuple[float, float]) -> list[Box]:
-    """Small boxes along a line."""
+    """Covers a line with small boxes."""
     (x, y), count = start, 1 + int(math.dist(start, end) / 3)
     steps = [((end[0] - x) * i / count, (end[1] - y) * i / count) for i in range(count + 1)]
     return [(x + dx - 2, y + dy - 2, x + dx + 2, y + dy + 2) for dx, dy in steps]
 
 
 def _box(x: float, y: float, dx: float, dy: float, size: tuple[float, float]) -> Box:
-    """Left, bottom, right, top of a text whose near corner or side is at (x, y)."""
+    """Returns left, bottom, right, top of a text whose near corner or side is at (x, y)."""
     left = x if dx > 0 else x - size[0] if dx < 0 else x - size[0] / 2
     low = y if dy > 0 else y - size[1] if dy < 0 else y - size[1] / 2
     return left, low, left + size[0], low + size[1]

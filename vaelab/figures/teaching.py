@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BAND = 0.2
-"""Opacity of an area."""
+"""Opacity of a filled area."""
 GROUP = 100
 """Draws in each estimate of a gradient, as in a batch."""
 
 
 @style.styled
 def divergence(found: Gaussians, mean: float, std: float) -> Figure:
-    """Prior and posterior, the integrand of their KL with its signed areas, and the KL against mean and std."""
+    """Draws prior and posterior, the integrand of their KL with its signed areas, and the KL against mean and std."""
     figure, axes = style.new(9, 6, 2, 2)
     _densities(axes[0, 0], found, mean, std)
     _integrand(axes[0, 1], found, mean, std)
@@ -39,7 +39,8 @@ def divergence(found: Gaussians, mean: float, std: float) -> Figure:
 
 @style.styled
 def gradients(found: Gradients) -> Figure:
-    """Histograms of estimates by mean and std, GROUP draws each; what three ways hand on of a loss with two terms."""
+    """Draws histograms of gradient estimates by mean and std, GROUP draws each, and the gradients that three ways
+    give of a loss with two terms."""
     figure, axes = style.new(11, 3.5, 1, 3)
     size = max(1, min(GROUP, found.score.shape[1] // GROUP))
     for i, (axis, of) in enumerate(zip(axes, "μσ", strict=False)):
@@ -62,7 +63,7 @@ def gradients(found: Gradients) -> Figure:
 
 @style.styled
 def bounds(found: Bounds, mean: float, std: float) -> Figure:
-    """The inexact q beside the true posterior, the bounds L_K up to log p(x), and how fast the gap closes."""
+    """Draws an inexact q beside the true posterior, the bounds L_K up to log p(x), and how fast the gap closes."""
     figure, axes = style.new(11, 3.5, 1, 3)
     left, middle, right = axes
     z = found.z.numpy()
@@ -88,7 +89,7 @@ def bounds(found: Bounds, mean: float, std: float) -> Figure:
 
 @style.styled
 def capacities(found: Capacities, beta: float, capacity: float, gamma: float) -> Figure:
-    """The terms that are added to the distortion, and the objectives with their least values."""
+    """Draws the terms that are added to the distortion, and the objectives with their least values."""
     figure, (left, right) = style.new(9, 3.5, 1, 2)
     rate, distortion = found.rate.numpy(), found.distortion.numpy()
     ways = (
@@ -142,7 +143,7 @@ def _along(axis: Any, at: Tensor, values: Tensor, here: float, value: float, tit
 
 
 def _handed_on(axis: Any, found: Gradients) -> None:
-    """What the optimiser is handed of E[(z - 1)^2] + KL: bars of both derivatives."""
+    """Draws the gradient of E[(z - 1)^2] + KL that the optimiser gets: bars of both derivatives."""
     alone = Slopes(found.sum_exact.mean - found.exact.mean, found.sum_exact.std - found.exact.std)
     bars = [
         ("truth", found.sum_exact, style.BLACK),
@@ -173,7 +174,7 @@ def _handed_on(axis: Any, found: Gradients) -> None:
 
 
 def _gaps(axis: Any, found: Bounds) -> None:
-    """log p(x) - L_K against K, with what it tends to, Var(w / p(x)) / 2K for importance weights w."""
+    """Draws log p(x) - L_K against K, with what it tends to, Var(w / p(x)) / 2K for importance weights w."""
     counts = torch.tensor(found.counts, dtype=torch.float64)
     gaps = torch.tensor([found.log_evidence - b.mean for b in found.bounds], dtype=torch.float64)
     errors = torch.tensor([2 * b.error for b in found.bounds], dtype=torch.float64)
@@ -195,15 +196,15 @@ def _gaps(axis: Any, found: Bounds) -> None:
 
 
 def _averaged(draws: Tensor, size: int) -> Tensor:
-    """Means of `size` draws each."""
+    """Averages draws in groups of `size`."""
     return draws[: len(draws) // size * size].view(-1, size).mean(1)
 
 
 def _ways(found: Gradients) -> tuple[tuple[str, Tensor, str], ...]:
-    """Name, derivatives of the draws [2, n] and colour of the two ways that are right."""
+    """Returns name, derivatives of the draws [2, n] and colour of the two unbiased estimators."""
     return ("reparameterised", found.reparameterised, style.BLUE), ("score function", found.score, style.ORANGE)
 
 
 def _seen(mean: float, std: float) -> tuple[float, float]:
-    """The part of z where q or N(0, 1) is more than nothing."""
+    """Returns the limits of z within which q or N(0, 1) is more than nothing."""
     return min(-3.5, mean - 3.5 * std), max(3.5, mean + 3.5 * std)

@@ -1,4 +1,4 @@
-"""Figures of ways through latent space: along single dimensions, between two images, among four.
+"""Figures of paths through latent space: along single dimensions, between two images, among four.
 
 Images are [..., C, H, W] in [0, 1], C 1 or 3; any size is brought to one that can be seen.
 """
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 APART = 14
-"""Pixels between what was decoded and the images themselves."""
+"""Pixels between decoded pictures and the images themselves."""
 MOST = 21
-"""Pictures of a row: of more steps some are left out."""
+"""Most pictures of a row: of more steps some are left out."""
 LEAST = 11
-"""Pictures that a row keeps if steps are left out."""
+"""Least pictures that a row keeps if steps are left out."""
 ARROW = 15
-"""Pixels between rows, for the marks."""
+"""Pixels between rows, for the arrows that mark a code's own value."""
 PLAIN, DEVIATIONS = "value of the dimension", "standard deviations from the mean code"
-"""What the values of a traversal are."""
+"""Units of the values of a traversal, in words."""
 
 
 @style.styled
@@ -39,7 +39,7 @@ def traversals(
     start: Tensor | Sequence[float] | None = None,
     unit: str = PLAIN,
 ) -> Figure:
-    """A row per dimension: codes that are the same but for it, which takes the values of the columns.
+    """Draws a row per dimension: decoded codes that differ in it alone, with the values of the columns.
 
     images: [R, S, C, H, W]. values: [S], ascending. names: of the dimensions, [R]. start: the value of
     each in the code that is changed, [R]; None: 0, the prior's mean. An arrow above the row points to it,
@@ -66,7 +66,7 @@ def traversals(
 
 @style.styled
 def interpolations(images: Tensor, names: Sequence[str], ends: bool = True) -> Figure:
-    """A row per pair of images: what is decoded on the way from the one's code to the other's.
+    """Draws a row per pair of images: what is decoded on the way from the one's code to the other's.
 
     images: [R, S, C, H, W]. ends: the first and the last column hold the images themselves, and stand
     apart; what is between them starts at the first code and ends at the second. Of more than MOST steps,
@@ -89,7 +89,7 @@ def interpolations(images: Tensor, names: Sequence[str], ends: bool = True) -> F
 
 @style.styled
 def between_four(images: Tensor) -> Figure:
-    """What is decoded among four codes, which are in the framed corners. images: [n, n, C, H, W]."""
+    """Draws what is decoded among four codes, which are in the framed corners. images: [n, n, C, H, W]."""
     sheet = Sheet(fitted(images, images.shape[1]))
     last = len(images) - 1
     for row in {0, last}:
@@ -99,7 +99,7 @@ def between_four(images: Tensor) -> Figure:
 
 
 def _thinned(steps: int) -> list[int]:
-    """Which of some steps are shown: the first, the last and those between, evenly where it can be."""
+    """Chooses the steps that are shown: the first, the last and some between, evenly where it can be."""
     if steps <= MOST:
         return list(range(steps))
     for stride in range(2, steps):
@@ -113,13 +113,13 @@ def _left_out(shown: Sequence[int], steps: int) -> str:
 
 
 def _exact(t: float) -> str:
-    """A number of at most three decimals, and nothing for one that would have to be rounded."""
+    """Writes a number with at most three decimals, and nothing if it would have to be rounded."""
     text = f"{t:.3f}".rstrip("0").rstrip(".")
     return text if math.isclose(float(text), t, abs_tol=1e-9) else ""
 
 
 def _place(value: float, ticks: Sequence[float]) -> float | None:
-    """The column at which a value lies among ascending ones, a fraction between two; None beyond them."""
+    """Returns the column at which a value lies among ascending ones, a fraction between two; None beyond them."""
     for i, tick in enumerate(ticks):
         if math.isclose(value, tick, rel_tol=1e-6, abs_tol=1e-6):
             return i
@@ -129,7 +129,7 @@ def _place(value: float, ticks: Sequence[float]) -> float | None:
 
 
 def _short(values: Sequence[float]) -> list[str]:
-    """Numbers of two decimals, or of more where it takes them to tell values apart, with a true minus."""
+    """Writes numbers with two decimals, or more where it takes them to tell values apart, with a true minus."""
     step = min((b - a for a, b in pairwise(values) if b > a), default=1.0)
     decimals = max(2, 1 - math.floor(math.log10(step)))
     return [f"{round(value, decimals) + 0.0:g}".replace("-", "−") for value in values]
