@@ -728,7 +728,7 @@ def test_runs_that_are_not_done_are_left_out(compare, tmp_path):
     assert (code, err) == (0, "")
     assert "left out: failed: status=failed (out of memory)" in out
     assert "left out: young: no summary.json" in out
-    assert "left out: untested: no figures of split=test" in out
+    assert "left out: untested: no metrics of split=test" in out
     code, out, err = compare("failed", "young")
     assert (code, out) == (2, "")
     assert "failed: status=failed" in err

@@ -1,4 +1,4 @@
-"""The sections of an evaluation that hold codes and pictures against labels, factors or a classifier."""
+"""Sections of an evaluation that hold codes and pictures against labels, factors or a classifier."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vaelab.evaluation.metrics.samples import as_data, frechet_distance, generat
 from vaelab.evaluation.subject import Part, Section, Subject, Unsupported
 
 PROBED = 10_000
-"""Images that probes learn from, or that disentanglement is measured on, at most."""
+"""Most images that probes learn from, or that disentanglement is measured on."""
 BINS = 20
-"""Of a dimension, for its mutual information with the label; fewer images have none."""
+"""Bins of a dimension, for its mutual information with the label; with fewer images it is not measured."""
 NEIGHBOURS, BALL = 10, 3
-"""Neighbours that vote on a label; neighbours that a ball of precision and recall reaches to."""
+"""Numbers of neighbours: of those that vote on a label, and of those within a ball of precision and recall."""
 JUDGED = 60_000
-"""Training images that the judge learns from and neighbours are sought among, at most."""
+"""Most training images that the judge learns from and neighbours are sought among."""
 MOST_BYTES = 2**30
-"""Of these training images: as many as that."""
+"""Most bytes of these training images: more are left out."""
 SOUGHT = 2_000
-"""Images whose nearest training image is sought, at most."""
+"""Most images whose nearest training image is sought."""
 AUDITED, PER_CLASS = 2_000, 100
-"""Images whose label is swapped, at most; images generated of each class."""
+"""Most images whose label is swapped; images generated of each class."""
 
 
 def _vectors(subject: Subject) -> Tensor:
@@ -38,7 +38,7 @@ def _vectors(subject: Subject) -> Tensor:
 
 
 def disentanglement(subject: Subject) -> Section:
-    """Code vectors against the data's ground-truth factors."""
+    """Measures code vectors against the data's ground-truth factors."""
     codes = _vectors(subject)
     if subject.factors is None:
         raise Unsupported("the data set has no ground-truth factors")
@@ -48,7 +48,7 @@ def disentanglement(subject: Subject) -> Section:
 
 
 def labels(subject: Subject) -> Section:
-    """How much of the label is in the code vectors, and how easily it is read off them."""
+    """Measures how much of the label is in the code vectors, and how easily it is read off them."""
     codes = _vectors(subject)
     if subject.labels is None:
         raise Unsupported("the data set has no labels")
@@ -73,7 +73,7 @@ def labels(subject: Subject) -> Section:
 
 
 def conditional(subject: Subject) -> Section:
-    """Whether a conditional model uses the label, and z."""
+    """Measures whether a conditional model uses the label, and z."""
     if not subject.model.conditional:
         raise Unsupported("the model is not conditional on labels")
     if subject.model.prior is None:
@@ -107,7 +107,7 @@ def conditional(subject: Subject) -> Section:
 
 
 def _told(subject: Subject) -> tuple[Tensor, Tensor]:
-    """Code vectors and labels of the measured images; of maps of codes all their vectors, of fewer images."""
+    """Returns code vectors and labels of the measured images; for maps of codes all their vectors, of fewer images."""
     assert subject.labels is not None
     if subject.model.layout.dimensions is not None:
         return subject.codes, subject.labels
@@ -117,7 +117,7 @@ def _told(subject: Subject) -> tuple[Tensor, Tensor]:
 
 
 def samples(subject: Subject) -> Section:
-    """Generated images beside real ones, in a classifier's features and in pixels."""
+    """Measures generated images against real ones, in a classifier's features and in pixels."""
     if subject.model.prior is None:
         raise Unsupported("the model has no prior to draw samples from: vaelab prior fits one")
     _unseen(subject)
@@ -177,7 +177,7 @@ def _labels(subject: Subject, part: Part) -> Tensor:
 
 
 def _judged(subject: Subject) -> int:
-    """Training images that fit the memory set aside for them."""
+    """Returns how many training images fit the memory set aside for them."""
     return min(len(subject.data.train), JUDGED, MOST_BYTES // math.prod(subject.model.shape))
 
 
@@ -186,7 +186,7 @@ def _known(subject: Subject) -> Part:
 
 
 def _judge(subject: Subject) -> tuple[Judge, float]:
-    """The classifier of the data set, and its accuracy on the measured images."""
+    """Returns the classifier of the data set, and its accuracy on the measured images."""
 
     def read() -> tuple[Tensor, Tensor]:
         return subject.bytes_of(_known(subject)), _labels(subject, _known(subject))

@@ -1,4 +1,4 @@
-"""An evaluation: a run's model and data, measured section by section and written to its folder."""
+"""Evaluates a run: its model and data are measured section by section, and the metrics written to its folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from vaelab.runs.trained import Trained, open_data
 SPEED = ("storage", "num_workers", "batch_size", "download")
 """Options of a data set that its images do not depend on."""
 KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject", "prior")
-"""What has to be the same for an earlier evaluation's sections to stay in the file."""
+"""Keys of evaluation.json that must be the same for an earlier evaluation's sections to stay in the file."""
 WIDTH = 24
-"""Of the column of names."""
+"""Width of the column of names, characters."""
 
 
 def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[Subject, dict[str, Any]]:
-    """The model and data to measure, and what evaluation.json says of them.
+    """Prepares the model and data to measure, and what evaluation.json says of them.
 
     saved: the run's config. options: those of conf/eval.yaml. Raises UserError for a run, a checkpoint,
     a device or data that cannot be had, or images that are not the model's.
@@ -78,7 +78,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
 
 
 def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
-    """Test images of another data set, made as the model's own are: binarised, and in their range."""
+    """Returns test images of another data set, made as the model's own are: binarised, and in their range."""
     config = config | {name: own[name] for name in ("binarize", "pixel_range")}
     unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # the same files anywhere
     what = {name: value for name, value in config.items() if name not in unsaid}
@@ -134,7 +134,7 @@ def measure(
 
 
 def _begun(run: Path, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The evaluation to fill, with the sections that an earlier one has measured of the same; whether there is none."""
+    """Returns the evaluation to fill, with sections of an earlier one of the same; and whether there is none."""
     path = _per_image_path(run, about)
     if path.is_file():
         _read_arrays(path)
@@ -152,23 +152,23 @@ def _check_finite(section: Section) -> None:
 
 
 def _replace(evaluation: dict[str, Any], name: str, section: Section | None, path: Path) -> None:
-    """Puts what was measured, None if nothing was, in the place of what an earlier evaluation has of a section."""
+    """Replaces a section of an earlier evaluation by a new one, None if nothing was measured."""
     for kind in ("figures", "vectors"):
         for old in [key for key in evaluation[kind] if key.startswith(f"{name}/")]:
             del evaluation[kind][old]
     gone = evaluation["arrays"].pop(name, [])
     evaluation["protocols"].pop(name, None)
-    found = {}
+    arrays = {}
     if section:
         evaluation["skipped"].pop(name, None)
         evaluation["figures"] |= {f"{name}/{key}": float(value) for key, value in section.figures.items()}
         evaluation["vectors"] |= {f"{name}/{key}": value.tolist() for key, value in section.vectors.items()}
         evaluation["protocols"][name] = section.protocol
-        found = {key: values.cpu().numpy() for key, values in section.per_image.items()}
-    if found:
-        evaluation["arrays"][name] = list(found)
-    if gone or found:
-        _write_arrays(path, {key: v for key, v in _read_arrays(path).items() if key not in gone} | found)
+        arrays = {key: values.cpu().numpy() for key, values in section.per_image.items()}
+    if arrays:
+        evaluation["arrays"][name] = list(arrays)
+    if gone or arrays:
+        _write_arrays(path, {key: v for key, v in _read_arrays(path).items() if key not in gone} | arrays)
 
 
 def _prior_of(about: dict[str, Any]) -> str | None:
@@ -177,7 +177,7 @@ def _prior_of(about: dict[str, Any]) -> str | None:
 
 
 def _per_image_path(run: Path, about: dict[str, Any]) -> Path:
-    """Where the values of single images are: an entry per image, in the order of the split."""
+    """Returns the path of the file with a value per image, in the order of the split."""
     return Files(run).per_image(about["split"], _prior_of(about))
 
 
@@ -200,7 +200,7 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def heading(evaluation: dict[str, Any], kept: list[str]) -> str:
-    """What is measured, and which sections of an earlier evaluation stay."""
+    """Returns the line above an evaluation: what is measured, and which sections of an earlier one stay."""
     point, images = evaluation["checkpoint"], f"{evaluation['images']:,} images of {evaluation['split']}"
     first = f"{evaluation['run']}, {point['name']} checkpoint (epoch {point['epoch']}), {images}"
     first += f", prior={evaluation['prior']['name']} ({evaluation['prior']['words']})" if _prior_of(evaluation) else ""
@@ -208,22 +208,24 @@ def heading(evaluation: dict[str, Any], kept: list[str]) -> str:
 
 
 def section_lines(evaluation: dict[str, Any], section: str) -> list[str]:
-    """The figures of a section, each with its standard error if it has one."""
+    """Formats the metrics of a section, each with its standard error if it has one."""
     start = f"{section}/"
-    own = {name.removeprefix(start): v for name, v in evaluation["figures"].items() if name.startswith(start)}
+    values = {name.removeprefix(start): v for name, v in evaluation["figures"].items() if name.startswith(start)}
     lines = ["", f"{section} ({evaluation['seconds'][section]:.1f} s)"]
-    for name, value in own.items():
-        if (name.endswith("_se") and name.removesuffix("_se") in own) or (name == "dimensions" and "active" in own):
-            continue  # beside the figure that they belong to
-        error = f" ± {number(own[f'{name}_se'])}" if f"{name}_se" in own else ""
-        of = f" of {own['dimensions']:.0f}" if name == "active" else ""
+    for name, value in values.items():
+        if (name.endswith("_se") and name.removesuffix("_se") in values) or (
+            name == "dimensions" and "active" in values
+        ):
+            continue  # beside the metric that they belong to
+        error = f" ± {number(values[f'{name}_se'])}" if f"{name}_se" in values else ""
+        of = f" of {values['dimensions']:.0f}" if name == "active" else ""
         shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else number(value)
         lines.append(f"  {name:{WIDTH}} {shown:>11}{error}{of}")
     return lines
 
 
 def closing(evaluation: dict[str, Any]) -> str:
-    """What was left out, the verdicts and what is wrong."""
+    """Formats the end of an evaluation: what was left out, the verdicts and the findings."""
     lines = []
     if evaluation["skipped"]:
         lines += ["", "left out", *(wrapped(f"{name}: {why}") for name, why in evaluation["skipped"].items())]

@@ -1,7 +1,7 @@
-"""The sections of an evaluation that need nothing but the model and its images.
+"""Sections of an evaluation that need nothing but the model and its images.
 
 A section measures one side of a model. It is a function of the subject, listed in `vaelab.commands.eval`,
-and its figures get its name as a prefix. It raises `Unsupported` where model or data have not what it
+and its metrics get its name as a prefix. It raises `Unsupported` where model or data have not what it
 measures.
 """
 
@@ -20,15 +20,15 @@ from vaelab.evaluation.subject import Section, Subject, Unsupported
 from vaelab.nn.gaussian import kl_to_standard_normal
 
 DRAWS = 10_000
-"""Draws of z for the split of the aggregate KL, and posteriors that the aggregate is a mixture of, at most."""
+"""Most draws of z for the split of the aggregate KL, and most posteriors that the aggregate is a mixture of."""
 CACHE = 2**21
-"""Bytes that this split works on at a time: more are not faster on a processor."""
+"""Bytes that the split of the aggregate KL works on at a time: more are not faster on a processor."""
 GAP_STEPS, GAP_RATE, GAP_SAMPLES = 100, 0.03, 200
-"""Of the amortisation gap: steps of Adam and their first rate, and draws that measure the outcome."""
+"""Settings of the amortisation gap: steps of Adam and their first rate, and draws that measure the outcome."""
 
 
 def likelihood(subject: Subject) -> Section:
-    """ELBO and importance-weighted bound, or distortion and rate of discrete codes."""
+    """Measures ELBO and importance-weighted bound, or distortion and rate of discrete codes."""
     if not subject.model.bounded:
         return _distortion(subject)
     bounds, samples = subject.bounds, subject.settings.importance_samples
@@ -68,7 +68,7 @@ def _distortion(subject: Subject) -> Section:
 
 
 def latents(subject: Subject) -> Section:
-    """KL of each dimension, active dimensions, what the KL is spent on, and the amortisation gap."""
+    """Measures the KL of each dimension, active dimensions, what the KL is spent on, and the amortisation gap."""
     if not subject.model.bounded:
         raise Unsupported("the model has no bound on log p(x)")
     posterior, prior = subject.posterior, subject.model.require_prior()
@@ -119,17 +119,17 @@ def latents(subject: Subject) -> Section:
 
 
 def reconstruction(subject: Subject) -> Section:
-    """Squared error of each image: mean, median, spread and extremes over images."""
+    """Measures the squared error of each image: mean, median, spread and extremes over images."""
     model, posterior = subject.model, subject.posterior
-    found: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if posterior.density else {})
-    for batch, own in zip(subject.batches(bar="reconstructing"), subject.in_batches(posterior), strict=True):
-        x, decoded = subject.unit(batch.images), {"mse": own.code}
-        if own.density:
-            decoded["sampled_mse"] = own.rsample(torch.randn_like(own.code))
+    errors: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if posterior.density else {})
+    for batch, encoded in zip(subject.batches(bar="reconstructing"), subject.in_batches(posterior), strict=True):
+        x, decoded = subject.unit(batch.images), {"mse": encoded.code}
+        if encoded.density:
+            decoded["sampled_mse"] = encoded.rsample(torch.randn_like(encoded.code))
         for name, z in decoded.items():
             image = subject.unit(model.likelihood.mean(model.decode(z, batch.labels)))
-            found[name].append((image - x).square().flatten(1).mean(1))
-    per_image = {name: torch.cat(parts).cpu().double() for name, parts in found.items()}
+            errors[name].append((image - x).square().flatten(1).mean(1))
+    per_image = {name: torch.cat(parts).cpu().double() for name, parts in errors.items()}
     source = "the code" if model.layout.codes is None else "the nearest codes"
     if posterior.density:
         source = "the posterior mean (mse) and one draw of z (sampled_mse)"
@@ -153,7 +153,7 @@ def _spread(values: Tensor) -> dict[str, float]:
 
 
 def codebook(subject: Subject) -> Section:
-    """Use of the codes over the whole split."""
+    """Measures the use of the codes over the whole split."""
     if subject.model.layout.codes is None:
         raise Unsupported("the model has no codebook")
     histogram = code_histogram(subject.codes, subject.model.layout.codes)
@@ -168,7 +168,7 @@ def codebook(subject: Subject) -> Section:
 
 
 def anomaly(subject: Subject) -> Section:
-    """How well the model's scores tell another data set's images from its own."""
+    """Measures how well the model's scores tell another data set's images from its own."""
     if subject.other is None:
         raise Unsupported("no other data set was given: ood=fashion_mnist, say")
     if subject.model.conditional:

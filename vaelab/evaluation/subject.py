@@ -1,4 +1,4 @@
-"""What is evaluated: a model, a split of its data, and the encodings, computed once."""
+"""The subject of an evaluation: a model, a split of its data, and the encodings, computed once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ AT_A_TIME = 20_000
 
 
 class Unsupported(Exception):  # noqa: N818
-    """A section cannot be measured on this model or data: the reason, for the user."""
+    """Raised where a section cannot be measured on this model or data, with the reason for the user."""
 
 
 class Settings(NamedTuple):
-    """How much work to do; see conf/eval.yaml for what each means and its default."""
+    """Settings of an evaluation that say how much work to do; conf/eval.yaml explains each and has its default."""
 
     seed: int
     memory: int
@@ -39,11 +39,11 @@ class Settings(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What a section measured.
+    """The metrics that a section measured.
 
-    figures: numbers. vectors: figures with several components. per_image: tensors whose first
+    figures: metrics. vectors: metrics with several components. per_image: tensors whose first
     dimension is the split's images. protocol: how it was measured, in a sentence or two, without
-    anything of the single run: figures with the same protocol can be compared.
+    anything of the single run: metrics with the same protocol can be compared.
     """
 
     figures: dict[str, float]
@@ -53,7 +53,7 @@ class Section(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images with a name, by which their noise is seeded.
+    """A set of images with a name, by which their noise is seeded.
 
     split: anything with the methods of `vaelab.datasets.splits.Split`.
     """
@@ -86,17 +86,17 @@ class Subject:
         return self.of(self.part)
 
     def of(self, name: str) -> Part:
-        """The train, val or test images of the data."""
+        """Returns the train, val or test images of the data."""
         return Part(name, getattr(self.data, name))
 
     def some(self, part: Part, count: int) -> Part:
-        """At most `count` images of a part, drawn at random and always the same ones, in their order."""
+        """Returns at most `count` images of a part, drawn at random and always the same ones, in their order."""
         if len(part) <= count:
             return part
         return Part(f"{count} of {part.name}", part.split.subset(self.drawn(len(part), count)))
 
     def drawn(self, size: int, count: int) -> Tensor:
-        """At most `count` of the numbers below `size`, at random and always the same ones, rising: int64 on the CPU."""
+        """Draws at most `count` of the numbers below `size`, always the same ones, rising: int64 on the CPU."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         return torch.randperm(size, generator=generator)[:count].sort().values
 
@@ -111,7 +111,7 @@ class Subject:
     # --- passes -------------------------------------------------------------------------------
 
     def batches(self, part: Part | None = None, bar: str | None = None) -> Iterator[Any]:
-        """The images of a part (the measured one) as the model sees them, the same at every pass.
+        """Yields the images of a part (the measured one) as the model sees them, the same at every pass.
 
         bar: words for a progress bar, which is shown if the pass takes long.
         """
@@ -124,21 +124,21 @@ class Subject:
 
     @cached_property
     def posterior(self) -> Posterior:
-        """`encode` of the measured images."""
+        """The posterior of the measured images, by `encode`."""
         return self.encode(self.own)
 
     @property
     def codes(self) -> Tensor:
-        """What stands for each of the measured images: [N, d], or [N, h, w] int64."""
+        """The codes of the measured images: [N, d], or [N, h, w] int64."""
         return self.posterior.code
 
     def encode(self, part: Part) -> Posterior:
-        """The posterior of all images of a part.
+        """Encodes all images of a part. Returns their posterior.
 
         Raises ValueError if it is not finite, or the weights that discrete codes are made with.
         """
-        found = [self.model.encode(batch.images, batch.labels) for batch in self.batches(part, "encoding")]
-        posterior = Posterior.cat(found)
+        posteriors = [self.model.encode(batch.images, batch.labels) for batch in self.batches(part, "encoding")]
+        posterior = Posterior.cat(posteriors)
         continuous = posterior.code.is_floating_point()
         values = (posterior.arrays if continuous else self.model.state_dict()).values()
         if not all(bool(tensor.isfinite().all()) for tensor in values if torch.is_tensor(tensor)):
@@ -146,44 +146,44 @@ class Subject:
         return posterior
 
     def in_batches(self, posterior: Posterior) -> list[Posterior]:
-        """A posterior in the batches of `batches`."""
+        """Splits a posterior into the batches of `batches`."""
         return posterior.split(batch_size(self.model.shape))
 
     @cached_property
     def bounds(self) -> dict[str, Tensor]:
-        """`bounds_of` the measured images."""
+        """Bounds of the measured images, by `bounds_of`."""
         return self.bounds_of(self.own)
 
     def bounds_of(self, part: Part) -> dict[str, Tensor]:
-        """Of each image, [N]: elbo, log_p_hat, reconstruction, kl, effective_samples."""
+        """Computes for each image, [N]: elbo, log_p_hat, reconstruction, kl, effective_samples."""
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
         samples, memory = self.settings.importance_samples, self.settings.memory
-        size, found = max(8, AT_A_TIME // samples), {}
+        size, parts_by_name = max(8, AT_A_TIME // samples), {}
         with tqdm(total=len(part), desc="importance sampling", unit="image", delay=2, leave=False, disable=None) as bar:
             for batch in self.batches(part):
                 labels = [None] * len(batch.images) if batch.labels is None else batch.labels.split(size)
                 for x, y in zip(batch.images.split(size), labels, strict=False):
                     bound = importance_weighted(self.model, x, y, samples, memory, generator)
                     for name, values in {"elbo": bound.elbo, **bound._asdict()}.items():
-                        found.setdefault(name, []).append(values)
+                        parts_by_name.setdefault(name, []).append(values)
                     bar.update(len(x))
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: torch.cat(parts) for name, parts in parts_by_name.items()}
 
     @cached_property
     def distortion(self) -> Tensor:
-        """`distortion_of` the measured images."""
+        """Distortion of the measured images, by `distortion_of`."""
         return self.distortion_of(self.own, self.posterior)
 
     def distortion_of(self, part: Part, posterior: Posterior) -> Tensor:
-        """-log p(x|z) at the image's own code, [N], nats: for models without a bound on log p(x)."""
-        found = []
-        for batch, own in zip(self.batches(part, "decoding"), self.in_batches(posterior), strict=True):
-            raw = self.model.decode(own.code, batch.labels)
-            found.append(-self.model.likelihood.log_prob(raw, batch.images))
-        return torch.cat(found).cpu().double()
+        """Computes -log p(x|z) at the image's own code, [N], nats: for models without a bound on log p(x)."""
+        parts = []
+        for batch, encoded in zip(self.batches(part, "decoding"), self.in_batches(posterior), strict=True):
+            raw = self.model.decode(encoded.code, batch.labels)
+            parts.append(-self.model.likelihood.log_prob(raw, batch.images))
+        return torch.cat(parts).cpu().double()
 
     def bytes_of(self, part: Part) -> Tensor:
-        """The images of a part as the model sees them, [N, C, H, W] uint8 on the processor."""
+        """Returns the images of a part as the model sees them, [N, C, H, W] uint8 on the processor."""
         return torch.cat([to_bytes(self.unit(batch.images)) for batch in self.batches(part, "reading images")])
 
     # --- what is known of the images ----------------------------------------------------------
@@ -199,12 +199,12 @@ class Subject:
         return self.known_of(self.own, "factors")
 
     def known_of(self, part: Part, name: str) -> Tensor | None:
-        """`labels` or `factors` of a part, on the CPU, or None."""
+        """Returns `labels` or `factors` of a part, on the CPU, or None."""
         if getattr(part.split.batch(torch.arange(1)), name) is None:
             return None
         places = torch.arange(len(part)).split(batch_size(self.model.shape))
         return torch.cat([getattr(part.split.batch(place), name) for place in places]).cpu()
 
     def unit(self, images: Tensor) -> Tensor:
-        """Images in the data's range, moved to [0, 1]."""
+        """Moves images from the data's range to [0, 1]."""
         return to_unit(images, self.data.pixel_range, clamp=False)

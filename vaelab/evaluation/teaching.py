@@ -23,7 +23,7 @@ SNR = 8.0
 
 
 class Gaussians(NamedTuple):
-    """KL(q || p) of q = N(mean, std^2) and p = N(0, 1), nats, in three ways.
+    """The KL(q || p) of q = N(mean, std^2) and p = N(0, 1), nats, in three ways.
 
     z: [n]; q, p: densities there, [n]; integrand: q log(q / p), [n]; its areas above and below zero add up to the
     KL, `integral`.
@@ -44,13 +44,13 @@ class Gaussians(NamedTuple):
 
 
 def kl(mean: float | Tensor, std: float | Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, 1)), nats, float64; either may be an array."""
+    """Computes KL(N(mean, std^2) || N(0, 1)), nats, float64; mean and std may be arrays."""
     mean, std = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(std, dtype=torch.float64)
     return kl_to_standard_normal(mean, 2 * std.log())
 
 
 def gaussians(mean: float, std: float, samples: int) -> Gaussians:
-    """The KL by its closed form, by the trapezium rule and as the mean of log q(z) - log p(z) over draws of q."""
+    """Computes the KL in closed form, by the trapezium rule and as the mean of log q(z) - log p(z) over draws of q."""
     q, p = Normal(_double(mean), _double(std)), Normal(_double(0), _double(1))
     ends = torch.tensor([mean - 10 * std, mean + 10 * std, -4.0, 4.0], dtype=torch.float64)
     wide = torch.linspace(float(ends.min()), float(ends.max()), 4001, dtype=torch.float64)
@@ -96,7 +96,7 @@ class Gradients(NamedTuple):
 
 
 def gradients(mean: float, std: float, samples: int) -> Gradients:
-    """How three ways to sample z pass a gradient on (Kingma & Welling 2014, sections 2.2 and 2.4).
+    """Compares how three ways to sample z pass a gradient on (Kingma & Welling 2014, sections 2.2 and 2.4).
 
     Each draw has a mean and a std of its own to differentiate by, so that autograd gives every draw's derivative.
     """
@@ -138,7 +138,7 @@ def gradients(mean: float, std: float, samples: int) -> Gradients:
 
 
 class Bounds(NamedTuple):
-    """log p(x) of a linear Gaussian model and its lower bounds with an inexact q, nats.
+    """The log p(x) of a linear Gaussian model and its lower bounds with an inexact q, nats.
 
     z: [n]; posterior, q: densities there, [n]. gap: KL(q || p(z|x)). elbo: E_q[log p(x|z)] - KL(q || p(z)), in closed
     form. counts: the numbers K of draws; bounds: L_K for each, a mean over independent estimates; spread: the 5th and
@@ -159,7 +159,7 @@ class Bounds(NamedTuple):
 
 
 def bounds(mean: float, std: float, most: int, samples: int) -> Bounds:
-    """L_K = E[log 1/K sum_k p(x, z_k) / q(z_k)] from K = 1, the ELBO, to `most` (Burda et al. 2016, eq. 8).
+    """Estimates L_K = E[log 1/K sum_k p(x, z_k) / q(z_k)] from K = 1, the ELBO, to `most` (Burda et al. 2016, eq. 8).
 
     mean, std: of q, in standard deviations of the exact posterior from its mean. The KL does not change when both are
     moved and scaled alike, so the ELBO's gap is KL(N(mean, std^2) || N(0, 1)). samples: draws of z in all; for each K
@@ -197,7 +197,7 @@ def bounds(mean: float, std: float, most: int, samples: int) -> Bounds:
 
 
 def _chi_squared(mean: float, std: float) -> float:
-    """Variance of p / q under q = N(mean, std^2), p = N(0, 1); infinite also where it is beyond any float."""
+    """Computes the variance of p / q under q = N(mean, std^2), p = N(0, 1); infinite if beyond any float."""
     narrow = 2 * std**2 - 1
     if narrow <= 0 or mean**2 / narrow > 700:
         return math.inf
@@ -221,7 +221,7 @@ class Capacities(NamedTuple):
 
 
 def capacities(beta: float, capacity: float, gamma: float) -> Capacities:
-    """What beta KL and gamma |KL - C| (Burgess et al. 2018, eq. 8) do to the rate.
+    """Computes what beta KL and gamma |KL - C| (Burgess et al. 2018, eq. 8) do to the rate.
 
     The source is a Gaussian whose rate-distortion function (Cover & Thomas, theorem 13.3.2) is in nats of a Gaussian
     likelihood. The penalty is exact: for every gamma above the multiplier the least value is at C itself.
@@ -241,7 +241,7 @@ def capacities(beta: float, capacity: float, gamma: float) -> Capacities:
 
 
 def _rate_at_slope(slope: float) -> float:
-    """The rate at which one more nat saves `slope` nats of distortion; 0 if no rate saves as much."""
+    """Returns the rate at which one more nat saves `slope` nats of distortion; 0 if no rate saves as much."""
     return max(0.0, 0.5 * math.log(2 * SNR / slope))
 
 
@@ -250,7 +250,7 @@ def _double(value: float) -> Tensor:
 
 
 def _leaves(mean: float, std: float, samples: int) -> tuple[Normal, tuple[Tensor, Tensor]]:
-    """N(mean, std^2) with parameters [n] to differentiate by, and these."""
+    """Returns N(mean, std^2) with parameters [n] to differentiate by, and these."""
     parameters = (
         torch.full((samples,), mean, dtype=torch.float64, requires_grad=True),
         torch.full((samples,), std, dtype=torch.float64, requires_grad=True),
@@ -259,7 +259,7 @@ def _leaves(mean: float, std: float, samples: int) -> tuple[Normal, tuple[Tensor
 
 
 def _grads(parameters: tuple[Tensor, Tensor]) -> Tensor:
-    """The gradients of both, [2, n]; zeros where there is none."""
+    """Returns the gradients of mean and std, [2, n]; zeros where there is none."""
     return torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
 
 

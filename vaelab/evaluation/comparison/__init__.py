@@ -1,1 +1,1 @@
-"""Runs side by side: which of their metrics can be compared, and what follows."""
+"""Compares runs side by side: which of their metrics can be compared, and what follows."""

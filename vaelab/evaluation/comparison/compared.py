@@ -1,7 +1,7 @@
-"""A run as a comparison sees it: its settings, its figures, and what must agree before these are ranked.
+"""Describes a run as a comparison sees it: settings, metrics, and what must agree before these are ranked.
 
-Figures are named `section/name`, as in evaluation.json; what training's end left in summary.json
-has the same name where it is the same figure, and is `training/name` where it is not.
+Metrics are named `section/name`, as in evaluation.json; what training's end left in summary.json
+has the same name where it is the same metric, and is `training/name` where it is not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vaelab.core.metrics import TRAINING
 
 FROM_TRAINING = {metric.name: metric.evaluated for metric in TRAINING if metric.evaluated}
-"""summary.json's names of figures that evaluation.json has, too."""
+"""Names in summary.json of the metrics that evaluation.json has, too, each with its name there."""
 
 BOOKKEEPING = (
     *("run.", "sweep.", "logger.", "test.", "report.", "resume.", "seed.", "callbacks.pictures."),
@@ -20,7 +20,7 @@ BOOKKEEPING = (
     *("trainer.default_root_dir.", "trainer.enable_progress_bar.", "trainer.enable_model_summary."),
     *("dataset.storage.", "dataset.num_workers.", "dataset.download."),
 )
-"""Keys, or their parents, that make no other configuration of a config."""
+"""Keys of a config, or their parents, that do not tell configurations apart."""
 
 NOT_OF_THE_IMAGES = ("dataset.batch_size", "dataset.seed")
 NOT_OF_TEST = ("dataset.val_size", "dataset.split_seed", "dataset.train_size")
@@ -30,10 +30,10 @@ SCHEDULED = ("beta", "capacity")
 
 
 class Run(NamedTuple):
-    """What a comparison knows of one run.
+    """A run as a comparison knows it.
 
-    name: its path. settings: its config, flat, without the seed. figures: by name. aspects: what
-    must agree with other runs (see RULES), each a few named values. evaluated: names of the figures
+    name: its path. settings: its config, flat, without the seed. figures: metrics by name. aspects: what
+    must agree with other runs (see rules.AGREE), each a few named values. evaluated: names of the metrics
     that are of an evaluation, the others are of training's end. outdated: whether there is an
     evaluation, but of other weights than those of today. scheduled: beta and C of the measured
     weights, each with the value at its schedule's end.
@@ -49,7 +49,7 @@ class Run(NamedTuple):
     scheduled: dict[str, tuple[float, float]]
 
     def aspect(self, name: str, figure: str) -> dict[str, Any]:
-        """What must agree of this run to rank the figure."""
+        """Returns what other runs must have in common with this one to rank the metric."""
         if name == "protocol":
             name = f"protocol of {figure.partition('/')[0]}"
         elif name == "data" and figure in self.evaluated:
@@ -65,9 +65,9 @@ def describe(
     split: str,
     options: dict[str, str],
 ) -> Run:
-    """A run from the content of its files.
+    """Describes a run from the content of its files.
 
-    evaluation: empty if there is none of this split; else its figures replace those of training's
+    evaluation: empty if there is none of this split; else its metrics replace those of training's
     end. It is left aside if it is of a best checkpoint that training has replaced since. Standard
     errors are left out: they are over images, and a comparison is over seeds. options: names of what
     `_target_`s select, as in `model=beta`; a target that is not in it goes by its last part. Raises
@@ -118,30 +118,30 @@ def is_outdated(checkpoint: dict[str, Any], best: dict[str, Any]) -> bool:
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, float]:
-    """The figures that are numbers, without standard errors."""
+    """Selects the metrics that are numbers, without standard errors."""
     numbers = {key: float(value) for key, value in figures.items() if value is not None and not key.endswith("_se")}
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
 def _with_ends(scheduled: dict[str, Any], settings: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Values of scheduled weights, each with what the config has them end at."""
-    found = {}
+    """Pairs the values of scheduled weights with the ends of their schedules in the config."""
+    pairs = {}
     for name in (name for name in SCHEDULED if scheduled.get(name) is not None):
         keys = (f"schedule.{name}.end", f"schedule.{name}.value", f"model.{name}")
         ends = [settings[key] for key in keys if isinstance(settings.get(key), int | float)]
         if ends:
-            found[name] = float(scheduled[name]), float(ends[0])
-    return found
+            pairs[name] = float(scheduled[name]), float(ends[0])
+    return pairs
 
 
 def _of_training(metrics: dict[str, Any], split: str) -> dict[str, Any]:
-    """The figures of a split that summary.json has, under the names used here."""
-    own = {key.removeprefix(f"{split}/"): value for key, value in metrics.items() if key.startswith(f"{split}/")}
-    return {FROM_TRAINING.get(key, f"training/{key}"): value for key, value in own.items()}
+    """Returns the metrics of a split that summary.json has, under the names used here."""
+    of_split = {key.removeprefix(f"{split}/"): value for key, value in metrics.items() if key.startswith(f"{split}/")}
+    return {FROM_TRAINING.get(key, f"training/{key}"): value for key, value in of_split.items()}
 
 
 def _aspects(settings: dict[str, Any], objective: dict[str, Any], split: str) -> dict[str, dict[str, Any]]:
-    """What of the settings must agree between runs; objective: the section of summary.json."""
+    """Returns the settings that must agree between runs, by aspect; objective: the section of summary.json."""
 
     def of(groups: tuple[str, ...], without: tuple[str, ...]) -> dict[str, Any]:
         return {k: v for k, v in settings.items() if k.partition(".")[0] in groups and k not in without}
@@ -158,7 +158,7 @@ def _aspects(settings: dict[str, Any], objective: dict[str, Any], split: str) ->
 
 
 def flat_settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
-    """The config as `group.key: value`, without what makes no other configuration of it."""
+    """Flattens a config to `group.key: value`, without keys that do not tell configurations apart."""
     model, dataset = config["model"], config["dataset"]
     parts = {key: value for key, value in model.items() if key in config}  # network, likelihood, as the model has them
     tree = config | parts | {"model": {k: v for k, v in model.items() if k not in parts}}
@@ -180,7 +180,7 @@ def _flat(node: Any, prefix: str, options: dict[str, str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """4 for 4.0: in a config they are the same number."""
+    """Turns 4.0 into 4: in a config they are the same number."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

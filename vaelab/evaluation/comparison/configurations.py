@@ -1,4 +1,4 @@
-"""Which runs' figures can be compared, and what follows: configurations, intervals, ranks."""
+"""Groups runs into configurations, and computes intervals and ranks of the metrics that can be compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaelab.evaluation.comparison.compared import Run
 from vaelab.evaluation.comparison.rules import rule
 
 LEVEL = 0.95
-"""Of the intervals."""
+"""Confidence level of the intervals."""
 
 
 DIFFERENT = {
@@ -19,9 +19,9 @@ DIFFERENT = {
     "log_likelihood_is": "different kinds of likelihood",
     "reduction": "different reductions",
 }
-"""What is said of aspects whose values are sentences."""
+"""Words for differences in aspects whose values are sentences."""
 LONGEST = 24
-"""Characters of a value that is named where it differs."""
+"""Most characters of a value that is written out where it differs."""
 
 ALWAYS_SHOWN = ("model", "dataset", "likelihood", "dataset.binarize", "dataset.pixel_range", "checkpoint")
 
@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """Why n seeds have no mean: the aspect that they do not share, and what differs in it."""
+    """The reason why n seeds have no mean: the aspect that they do not share, and what differs in it."""
 
     aspect: str
     what: str
@@ -44,7 +44,7 @@ class Mixed(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """Runs that differ only in their seed, their figures' means, and figures whose mean would mean nothing."""
+    """Runs that differ only in their seed, the means of their metrics, and metrics whose mean would mean nothing."""
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
@@ -53,9 +53,10 @@ class Configuration(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """best, tied: indices of configurations. refused: the aspect, and what differs in it.
+    """A ranking of configurations by one metric.
 
-    sets: those that were ranked, each with what its members share and the others do not.
+    best, tied: indices of configurations. refused: the aspect, and what differs in it. sets: those that
+    were ranked, each with what its members share and the others do not.
     """
 
     best: set[int]
@@ -68,7 +69,7 @@ class Ranking(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values with its 95 % confidence interval, by Student's t with n - 1 degrees of freedom.
+    """Computes the mean of independent values and its 95 % confidence interval, by Student's t with n - 1 degrees.
 
     It assumes that values over seeds are about normal. One value has no interval.
     """
@@ -85,7 +86,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Configuration], list[tuple[Run, Run]]]:
-    """Configurations in the order of their settings, and the runs left out as (repeat, kept).
+    """Groups runs into configurations, in the order of their settings. Returns these and runs left out, (repeat, kept).
 
     Of runs with the same settings and the same seed one is kept, as the others are no further
     evidence: an evaluated one before others, then the last by name.
@@ -108,18 +109,18 @@ def group(runs: Iterable[Run]) -> tuple[list[Configuration], list[tuple[Run, Run
 def _configuration(runs: tuple[Run, ...]) -> Configuration:
     figures, mixed = {}, {}
     for name in dict.fromkeys(name for run in runs for name in run.figures):
-        own = _sources(runs, name)
-        aspects = {aspect: [run.aspect(aspect, name) for run in own] for aspect in rule(name).agree}
+        sources = _sources(runs, name)
+        aspects = {aspect: [run.aspect(aspect, name) for run in sources] for aspect in rule(name).agree}
         differing = [aspect for aspect, values in aspects.items() if len(set(map(_key, values))) > 1]
         if differing:
-            mixed[name] = Mixed(differing[0], _difference(aspects[differing[0]]), len(own))
+            mixed[name] = Mixed(differing[0], _difference(aspects[differing[0]]), len(sources))
         else:
-            figures[name] = interval([run.figures[name] for run in own])
+            figures[name] = interval([run.figures[name] for run in sources])
     return Configuration(runs[0].settings, runs, figures, mixed)
 
 
 def _sources(runs: Sequence[Run], figure: str) -> list[Run]:
-    """The runs that a figure is of: where it was evaluated for some, these alone."""
+    """Returns the runs to average a metric over: where it was evaluated for some, these alone."""
     evaluated = [run for run in runs if figure in run.evaluated]
     return evaluated or [run for run in runs if figure in run.figures]
 
@@ -129,7 +130,7 @@ def _key(value: Any) -> str:
 
 
 def _in_order(keys: Iterable[str]) -> list[str]:
-    """Keys as a reader wants them: what always counts, then the model's and what steers it, then the others."""
+    """Orders keys for a reader: what always counts, then the model's and what steers it, then the others."""
     groups = ("model", "schedule", "dataset", "likelihood", "codebook", "network")
 
     def place(key: str) -> tuple[int, int, str]:
@@ -141,14 +142,14 @@ def _in_order(keys: Iterable[str]) -> list[str]:
 
 
 def sortable(value: Any) -> tuple[int, float, str]:
-    """A key that orders values of a setting: none, numbers, words."""
+    """Returns a sort key for values of a setting: none, numbers, words."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
 def columns(rows: Sequence[Configuration]) -> tuple[list[str], list[str]]:
-    """The settings in which configurations differ: those that tell them apart, and those that go with these.
+    """Returns the settings in which configurations differ: those that tell them apart, and those that go with these.
 
     Model, data set, likelihood, binarisation and pixel range are always among the first.
     """
@@ -171,13 +172,13 @@ def distinct(rows: Sequence[Configuration], keys: Sequence[str]) -> int:
 def comparable(
     rows: Sequence[Configuration], figure: str, agree: Sequence[str]
 ) -> tuple[list[list[int]], dict[str, list[dict[str, Any]]]]:
-    """Sets of configurations that have the figure and agree in all of `agree`, and values of what they do not."""
+    """Returns sets of configurations that have the metric and agree in all of `agree`, and the values that differ."""
     sets: dict[str, list[int]] = {}
     values: dict[str, list[dict[str, Any]]] = {name: [] for name in agree}
     for i in (i for i, row in enumerate(rows) if figure in row.figures):
-        own = [_aspect(rows[i], name, figure) for name in agree]
-        sets.setdefault(_key(own), []).append(i)
-        for name, value in zip(agree, own, strict=True):
+        aspects = [_aspect(rows[i], name, figure) for name in agree]
+        sets.setdefault(_key(aspects), []).append(i)
+        for name, value in zip(agree, aspects, strict=True):
             values[name].append(value)
     return list(sets.values()), {k: v for k, v in values.items() if len(set(map(_key, v))) > 1}
 
@@ -187,10 +188,10 @@ def _aspect(row: Configuration, name: str, figure: str) -> dict[str, Any]:
 
 
 def _difference(values: Sequence[dict[str, Any]]) -> str:
-    """What differs, as `likelihood=bernoulli and gaussian`: of nested keys the topmost."""
+    """Describes what differs, as `likelihood=bernoulli and gaussian`: of nested keys the topmost."""
     key = _differing(values)
-    found = {_key(value.get(key)): value.get(key) for value in values}
-    words = [word(value) for value in sorted(found.values(), key=sortable)]
+    distinct_values = {_key(value.get(key)): value.get(key) for value in values}
+    words = [word(value) for value in sorted(distinct_values.values(), key=sortable)]
     if key in DIFFERENT or max(map(len, words)) > LONGEST:
         return DIFFERENT.get(key, f"different values of {key}")
     return f"{key}={', '.join(words[:-1])} and {words[-1]}"
@@ -202,7 +203,7 @@ def _differing(values: Sequence[dict[str, Any]]) -> str:
 
 
 def _shared(rows: Sequence[Configuration], figure: str, first: int, differing: dict[str, list[dict[str, Any]]]) -> str:
-    """What the comparable configurations that `first` is of share, and others do not."""
+    """Describes what the configurations comparable with `first` share, and others do not."""
     named, unnamed = [], []
     for name, values in differing.items():
         key = _differing(values)
@@ -215,15 +216,15 @@ def _shared(rows: Sequence[Configuration], figure: str, first: int, differing: d
 
 
 def word(value: Any) -> str:
-    """A setting's value as a word of a sentence or table."""
+    """Writes a setting's value as a word of a sentence or table."""
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:39] + "…"
 
 
 def rank(rows: Sequence[Configuration], figure: str) -> Ranking:
-    """The best of every set of comparable configurations, and what cannot be told apart from it.
+    """Ranks configurations by a metric: the best of every comparable set, and those not separated from it.
 
-    tied: its interval overlaps the best one's. A single seed has no interval and is never tied.
+    A tied one's interval overlaps the best one's. A single seed has no interval and is never tied.
     """
     better, agree, label_free = rule(figure)
     ranking = Ranking(set(), set(), [], [])
@@ -258,10 +259,9 @@ def _overlap(one: Interval, other: Interval) -> bool:
 
 
 def ordered(rows: Sequence[Configuration], figure: str) -> list[Configuration]:
-    """Configurations by a figure, best first (least first where neither end is better).
+    """Sorts configurations by a metric, best first (least first where neither end is better).
 
-    Sets that cannot be compared stay apart, each in its own order; then come those that have no
-    such figure.
+    Sets that cannot be compared stay apart, each in its own order; then come those without the metric.
     """
     better, agree, _ = rule(figure)
     sets = comparable(rows, figure, agree)[0]

@@ -1,4 +1,4 @@
-"""What the runs that `vaelab runs` lists are asked for by name: a column, a setting or a figure."""
+"""Looks up what `vaelab runs` shows of a run, by name: a column, a setting or a metric."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vaelab.runs import read_config_if_any
 from vaelab.runs.overview import Run
 
 COLUMNS = ("model", "dataset", "status", "epochs", "best", "seconds")
-"""Of the table, before what else is shown and the path."""
+"""Columns of the table of runs, before the shown keys and the path."""
 KEYS = ("model", "dataset", "status", "name", "sweep")
-"""Words about a run that are no figures."""
+"""Names of a run's properties that are words, not metrics."""
 MISSING = object()
-"""The value of what a run does not have."""
+"""Value of a key that a run does not have."""
 
 
 class Config(NamedTuple):
@@ -30,7 +30,7 @@ class Config(NamedTuple):
 
 
 class Listed:
-    """Runs, whose configs are read when they are first asked for: that takes a millisecond each."""
+    """Lookup of runs' values; their configs are read when first needed, a millisecond each."""
 
     def __init__(self, options: dict[str, str]):
         """options: names of what `_target_`s select."""
@@ -38,7 +38,7 @@ class Listed:
         self._read: dict[Path, Config] = {}
 
     def config(self, run: Run) -> Config:
-        """Empty if there is none, or if it is no run's."""
+        """Returns a run's config, empty if there is none, or if it is no run's."""
         if run.folder not in self._read:
             self._read[run.folder] = self._config(run.folder)
         return self._read[run.folder]
@@ -57,7 +57,7 @@ class Listed:
         return Config(tree, settings, overrides)
 
     def value(self, run: Run, key: str) -> Any:
-        """A column, the sweep's name, a figure, or a key of the config; MISSING if it has none, or NaN."""
+        """Returns a column, the sweep's name, a metric, or a key of the config; MISSING if it has none, or NaN."""
         if key == "sweep":
             return run.sweep.absolute().name if run.sweep else None
         if key in KEYS:
@@ -84,23 +84,23 @@ class Listed:
         return node
 
     def swept(self, runs: Iterable[Run]) -> list[str]:
-        """The keys that were set on the command line and differ among the jobs of a sweep, in that order."""
-        found: dict[str, None] = {}
+        """Returns the keys that were set on the command line and differ among the jobs of a sweep, in that order."""
+        keys: dict[str, None] = {}
         for jobs in sweeps(runs).values():
             begun = [run for run in jobs if self.config(run).tree]
             for key in dict.fromkeys(key for run in begun for key in self.config(run).overrides):
                 if key not in COLUMNS and len({word(self.value(run, key)) for run in begun}) > 1:
-                    found[key] = None
-        return list(found)
+                    keys[key] = None
+        return list(keys)
 
     def differing(self, runs: Sequence[Run]) -> list[str]:
-        """All settings that differ among the runs that have any, those that follow from others included."""
-        settings = [found for run in runs if (found := self.config(run).settings)]
-        keys = dict.fromkeys(key for found in settings for key in found)
-        return [key for key in keys if len({word(found.get(key, MISSING)) for found in settings}) > 1]
+        """Returns all settings that differ among the runs that have any, those that follow from others included."""
+        all_settings = [settings for run in runs if (settings := self.config(run).settings)]
+        keys = dict.fromkeys(key for settings in all_settings for key in settings)
+        return [key for key in keys if len({word(settings.get(key, MISSING)) for settings in all_settings}) > 1]
 
     def meant(self, runs: Sequence[Run], key: str) -> str:
-        """What a key that none has may have meant: those that end in its last part, or are like it."""
+        """Suggests keys for one that no run has: those that end in its last part, or are like it."""
         import difflib
 
         known = {name for run in runs for name in (*self.config(run).settings, *run.metrics)} | {*COLUMNS, *KEYS}
@@ -111,14 +111,14 @@ class Listed:
 
 
 def sweeps(runs: Iterable[Run]) -> dict[Path, list[Run]]:
-    """The runs of each sweep; single runs are left out."""
-    found: dict[Path, list[Run]] = {}
+    """Groups runs by sweep; single runs are left out."""
+    by_sweep: dict[Path, list[Run]] = {}
     for run in runs:
         if run.sweep:
-            found.setdefault(run.sweep, []).append(run)
-    return found
+            by_sweep.setdefault(run.sweep, []).append(run)
+    return by_sweep
 
 
 def word(value: Any) -> str:
-    """A value as `where` has it; nothing for what is missing."""
+    """Writes a value as `where=` takes it; nothing for a missing one."""
     return "" if value is MISSING else value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""The lines around a comparison's tables: what is compared, what the signs mean, what is not ranked and why."""
+"""Writes the lines around a comparison's tables: what is compared, what the signs mean, what is not ranked and why."""
 
 from __future__ import annotations
 
@@ -12,60 +12,67 @@ from vaelab.evaluation.comparison.rules import REASONS, rule
 
 
 def refusals(names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> list[str]:
-    """A line per reason for which figures are not ranked."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Returns a line per reason for which metrics are not ranked."""
+    titles_by_reason: dict[str, dict[str, list[str]]] = {}
     for figure, title in names.items():
         for why, what in rankings[figure].refused:
-            found.setdefault(why, {}).setdefault(what, []).append(title)
-    lines = [f"{_titles(across)}: not ranked across {'; '.join(across)}: {REASONS[w]}" for w, across in found.items()]
+            titles_by_reason.setdefault(why, {}).setdefault(what, []).append(title)
+    lines = [
+        f"{_titles(across)}: not ranked across {'; '.join(across)}: {REASONS[why]}"
+        for why, across in titles_by_reason.items()
+    ]
     open_ended = [title for figure, title in names.items() if not rule(figure).better]
     return lines + ([f"{', '.join(open_ended)}: not ranked: neither more nor less is better"] if open_ended else [])
 
 
-def _titles(found: Mapping[str, Sequence[str]]) -> str:
-    return ", ".join(dict.fromkeys(title for titles in found.values() for title in titles))
+def _titles(by_difference: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(dict.fromkeys(title for titles in by_difference.values() for title in titles))
 
 
 def mixed(rows: Sequence[Configuration], names: Mapping[str, str]) -> list[str]:
-    """A line per reason for which seeds of a row have no mean."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Returns a line per reason for which seeds of a row have no mean."""
+    titles_by_reason: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         for figure in (figure for figure in names if figure in row.mixed):
             why = row.mixed[figure]
-            found.setdefault(why.aspect, {}).setdefault(why.what, []).append(names[figure])
-    return [f"{_titles(f)}: mixed: seeds of one row have {'; '.join(f)}: {REASONS[why]}" for why, f in found.items()]
+            titles_by_reason.setdefault(why.aspect, {}).setdefault(why.what, []).append(names[figure])
+    return [
+        f"{_titles(across)}: mixed: seeds of one row have {'; '.join(across)}: {REASONS[why]}"
+        for why, across in titles_by_reason.items()
+    ]
 
 
 def schedules(rows: Sequence[Configuration]) -> list[str]:
-    """A line where the measured weights' β or C is not the one that the rows are labelled with."""
+    """Returns a line where the measured weights' β or C is not the one that the rows are labelled with."""
     lines = []
-    for name, own in tables.unreached(rows).items():
-        values = {row.settings["checkpoint"]: None for row in own}
-        of = [[run.scheduled[name] for run in row.runs if name in run.scheduled] for row in own]
+    for name, unreached in tables.unreached(rows).items():
+        values = {row.settings["checkpoint"]: None for row in unreached}
+        of = [[run.scheduled[name] for run in row.runs if name in run.scheduled] for row in unreached]
         texts = [f"{tables.span([value for value, _ in v])} of {v[0][1]:.3g}" for v in of]
-        which = f"the {' and '.join(values)} checkpoints of {len(own)} row{'s' * (len(own) > 1)}"
+        which = f"the {' and '.join(values)} checkpoints of {len(unreached)} row{'s' * (len(unreached) > 1)}"
         listed = ", ".join(dict.fromkeys(texts))
         lines.append(f"{name}: {which} were reached before the schedule ended: {name} {listed}")
     return lines
 
 
 def objectives(rows: Sequence[Configuration], names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> list[str]:
-    """A line where what is ranked is no likelihood."""
-    found: dict[str, list[str]] = {}
+    """Returns a line where a ranked metric is no likelihood."""
+    titles_by_text: dict[str, list[str]] = {}
     for figure, title in names.items():
         if "likelihood" in rule(figure).agree:
             for i in rankings[figure].best:
-                said = rows[i].runs[0].aspects["likelihood"]
-                if str(said["log_likelihood_is"]).startswith("not a density"):
-                    text = f"likelihood={said['likelihood']} is {said['log_likelihood_is']}"
-                    found.setdefault(text, []).append(title)
+                aspect = rows[i].runs[0].aspects["likelihood"]
+                if str(aspect["log_likelihood_is"]).startswith("not a density"):
+                    text = f"likelihood={aspect['likelihood']} is {aspect['log_likelihood_is']}"
+                    titles_by_text.setdefault(text, []).append(title)
     return [
-        f"{', '.join(dict.fromkeys(t))}: ranked as values of an objective only: {text}" for text, t in found.items()
+        f"{', '.join(dict.fromkeys(titles))}: ranked as values of an objective only: {text}"
+        for text, titles in titles_by_text.items()
     ]
 
 
 def codes_beside_elbo(rows: Sequence[Configuration], names: Mapping[str, str]) -> list[str]:
-    """A line where a codebook's rate + distortion might be taken for an ELBO."""
+    """Returns a line where a codebook's rate + distortion might be taken for an ELBO."""
     elbo = "likelihood/elbo"
     without = [row for row in rows if elbo not in row.figures and "codebook/perplexity" in row.figures]
     if elbo not in names or not without:
@@ -76,7 +83,7 @@ def codes_beside_elbo(rows: Sequence[Configuration], names: Mapping[str, str]) -
 
 
 def heading(rows: Sequence[Configuration], split: str) -> str:
-    """How much is compared, and what all of it has in common."""
+    """Returns the first line: how many runs are compared, and what they all have in common."""
     runs = sum(len(row.runs) for row in rows)
     settings = {key: [row.settings.get(key) for row in rows] for key in ALWAYS_SHOWN[:4]}
     common = [f"{key}={word(v[0])}" for key, v in settings.items() if v[0] is not None and all(x == v[0] for x in v)]
@@ -85,44 +92,44 @@ def heading(rows: Sequence[Configuration], split: str) -> str:
 
 
 def legend(rows: Sequence[Configuration], names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> list[str]:
-    """What the table's signs mean, as far as it has them."""
+    """Explains the table's signs, as far as it has them."""
     sizes = {len(row.runs) for row in rows}
     letters = tables.sets_by_letter(names, rankings)
-    said = ["mean ± 95 % interval over n seeds (Student's t)"] if max(sizes) > 1 else []
-    said += ["n = 1 is a single seed: it has no interval"] if 1 in sizes else []
+    parts = ["mean ± 95 % interval over n seeds (Student's t)"] if max(sizes) > 1 else []
+    parts += ["n = 1 is a single seed: it has no interval"] if 1 in sizes else []
     best = "* best, where there are letters of the rows with its letter" if letters else "* best"
-    said += [best] if any(rankings[name].best for name in names) else []
-    said += ["~ not separated from it: the intervals overlap"] if any(rankings[name].tied for name in names) else []
-    own = [(row.figures[name].n, len(row.runs)) for row in rows for name in names if name in row.figures]
-    said += ["a number in brackets is a figure's own n"] if any(n < seeds for n, seeds in own) else []
-    said += ["one configuration: there is nothing to rank"] if len(rows) == 1 else []
+    parts += [best] if any(rankings[name].best for name in names) else []
+    parts += ["~ not separated from it: the intervals overlap"] if any(rankings[name].tied for name in names) else []
+    counts = [(row.figures[name].n, len(row.runs)) for row in rows for name in names if name in row.figures]
+    parts += ["a number in brackets is a metric's own n"] if any(n < seeds for n, seeds in counts) else []
+    parts += ["one configuration: there is nothing to rank"] if len(rows) == 1 else []
     shared: dict[str, set[str]] = {}
     for sets in (rankings[name].sets for name in names if len(rankings[name].sets) > 1):
         for members, what in sets:
             shared.setdefault(letters[tuple(members)], set()).add(what)
     known = "; ".join(f"{letter}: {min(texts, key=len)}" for letter, texts in sorted(shared.items()))
-    return ["; ".join(said), *([f"only rows with the same letter can be compared: {known}"] if known else [])]
+    return ["; ".join(parts), *([f"only rows with the same letter can be compared: {known}"] if known else [])]
 
 
 def differing_too(keys: Sequence[str]) -> list[str]:
-    """A line for settings that differ but have no column; of nested ones the topmost."""
+    """Returns a line for settings that differ but have no column; of nested ones the topmost."""
     top = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
     return [f"these differ, too, along with the columns: {', '.join(top)}"] if top else []
 
 
 def unevaluated(rows: Sequence[Configuration], command: Callable[[str], str]) -> list[str]:
-    """Lines that name the runs without an evaluation, or with an outdated one; command: what evaluates a run."""
+    """Returns lines that name the runs without an evaluation, or with an outdated one; command: evaluates a run."""
     old = [run.name for row in rows for run in row.runs if run.outdated]
     none = [run.name for row in rows for run in row.runs if not run.evaluated and not run.outdated]
     texts = {
         "outdated, so ignored, as their best checkpoints are newer: evaluations of {}; to make one again: {}": old,
-        "not evaluated, so only with figures of training's end: {}; to evaluate: {}": none,
+        "not evaluated, so only with metrics of training's end: {}; to evaluate: {}": none,
     }
     return [text.format(_places(names), command(names[0])) for text, names in texts.items() if names]
 
 
 def _places(names: Sequence[str]) -> str:
-    """The runs, by their folder if they are many."""
+    """Names the runs, by their folder if they are many."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folders.setdefault(str(PurePath(name).parent), []).append(name)
@@ -131,6 +138,6 @@ def _places(names: Sequence[str]) -> str:
 
 
 def folded(lines: Sequence[str], width: int) -> list[str]:
-    """Lines of prose folded at the width; tables, which have several lines, as they are."""
+    """Folds lines of prose at the width, and leaves tables, which have several lines, as they are."""
     fold = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line if "\n" in line else fold.fill(line) for line in lines]

@@ -1,4 +1,4 @@
-"""What a comparison shows: its text for the terminal, and the content of its files."""
+"""Makes the outcome of a comparison: its text for the terminal, and the content of its files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vaelab.runs import SweepFiles
 
 
 def answer(sweep: Path) -> str:
-    """Writes sweep.csv and sweep.json into a sweep's folder: all figures of its configurations, over seeds.
+    """Writes sweep.csv and sweep.json into a sweep's folder: all metrics of its configurations, over seeds.
 
-    Returns the tables of the main ones; of validation images if the test was left out. Empty if no run is finished.
+    Returns tables of the main metrics, of validation images if the test was left out. Empty if no run is finished.
     """
     for split in ("test", "val", "train"):
         rows, known, left_out = gather([sweep], split)
         if rows and known:
-            found = content(rows, known, split, left_out)
+            written = content(rows, known, split, left_out)
             for path in (SweepFiles(sweep).table, SweepFiles(sweep).content):
-                export(path, found)
+                export(path, written)
             asked = {"split": split, "figures": "main"}
             width = shutil.get_terminal_size((100, 24)).columns
             return text(rows, figures_shown("main", known, split), asked, left_out, width)
@@ -33,13 +33,13 @@ def answer(sweep: Path) -> str:
 
 
 def export(path: Path, content: dict[str, Any]) -> None:
-    """Writes what was compared, as the suffix says."""
+    """Writes the content of a comparison as CSV or JSON, as the suffix says."""
     text = json.dumps(content, indent=2) if path.suffix == ".json" else tables.as_csv(content["configurations"])
     write_text(path, text.rstrip() + "\n")
 
 
 def content(rows: Any, figures: list[str], split: str, left_out: dict[str, str]) -> dict[str, Any]:
-    """What a JSON file holds."""
+    """Returns the content of a comparison's JSON file."""
     labels = [key for keys in configurations.columns(rows) for key in keys]
     rankings = {figure: configurations.rank(rows, figure) for figure in figures}
     return {
@@ -53,7 +53,7 @@ def content(rows: Any, figures: list[str], split: str, left_out: dict[str, str])
 
 
 def text(rows: Any, chosen: list[str], config: dict[str, Any], left_out: dict[str, str], width: int) -> str:
-    """Everything that is printed: the tables, and the lines that say how to read them."""
+    """Returns the printed text: the tables, and the lines that say how to read them."""
     labels, also = configurations.columns(rows)
     names = tables.titles(chosen)
     rankings = {figure: configurations.rank(rows, figure) for figure in names}

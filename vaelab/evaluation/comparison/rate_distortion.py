@@ -1,4 +1,4 @@
-"""Rate and distortion of configurations that move along one curve, as β-VAEs of different β do."""
+"""Computes rate and distortion of configurations that move along one curve, as β-VAEs of different β do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KNOBS = (
     *("model", "model.beta", "model.capacity", "model.num_embeddings"),
     *("schedule.beta.end", "schedule.capacity.end"),
 )
-"""What moves a model along its rate–distortion curve."""
+"""Keys that move a model along its rate–distortion curve."""
 
 
 class Point(NamedTuple):
@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
 
 def rate_distortion(rows: Sequence[Configuration]) -> list[list[Point]]:
-    """Rate against distortion, nats per image, in sets of comparable configurations, each sorted by rate.
+    """Returns rate against distortion, nats per image, in sets of comparable configurations, each sorted by rate.
 
     Rate: the mean KL (Alemi et al. 2018, "Fixing a broken ELBO"); of a codebook P log K for P
     positions, its KL to the uniform prior. Distortion: the mean of -log p(x|z). A point is

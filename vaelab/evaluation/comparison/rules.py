@@ -1,4 +1,4 @@
-"""Which end of a figure is better, and what runs must agree in before it is ranked."""
+"""Rules of ranking: which end of a metric is better, and what runs must agree in before it is ranked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vaelab.core.metrics import metric
 
 
 class Rule(NamedTuple):
-    """How a metric ranks.
+    """The rule by which a metric ranks.
 
-    better: which end of it is, `max`, `min`, or `` for neither. agree: what must be the same for a mean
-    over seeds to mean something, and to rank such means. label_free: models that are given the label
-    are not ranked.
+    better: which end of it is better, `max`, `min`, or `` for neither. agree: aspects that must be the same
+    for a mean over seeds to mean something, and to rank such means. label_free: models that are given the
+    label are not ranked.
     """
 
     better: str
@@ -44,15 +44,15 @@ AGREE: dict[str, tuple[str, ...]] = {
     "likelihood/*": ("data",),
     "*": ("data", "protocol"),
 }
-"""What runs must agree in, by the first pattern that fits a metric's name. Which end is better stands in
+"""Aspects in which runs must agree, by the first pattern that fits a metric's name. Which end is better stands in
 `vaelab.core.metrics`."""
 LABEL_FREE = "labels/*_accuracy"
 """Metrics for which models that are given the label are not ranked."""
 OF_TRAINING_ALONE = ("training/loss",)
-"""Metrics of training's end that rank, of those that no evaluation has."""
+"""Metrics of training's end that are ranked although no evaluation has them."""
 
 ASIDE = ("*_real", "*/images", "*/dimensions", "*chance", "*/drawn", "*/importance_samples")
-"""Figures that say what others are held against or made of: shown only by name."""
+"""Metrics that say what others are held against or made of: shown only by name."""
 
 REASONS = {
     "objective": "they minimise different things",
@@ -64,11 +64,11 @@ REASONS = {
     "protocol": "they were measured differently; `protocols` in evaluation.json says how",
     "label": "their encoders see what is to be read off the codes",
 }
-"""Why runs that differ in such an aspect are not ranked."""
+"""The reason, for each aspect, why runs that differ in it are not ranked."""
 
 
 def rule(figure: str) -> Rule:
-    """How a metric ranks."""
+    """Returns the rule by which a metric ranks."""
     agree = next(agree for pattern, agree in AGREE.items() if fnmatch(figure, pattern))
     better = metric(figure).better
     if figure.startswith("training/") and figure not in OF_TRAINING_ALONE:
@@ -77,5 +77,5 @@ def rule(figure: str) -> Rule:
 
 
 def is_aside(figure: str) -> bool:
-    """Whether a figure is shown only by name."""
+    """Whether a metric is shown only by name."""
     return any(fnmatch(figure, pattern) for pattern in ASIDE)

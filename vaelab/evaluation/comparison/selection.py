@@ -1,4 +1,4 @@
-"""Which figures a comparison shows, and what a name given by the user stands for."""
+"""Selects the metrics that a comparison shows, and resolves the names that the user gives."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vaelab.evaluation.comparison.tables import titles
 
 
 def place(figure: str) -> tuple[int, str]:
-    """Where a figure stands: the main ones first."""
+    """Returns a sort key for metrics: the main ones first."""
     return (MAIN.index(figure), "") if figure in MAIN else (len(MAIN), figure.partition("/")[0])
 
 
 def figures_shown(wanted: Any, known: list[str], split: str) -> list[str]:
-    """The figures to show, of those that runs have."""
+    """Returns the metrics to show, of those that runs have."""
     if wanted in ("main", "all"):
         shown = [name for name in known if not is_aside(name)]
         return [name for name in shown if wanted == "all" or name in MAIN] or shown or known
@@ -27,16 +27,16 @@ def figures_shown(wanted: Any, known: list[str], split: str) -> list[str]:
 
 
 def named(item: Any, known: list[str], key: str, split: str) -> list[str]:
-    """The figures that a name stands for: in full, its short title, as training logs it, or a section's name."""
+    """Returns the metrics that a name stands for: full, short title, as training logs it, or a section."""
     item = str(item)
     logged = item.removeprefix(f"{split}/")
     full = FROM_TRAINING.get(logged, f"training/{logged}")
     short = {title: name for name, title in titles(known).items()}
-    if found := next((name for name in (item, short.get(item), full) if name in known), None):
-        return [found]
+    if name := next((name for name in (item, short.get(item), full) if name in known), None):
+        return [name]
     if key == "figures" and (section := [n for n in known if n.startswith(f"{item}/") and not is_aside(n)]):
         return section
     near = difflib.get_close_matches(item, short, 3) or difflib.get_close_matches(item, known, 3)
     sections = ", ".join(dict.fromkeys(name.partition("/")[0] for name in known))
     hint = f"did you mean {', '.join(near)}?" if near else f"figures=all shows all; their sections are {sections}"
-    raise UserError(f"{key}={item}: none of these runs has such a figure; {hint}")
+    raise UserError(f"{key}={item}: none of these runs has such a metric; {hint}")

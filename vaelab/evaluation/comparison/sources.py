@@ -1,4 +1,4 @@
-"""Runs found in folders, and read as a comparison sees them."""
+"""Finds runs in folders, and reads them as a comparison sees them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaelab.runs import Files
 
 
 def gather(patterns: Sequence[Any], split: str) -> tuple[Any, list[str], dict[str, str]]:
-    """The configurations of the runs that the paths stand for, their figures, and what is left out and why."""
+    """Returns the configurations of the runs that the paths stand for, their metrics, and what is left out and why."""
     options = target_names()
     folders, files = find(patterns)
     read = {}
@@ -38,11 +38,11 @@ def gather(patterns: Sequence[Any], split: str) -> tuple[Any, list[str], dict[st
 
 
 def find(patterns: Sequence[Any]) -> tuple[list[Path], list[Path]]:
-    """The run folders that the paths stand for, each once, in order of their names; and the paths of files.
+    """Returns the run folders that the paths stand for, each once, in order of their names; and the paths of files.
 
     A file is no reason to stop: `SWEEP/*` has multirun.yaml among its runs.
     """
-    found: dict[Path, Path] = {}
+    by_real_path: dict[Path, Path] = {}
     files = []
     for pattern in sorted(map(str, patterns)):
         path = Path(pattern)
@@ -61,12 +61,12 @@ def find(patterns: Sequence[Any]) -> tuple[list[Path], list[Path]]:
             raise UserError(f"{pattern} is no run and contains none: give a folder that vaelab train made")
         for folder in map(os.path.abspath, folders):
             inside = folder.startswith(os.path.join(os.getcwd(), ""))
-            found[Path(folder).resolve()] = Path(os.path.relpath(folder) if inside else folder)
-    return sorted(found.values()), files
+            by_real_path[Path(folder).resolve()] = Path(os.path.relpath(folder) if inside else folder)
+    return sorted(by_real_path.values()), files
 
 
 def read_run(path: Path, split: str, options: dict[str, str]) -> Any:
-    """What a comparison knows of a run (`compared.Run`), or in a few words why it is left out."""
+    """Reads a run for a comparison (`compared.Run`); returns in a few words why it is left out, if it is."""
     summary = read_json(Files(path).summary, "train the run again, or leave it out")
     if not summary:
         return "no summary.json: it is being trained, or was killed"
@@ -86,9 +86,9 @@ def read_run(path: Path, split: str, options: dict[str, str]) -> Any:
         damaged = " or ".join([*([file.name] if evaluation else []), Files(path).summary.name])
         raise UserError(f"{path}: {damaged} is damaged ({error!r}): make it again, or leave the run out") from error
     outdated = ", as its evaluation is of an older checkpoint" * run.outdated
-    return run if run.figures else f"no figures of split={split}{outdated}: {again} makes them"
+    return run if run.figures else f"no metrics of split={split}{outdated}: {again} makes them"
 
 
 def measure(run: str | Path, split: str) -> str:
-    """The command that evaluates a run."""
+    """Returns the command that evaluates a run."""
     return f"vaelab eval {shlex.quote(f'run={run}')}" + ("" if split == "test" else f" split={split}")

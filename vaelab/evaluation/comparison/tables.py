@@ -1,4 +1,4 @@
-"""A comparison as tables that fit the terminal, and as the content of files."""
+"""Formats a comparison as tables that fit the terminal, and as the content of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GAP = "  "
 
 
 def titles(figures: Sequence[str]) -> dict[str, str]:
-    """Short names of figures: the last part, where no other one has it."""
+    """Shortens names of metrics to the last part, where no other one has it."""
     short = {name: metric(name).title or name.rpartition("/")[2] for name in figures}
     return {name: title if list(short.values()).count(title) == 1 else name for name, title in short.items()}
 
@@ -31,19 +31,19 @@ def figures_table(
     rankings: Mapping[str, Ranking],
     width: int,
 ) -> str:
-    """A row per configuration: its settings, n, and each figure as mean ± half of its interval.
+    """Formats a row per configuration: its settings, n, and each metric as mean ± half of its interval.
 
-    labels: settings that tell the rows apart. names: titles by figure. width: characters in a line;
-    figures that do not fit come in a further block.
+    labels: settings that tell the rows apart. names: titles by metric. width: characters in a line;
+    metrics that do not fit come in a further block.
     """
     letters = sets_by_letter(names, rankings)
     fixed = [*_labels(rows, labels), ["n", *(str(len(row.runs)) for row in rows)]]
     flowing = []
     for figure, title in names.items():
         ranking = rankings[figure]
-        own = {i: letters[tuple(members)] for members, _ in ranking.sets for i in members if len(ranking.sets) > 1}
+        letter = {i: letters[tuple(members)] for members, _ in ranking.sets for i in members if len(ranking.sets) > 1}
         marks = ["*" if i in ranking.best else "~" if i in ranking.tied else "" for i in range(len(rows))]
-        marks = [f"{mark:1} {own[i]}" if i in own else mark for i, mark in enumerate(marks)]
+        marks = [f"{mark:1} {letter[i]}" if i in letter else mark for i, mark in enumerate(marks)]
         sizes, absent = [len(row.runs) for row in rows], ["mixed" if figure in row.mixed else ABSENT for row in rows]
         cells = _cells([row.figures.get(figure) for row in rows], marks, sizes, absent)
         flowing.append([title + " " * max(map(len, marks)), *cells])
@@ -51,9 +51,9 @@ def figures_table(
 
 
 def sets_by_letter(names: Iterable[str], rankings: Mapping[str, Ranking]) -> dict[tuple[int, ...], str]:
-    """A letter for each set of comparable configurations, where a figure has several such sets."""
-    found = [tuple(members) for name in names for members, _ in rankings[name].sets if len(rankings[name].sets) > 1]
-    return {members: _letter(i) for i, members in enumerate(sorted(set(found)))}
+    """Returns a letter for each set of comparable configurations, where a metric has several such sets."""
+    sets = [tuple(members) for name in names for members, _ in rankings[name].sets if len(rankings[name].sets) > 1]
+    return {members: _letter(i) for i, members in enumerate(sorted(set(sets)))}
 
 
 def _letter(i: int) -> str:
@@ -61,30 +61,30 @@ def _letter(i: int) -> str:
 
 
 def curve_table(rows: Sequence[Configuration], curve: Sequence[Point], width: int) -> str:
-    """A row per point of a rate–distortion curve, with the measured β and C where these are not the configured ones."""
-    own = [rows[point.index] for point in curve]
-    errors = [row.figures.get("reconstruction/mse_mean") for row in own]
+    """Formats a row per point of a rate–distortion curve, with measured β and C where these are not the configured."""
+    of_curve = [rows[point.index] for point in curve]
+    errors = [row.figures.get("reconstruction/mse_mean") for row in of_curve]
     means = [
         [Interval(value, None, None, 1) for value in values] for values in zip(*(p[1:3] for p in curve), strict=True)
     ]
-    blank, one, none = [""] * len(own), [1] * len(own), [ABSENT] * len(own)
+    blank, one, none = [""] * len(curve), [1] * len(curve), [ABSENT] * len(curve)
     flowing = [["rate", *_cells(means[0], blank, one, none)], ["distortion", *_cells(means[1], blank, one, none)]]
     if any(errors):
         of_mse = [error and Interval(error.mean, None, None, 1) for error in errors]
         flowing.append(["mse", *_cells(of_mse, blank, one, none)])
-    for name in unreached(own):
+    for name in unreached(of_curve):
         flowing.append(
             [
                 f"measured {name}",
-                *(span([run.scheduled[name][0] for run in row.runs if name in run.scheduled]) for row in own),
+                *(span([run.scheduled[name][0] for run in row.runs if name in run.scheduled]) for row in of_curve),
             ]
         )
     flowing.append(["", *("dominated" if point.dominated else "" for point in curve)])
-    return layout(_labels(own, columns(own)[0]), flowing, width)
+    return layout(_labels(of_curve, columns(of_curve)[0]), flowing, width)
 
 
 def curve_heading(rows: Sequence[Configuration], curve: Sequence[Point]) -> str:
-    """What a rate–distortion table is of."""
+    """Returns the heading of a rate–distortion table."""
     settings = rows[curve[0].index].settings
     of = ", ".join(f"{key}={word(settings[key])}" for key in ALWAYS_SHOWN[1:4] if key in settings)
     codes = any("likelihood/kl" not in rows[point.index].figures for point in curve)
@@ -93,17 +93,17 @@ def curve_heading(rows: Sequence[Configuration], curve: Sequence[Point]) -> str:
 
 
 def unreached(rows: Sequence[Configuration]) -> dict[str, list[Configuration]]:
-    """Scheduled weights, and the rows whose measured ones are more than 5 % off the schedule's end."""
-    found: dict[str, list[Configuration]] = {}
+    """Returns scheduled weights, and the rows whose measured ones are more than 5 % off the schedule's end."""
+    by_weight: dict[str, list[Configuration]] = {}
     for row in rows:
         weights = [(name, *values) for run in row.runs for name, values in run.scheduled.items()]
         for name in dict.fromkeys(name for name, value, end in weights if abs(value - end) > 0.05 * abs(end) + 1e-6):
-            found.setdefault(name, []).append(row)
-    return found
+            by_weight.setdefault(name, []).append(row)
+    return by_weight
 
 
 def span(values: Sequence[float]) -> str:
-    """Values to three digits, as `2.4` or `2.4 to 3`."""
+    """Writes values to three digits, as `2.4` or `2.4 to 3`."""
     return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))) if values else ABSENT
 
 
@@ -120,14 +120,14 @@ def _shown(value: Any) -> str:
 def _cells(
     values: Sequence[Interval | None], marks: Sequence[str], sizes: Sequence[int], absent: Sequence[str]
 ) -> list[str]:
-    """`mean ± half`, aligned, to two digits of the middle half; four digits of the mean where there is none.
+    """Formats `mean ± half`, aligned, to two digits of the middle half; four digits of the mean where there is none.
 
-    A figure that fewer seeds have than the row is followed by their number. absent: what stands for None.
+    A mean over fewer seeds than the row has is followed by their number. absent: what stands for None.
     """
-    found = [value for value in values if value]
-    halves = [value.mean - value.low for value in found if value.low is not None]
+    known = [value for value in values if value]
+    halves = [value.mean - value.low for value in known if value.low is not None]
     places = _places(
-        [h for h in halves if h > 1e-9 * _largest([v.mean for v in found])], [value.mean for value in found]
+        [h for h in halves if h > 1e-9 * _largest([v.mean for v in known])], [value.mean for value in known]
     )
     means = [no if v is None else f"{v.mean:.{places}f}" for v, no in zip(values, absent, strict=True)]
     spreads = [
@@ -144,7 +144,7 @@ def _cells(
 
 
 def _places(halves: Sequence[float], means: Sequence[float]) -> int:
-    """Decimals of a column."""
+    """Returns the decimals of a column."""
     if all(float(mean).is_integer() for mean in means) and not halves:
         return 0
     digits = (
@@ -163,7 +163,7 @@ def _padded(texts: Sequence[str], pad: Any) -> list[str]:
 
 
 def layout(fixed: list[list[str]], flowing: list[list[str]], width: int) -> str:
-    """Columns side by side; where they do not fit, in blocks that each begin with the fixed ones."""
+    """Sets columns side by side; where they do not fit, in blocks that each begin with the fixed ones."""
     room = width - max(max(map(len, column)) for column in flowing) - len(GAP)
     while len(GAP) * len(fixed) + sum(max(map(len, column)) for column in fixed) > room:
         i = max(range(len(fixed)), key=lambda i: max(map(len, fixed[i])))
@@ -186,7 +186,7 @@ def layout(fixed: list[list[str]], flowing: list[list[str]], width: int) -> str:
 def records(
     rows: Sequence[Configuration], labels: Sequence[str], figures: Sequence[str], rankings: Mapping[str, Ranking]
 ) -> list[dict[str, Any]]:
-    """What a JSON file says of each configuration. A figure whose seeds cannot be averaged has null for its mean."""
+    """Returns a JSON record per configuration. A metric whose seeds cannot be averaged has null for its mean."""
     result = []
     for i, row in enumerate(rows):
         measured = {}
@@ -217,7 +217,7 @@ def records(
 
 
 def as_csv(records: Sequence[dict[str, Any]]) -> str:
-    """The same as CSV: mean, low, high and n of each figure, empty where there is none."""
+    """Writes records as CSV: mean, low, high and n of each metric, empty where there is none."""
     names = dict.fromkeys(name for record in records for name in record["figures"])
     rows = []
     for record in records:

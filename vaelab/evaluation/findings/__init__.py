@@ -1,1 +1,1 @@
-"""Findings: what is wrong with a model or a training, the evidence, the remedy."""
+"""Findings: what is wrong with a model or its training, the evidence, the remedy."""

@@ -10,25 +10,25 @@ import numpy as np
 from vaelab.evaluation.findings.health import Finding
 
 LEAST_POINTS = 5
-"""Epochs that a trend is judged from: with fewer, a line fits whatever happened."""
+"""Fewest epochs that a trend is judged from: with fewer, a line fits whatever happened."""
 LAST_PART = 5
-"""The last 1/5 of a run shows whether it still improves."""
+"""Divisor of a run's length: its last fifth shows whether it still improves."""
 CLEAR = 5.0
 """Standard errors beyond which a trend is no noise. So many, because the best of all epochs is compared with the last,
-and few epochs know their noise badly. Of flat curves whose noise is 5 % of the gain, `overfitting` is said by chance
-of less than one in a thousand with 100 epochs, of one in 300 with 20, of one in 55 with 10."""
+and few epochs give a poor estimate of their noise. Among flat curves whose noise is 5 % of the gain, `overfitting` is
+reported by chance for less than one in a thousand with 100 epochs, one in 300 with 20, one in 55 with 10."""
 WORTH = 0.01
-"""Part of what training gained that a change must reach to matter to anyone."""
+"""Fraction of what training gained that a change must reach to matter."""
 RISE = 0.25
-"""Part of what training gained that must be lost again for a run to be called diverging."""
+"""Fraction of what training gained that must be lost again for a run to be called diverging."""
 SPIKE, SPIKE_SIZE = 10.0, 0.1
-"""A window is a spike if it lies above its neighbours by so many median deviations, and by so much of the gain."""
+"""Limits of a spike: median deviations that a window lies above its neighbours by, and fraction of the gain."""
 SPIKE_WINDOWS = 20
-"""Logging windows that a spike is looked for in, at least: their spread must be known."""
+"""Fewest logging windows in which spikes are looked for: their spread must be known."""
 SCHEDULE_SHORT = 0.05
-"""Part of a schedule's range that may be missing at the end: the last window's mean lags a little behind its end."""
+"""Fraction of a schedule's range that may be missing at the end: the last window's mean lags a little behind."""
 SCALARS = ("beta", "capacity", "gamma", "commitment_cost")
-"""What a schedule may change and the objective depends on: losses under different values cannot be compared."""
+"""Scalars that a schedule may change and the objective depends on: losses under different values do not compare."""
 
 STATUS = {
     "interrupted": ("stopped from outside after {epochs} epochs", "vaelab train resume=RUN continues it exactly"),
@@ -44,7 +44,7 @@ STATUS = {
 
 
 def diagnose_training(rows: list[dict[str, float]], summary: dict[str, Any]) -> list[Finding]:
-    """How training ended, and what its curves show.
+    """Diagnoses how training ended, and what its curves show.
 
     rows: of metrics.csv, a dictionary of the filled cells each. summary: content of summary.json; empty if it was not
     written. The curve is that of what is minimised (`loss`); where that has a moving weight (model=capacity) or a
@@ -67,13 +67,13 @@ def diagnose_training(rows: list[dict[str, float]], summary: dict[str, Any]) -> 
 
 
 def _objective(rows: list[dict[str, float]]) -> str:
-    """The name of the figure whose curve is judged."""
+    """Returns the name of the metric whose curve is judged."""
     names = {name.partition("/")[2] for row in rows for name in row}
     return "loss" if "beta" in names else "elbo" if "elbo" in names else "reconstruction"
 
 
 def _curve(rows: list[dict[str, float]], part: str) -> np.ndarray:
-    """`part/objective` of the rows since the last change of a schedule, [n, 2]: step and value, least is best."""
+    """Returns `part/objective` of the rows since the last change of a schedule, [n, 2]: step, value; least is best."""
     name = _objective(rows)
     key, sign = f"{part}/{name}", -1 if name == "elbo" else 1
     scalars = [f"{part}/{name}" for name in SCALARS]
@@ -87,19 +87,19 @@ def _curve(rows: list[dict[str, float]], part: str) -> np.ndarray:
 
 
 def _noise(values: np.ndarray) -> float:
-    """Standard deviation around a smooth curve, from second differences of the later half, [n] -> scalar."""
+    """Estimates the deviation around a smooth curve, from second differences of the later half, [n] -> scalar."""
     late = values[len(values) // 2 :] if len(values) >= 2 * LEAST_POINTS else values
     return float(np.diff(late, 2).std() / math.sqrt(6)) if len(late) > 2 else math.inf
 
 
 def _smooth(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Means of a tenth of the points, three at least, [n] -> [n - width + 1], and the error of their differences."""
+    """Averages over a tenth of the points, three at least, [n] -> [n - width + 1]; and the error of differences."""
     width = max(3, len(values) // 10)
     return np.convolve(values, np.ones(width) / width, "valid"), _noise(values) * math.sqrt(2 / width)
 
 
 def _gain(values: np.ndarray) -> float:
-    """What training gained, [n] -> scalar: to the least, from the level that a tenth of the values lie above.
+    """Computes what training gained, [n] -> scalar: from the level that a tenth of the values lie above, to the least.
 
     Not from the first value: a bad start can be worse by any order of magnitude.
     """
@@ -112,7 +112,7 @@ def _label(rows: list[dict[str, float]], part: str) -> str:
 
 
 def _diagnose_rise(rows: list[dict[str, float]], train: np.ndarray) -> list[Finding]:
-    """Is the training objective getting worse?"""
+    """Diagnoses a training objective that is getting worse."""
     if len(train) < LEAST_POINTS:
         return []
     values = train[:, 1]
@@ -125,7 +125,7 @@ def _diagnose_rise(rows: list[dict[str, float]], train: np.ndarray) -> list[Find
 
 
 def _diagnose_spikes(rows: list[dict[str, float]]) -> list[Finding]:
-    """Windows of the training objective far above their neighbours; a short window is noisier, and weighs less."""
+    """Diagnoses windows of the training objective far above their neighbours; short ones are noisier and weigh less."""
     windows = _curve(rows, "step")
     if len(windows) < SPIKE_WINDOWS:
         return []
@@ -148,7 +148,7 @@ def _diagnose_spikes(rows: list[dict[str, float]]) -> list[Finding]:
 
 
 def _diagnose_overfitting(rows: list[dict[str, float]], train: np.ndarray, val: np.ndarray) -> list[Finding]:
-    """Does the validation objective worsen while the gap to the training objective grows?"""
+    """Diagnoses a validation objective that worsens while its gap to the training objective grows."""
     at = dict(train.tolist())
     both = np.array([(value, at[step]) for step, value in val if step in at]).reshape(-1, 2)
     if len(both) < LEAST_POINTS:
@@ -168,7 +168,7 @@ def _diagnose_overfitting(rows: list[dict[str, float]], train: np.ndarray, val: 
 
 
 def _diagnose_still_improving(rows: list[dict[str, float]], curve: np.ndarray) -> list[Finding]:
-    """A line through the last fifth: does it fall beyond doubt, and by an amount that matters?"""
+    """Diagnoses a line through the last fifth that falls beyond doubt, and by an amount that matters."""
     if len(curve) < LEAST_POINTS:
         return []
     last = curve[-max(LEAST_POINTS, len(curve) // LAST_PART) :, 1]
@@ -190,7 +190,7 @@ def _diagnose_still_improving(rows: list[dict[str, float]], curve: np.ndarray) -
 def diagnose_schedules(
     rows: list[dict[str, float]], schedules: dict[str, Any], ended: dict[str, Any] | None = None
 ) -> list[Finding]:
-    """Did schedules reach their ends?
+    """Diagnoses schedules that did not reach their ends.
 
     rows: of metrics.csv. schedules: `schedule` of the run's config; those without `start` and `end` are not judged.
     ended: values of the model's scalars at the end of training, as `objective` of summary.json has them.

@@ -1,6 +1,6 @@
-"""Diagnoses of a run from its figures. docs/doctor.md explains each code.
+"""Diagnoses of a run from the metrics of its evaluation. docs/doctor.md explains each code.
 
-Pure functions of numbers: nothing is read, drawn or trained here. A figure that is missing or not finite is not judged.
+Pure functions of numbers: nothing is read, drawn or trained here. A metric that is missing or not finite is not judged.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from vaelab.evaluation.findings.health import (
 __all__ = ["diagnose_evaluation", "diagnose_schedules", "diagnose_training", "verdicts"]
 
 BIASED = 0.1
-"""Nats per image that log p_hat is too low by, when that is said. With E effective samples of K it is by about
+"""Nats per image from which on log p_hat is reported as too low. With E effective samples of K it is so by about
 (1 / E - 1 / K) / 2, half the variance of log p_hat, or more: a few samples underestimate the spread of the weights."""
 MI_MARGIN, MI_PART, MI_REACHED = 3.0, 0.8, 0.5
-"""Nats below log N, and part of log N, from which on the mutual information with N images misses what more of them
-would show, a few tenths of a nat or more, and the total correlation is too large by as much. The part keeps small sets
-from being called saturated whatever their codes. Within the last, in nats, the bound is reached."""
+"""Nats below log N, and fraction of log N, from which on the mutual information with N images misses what more of
+them would show, a few tenths of a nat or more, and the total correlation is too large by as much. The fraction keeps
+small sets from being called saturated whatever their codes. Within the last, in nats, the bound is reached."""
 LARGE_GAP, LARGE_GAP_NATS = 0.1, 1.0
-"""Amortisation gap that is large: a tenth of the KL, which the encoder is to spend well, and a nat at the least."""
+"""Amortisation gap that is reported as large: a tenth of the KL, which the encoder is to spend well, and one nat."""
 DRAWN_PER_CODE = 10
-"""Codes drawn for each of the codebook: with fewer, codes in rare use look dead, and frequencies uneven."""
+"""Draws needed per code of the codebook: with fewer, codes in rare use look dead, and frequencies uneven."""
 UNEVEN_CODES = 0.7
-"""Part of log2 K bits per code below which the uniform prior wastes what a learned one saves. A third of the codes in
-even use, the low end of the healthy range, comes to 0.8 of 9 bits."""
+"""Fraction of log2 K bits per code below which the uniform prior wastes what a learned one saves. A third of the codes
+in even use, the low end of the healthy range, comes to 0.8 of 9 bits."""
 WEAK_JUDGE = 0.5
-"""A judge that goes less than this part of the way from chance to certainty on test images cannot judge pictures."""
+"""Fraction of the way from chance to certainty on test images below which a judge cannot judge pictures."""
 LABEL_FOLLOWED = 0.2
-"""Part of the way from chance to the judge's own accuracy: a decoder that ignores the label stays at 0, one that uses
-it goes most of it."""
+"""Fraction of the way from chance to the judge's own accuracy below which the label is ignored: a decoder that ignores
+it stays at 0, one that uses it goes most of the way."""
 LABEL_LEFT = 0.5
-"""z holds the label if a probe reads it this part of the way from chance to the judge's accuracy on images."""
+"""Fraction of the way from chance to the judge's accuracy on images at which a probe's reading shows the label in z."""
 Z_VISIBLE = 0.01
-"""Change by another image's code, in units of the reconstruction error: exactly 0 for a decoder that ignores z, above
-1 for one that uses it."""
+"""Change by another image's code, in units of the reconstruction error, below which z is ignored: exactly 0 for a
+decoder that ignores z, above 1 for one that uses it."""
 MEMORISED = 0.5
-"""Samples this much nearer to training images than real unseen images are. Soft pictures alone reach 0.7, since a
-smooth image is near to every other; copies reach 0."""
+"""Ratio of the samples' distance to training images to that of real unseen images below which they count as copies.
+Soft pictures alone reach 0.7, since a smooth image is near to every other; copies reach 0."""
 
 
 def diagnose_evaluation(figures: dict[str, float], subject: dict[str, Any]) -> list[Finding]:
-    """What is wrong with a model, from the figures of its evaluation.
+    """Diagnoses what is wrong with a model, from the metrics of its evaluation.
 
     figures, subject: as in evaluation.json. `latents/images`, the number N of
     images that the aggregate posterior was made of, gives the mutual information its bound; without it, `images` of
@@ -67,25 +67,25 @@ def diagnose_evaluation(figures: dict[str, float], subject: dict[str, Any]) -> l
 
 
 def verdicts(figures: dict[str, float], findings: list[Finding]) -> dict[str, str]:
-    """What became of the codebook, the label and z, in a word or a few, where their sections were measured.
+    """Judges the codebook, the label and z in a word or a few, where their sections were measured.
 
     figures: as in evaluation.json. findings: what `diagnose_evaluation` makes of them. Returns some of `codebook`
     (collapse, sparse, healthy, full, too few images to tell), `label` (used, ignored, the judge cannot tell) and
     `z` (used, ignored).
     """
-    codes, found = {finding.code for finding in findings}, {}
+    codes, words = {finding.code for finding in findings}, {}
     if "codebook/usage" in figures:
         usage = figures["codebook/usage"]
         use = next((use for use in ("collapse", "sparse") if f"codebook_{use}" in codes), None)
         use = use or ("full" if usage > CODEBOOK_HEALTHY[1] else "healthy")
-        found["codebook"] = use if _enough_codes(figures) else "too few images to tell"
+        words["codebook"] = use if _enough_codes(figures) else "too few images to tell"
     if "conditional/sample_accuracy" in figures:
         told = _has(figures, "conditional/chance", "conditional/classifier_accuracy") and "weak_judge" not in codes
         told = told and figures["conditional/classifier_accuracy"] > figures["conditional/chance"]
         use = "ignored" if "label_ignored" in codes else "used"
-        found["label"] = use if told else "the judge cannot tell"
-        found["z"] = "ignored" if "z_ignored" in codes else "used"
-    return found
+        words["label"] = use if told else "the judge cannot tell"
+        words["z"] = "ignored" if "z_ignored" in codes else "used"
+    return words
 
 
 def _has(figures: dict[str, float], *names: str) -> bool:
@@ -128,7 +128,7 @@ def _diagnose_latents(f: dict[str, float], subject: dict[str, Any]) -> list[Find
 
 
 def _diagnose_information(f: dict[str, float], subject: dict[str, Any]) -> list[Finding]:
-    """Is the mutual information that of the images, or that of their number?"""
+    """Diagnoses a mutual information that is bounded by the number of images."""
     images, mi = f.get("latents/images", subject.get("images")), f.get("latents/kl_index_code_mi", -math.inf)
     if images is None or images < 2 or mi <= max(math.log(images) - MI_MARGIN, MI_PART * math.log(images)):
         return []
@@ -143,7 +143,7 @@ def _diagnose_information(f: dict[str, float], subject: dict[str, Any]) -> list[
 
 
 def _enough_codes(figures: dict[str, float]) -> bool:
-    """Whether so many codes were drawn that their frequencies can be judged."""
+    """Whether enough codes were drawn to judge their frequencies."""
     drawn, codes = figures.get("codebook/drawn", 0.0), figures.get("codebook/codes", math.inf)
     return drawn >= DRAWN_PER_CODE * codes > 0
 
@@ -175,7 +175,7 @@ def _diagnose_codes(f: dict[str, float]) -> list[Finding]:
 
 
 def _diagnose_condition(f: dict[str, float]) -> list[Finding]:
-    """The conditional audit: who decides what is drawn, z or the label?"""
+    """Diagnoses a conditional model from its audit: whether z and the label decide what is drawn."""
     if not _has(f, "conditional/chance", "conditional/classifier_accuracy"):
         return []
     findings = []
@@ -189,10 +189,10 @@ def _diagnose_condition(f: dict[str, float]) -> list[Finding]:
         return findings
     if judge < chance + WEAK_JUDGE * (1 - chance):
         evidence = f"the classifier that judges is right on {judge:.1%} of the test images (chance {chance:.1%})"
-        return [*findings, Finding("weak_judge", evidence, "do not trust the audit of the label, nor samples/ figures")]
+        return [*findings, Finding("weak_judge", evidence, "do not trust the audit of the label, nor samples/ metrics")]
 
     def part(accuracy: float) -> float:
-        """Of the way from chance to the judge's accuracy."""
+        """Returns the fraction of the way from chance to the judge's accuracy."""
         return (accuracy - chance) / (judge - chance)
 
     if part(f.get("conditional/sample_accuracy", math.inf)) < LABEL_FOLLOWED:

@@ -1,4 +1,4 @@
-"""Diagnoses of a model from its figures: what is wrong, the evidence, the remedy."""
+"""Diagnoses of a model from its metrics: what is wrong, the evidence, the remedy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COLLAPSED_KL = 0.5
-"""Nats below which a posterior says nothing of the image."""
+"""Nats of KL below which a posterior has collapsed: it says nothing of the image."""
 MUCH_KL, LITTLE_EXPLAINED = 5.0, 1 / 3
-"""Nats that must explain more than this part of the way from the mean picture to the images."""
+"""Nats of KL that count as much, and fraction of the way from the mean picture to the images that they must explain."""
 FAR_OFF, FAR_BEHIND = (0.5, 0.05), (1.0, 0.25)
-"""Nats, and part of C, that the KL may be off a C that stands still, and one that moves."""
+"""Limits of the KL's distance from C, as nats and fraction of C: for a C that stands still, and one that moves."""
 STANDS = 0.001
-"""Part of C by which its mean over an epoch may differ from its last value if it stood still."""
+"""Fraction of C by which its mean over an epoch may differ from its last value if it stood still."""
 CODEBOOK_COLLAPSE, CODEBOOK_HEALTHY = 0.10, (0.30, 0.70)
 """Fraction of the codes in use that counts as collapse, and the healthy range."""
 
 
 class Finding(NamedTuple):
-    """A diagnosis: a code that stays the same across runs, the figures it rests on, what to do."""
+    """A diagnosis: a code that stays the same across runs, the evidence in numbers, the remedy."""
 
     code: str
     evidence: str
@@ -41,7 +41,7 @@ def diagnose_latents(
     constraint: str | None = None,
     conditional: bool = False,
 ) -> list[Finding]:
-    """Health of a Gaussian posterior.
+    """Diagnoses a Gaussian posterior.
 
     figures: exact means in nats per image: `reconstruction`, `kl` and, for a constrained model,
     `capacity`. kl_per_dim: [d], nats. baseline: reconstruction term of the mean image; perfect: of
@@ -65,9 +65,10 @@ def diagnose_latents(
 
 
 def diagnose_collapse(kl: float, capacity: float | None, conditional: bool = False) -> list[Finding]:
-    """Does the posterior say anything of the image? kl: nats per image; capacity: C in nats, None if there is none.
+    """Diagnoses a posterior that says nothing of the image.
 
-    conditional: whether the label, which may say enough, enters the decoder beside z.
+    kl: nats per image. capacity: C in nats, None if there is none. conditional: whether the label, which may
+    say enough, enters the decoder beside z.
     """
     if kl >= COLLAPSED_KL or (capacity is not None and capacity <= 1):
         return []
@@ -82,7 +83,7 @@ def diagnose_collapse(kl: float, capacity: float | None, conditional: bool = Fal
 def _diagnose_information(
     kl: float, reconstruction: float, baseline: float, perfect: float, beta: float, constraint: str | None
 ) -> list[Finding]:
-    """Does the KL buy reconstruction?
+    """Diagnoses a KL that buys too little reconstruction.
 
     It is spent without information if it buys less than half of what any optimum would (at weight
     beta an optimal code gains at least beta nats per nat), or if many nats close little of the way
@@ -112,7 +113,7 @@ def _diagnose_information(
 
 
 def diagnose_capacity(kl: float, capacity: float, end: float) -> list[Finding]:
-    """Does the KL follow the capacity?
+    """Diagnoses a KL that does not follow the capacity.
 
     kl, capacity: means over a training epoch, nats. end: C at the epoch's end. While C moves, the
     KL runs after it and may be further away.
@@ -130,7 +131,7 @@ def diagnose_capacity(kl: float, capacity: float, end: float) -> list[Finding]:
 
 
 def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int) -> list[Finding]:
-    """Health of a codebook from the fraction of its codes in use and their perplexity over a whole epoch."""
+    """Diagnoses a codebook from the fraction of its codes in use and their perplexity over a whole epoch."""
     if usage >= CODEBOOK_COLLAPSE:
         return []
     return [
@@ -144,7 +145,7 @@ def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int) -> l
 
 
 def diagnose_output(reconstructions: Tensor, images: Tensor) -> list[Finding]:
-    """Health of decoded pictures, [B, C, H, W]: are they blank?"""
+    """Diagnoses decoded pictures, [B, C, H, W], that are blank."""
     contrast, wanted = reconstructions.std().item(), images.std().item()
     if contrast >= 0.01 * wanted:
         return []

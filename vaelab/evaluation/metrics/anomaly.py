@@ -1,4 +1,4 @@
-"""How well a score tells anomalous images from normal ones."""
+"""Measures how well a score tells anomalous images from normal ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def auroc(normal_scores: Tensor, anomalous_scores: Tensor) -> tuple[float, float]:
-    """Area under the receiver operating characteristic, and its standard error.
+    """Computes the area under the receiver operating characteristic, and its standard error.
 
     normal_scores: [N]; anomalous_scores: [M]; the higher, the more anomalous (so -ELBO, not ELBO).
     The area is the probability that an anomalous image scores higher than a normal one, ties counted
@@ -25,7 +25,7 @@ def auroc(normal_scores: Tensor, anomalous_scores: Tensor) -> tuple[float, float
 
 
 def _share_below(points: Tensor, others: Tensor) -> Tensor:
-    """The share of `others` below each point, ties counted half: [P], [O] -> [P]."""
+    """Computes the share of `others` below each point, ties counted half: [P], [O] -> [P]."""
     ranked = others.sort().values
     less, no_more = (torch.searchsorted(ranked, points, side=side) for side in ("left", "right"))
     return (less + no_more).double() / (2 * len(others))

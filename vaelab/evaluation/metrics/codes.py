@@ -1,4 +1,4 @@
-"""How a VQ-VAE uses its codebook, and what its codes cost in bits: functions of the indices alone."""
+"""Measures how a VQ-VAE uses its codebook, and what its codes cost in bits, from the indices alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vaelab.nn.quantizers import code_counts, perplexity
 
 
 class Rate(NamedTuple):
-    """Bits per image for its P = h * w codes, under three codes.
+    """Bits per image for its P = h * w codes, under three models of their frequencies.
 
     uniform: P log2 K, the prior of training. empirical: P times the entropy of the code frequencies over all
     positions. positional: the entropies of the frequencies at each position, summed.
@@ -24,7 +24,7 @@ class Rate(NamedTuple):
 
 
 class CodebookUse(NamedTuple):
-    """codes: K. dead: how many were never chosen. usage: fraction of the codes that were. perplexity: exp(entropy)."""
+    """Use of a codebook. codes: K. dead: number never chosen. usage: fraction chosen. perplexity: exp(entropy)."""
 
     codes: int
     dead: int
@@ -33,7 +33,7 @@ class CodebookUse(NamedTuple):
 
 
 def code_histogram(indices: Tensor, num_embeddings: int) -> Tensor:
-    """How often each code was chosen, [K] int64.
+    """Counts how often each code was chosen, [K] int64.
 
     indices: of a whole split, [N, h, w] integers in [0, K); num_embeddings: K. Raises ValueError for another shape or
     type, no images, or indices out of range.
@@ -42,7 +42,7 @@ def code_histogram(indices: Tensor, num_embeddings: int) -> Tensor:
 
 
 def codebook_use(histogram: Tensor) -> CodebookUse:
-    """Usage, dead codes and perplexity over everything that was counted. histogram: [K], not all zero."""
+    """Computes usage, dead codes and perplexity from counts. histogram: [K], not all zero."""
     if histogram.ndim != 1 or not histogram.any():
         raise ValueError(f"histogram: needs counts of K codes, [K], not all zero, not {list(histogram.shape)}")
     codes, dead = len(histogram), int((histogram == 0).sum())
@@ -50,7 +50,7 @@ def codebook_use(histogram: Tensor) -> CodebookUse:
 
 
 def rate_bits(indices: Tensor, num_embeddings: int) -> Rate:
-    """What the codes of an image cost, in bits, without a learned prior over them.
+    """Computes what the codes of an image cost, in bits, without a learned prior over them.
 
     indices: [N, h, w] integers in [0, K); num_embeddings: K. uniform is what the model promises (van den Oord et al.
     2017, section 3.3: a uniform prior while training). empirical and positional are lengths of ideal codes made for
@@ -70,16 +70,16 @@ def rate_bits(indices: Tensor, num_embeddings: int) -> Rate:
 
 
 def _entropy_bits(counts: Tensor) -> Tensor:
-    """Entropy of the frequencies in the last dimension: [..., K] -> [...], bits, float64."""
+    """Computes the entropy of the frequencies in the last dimension: [..., K] -> [...], bits, float64."""
     p = counts.double() / counts.sum(-1, keepdim=True)
     return torch.special.entr(p).sum(-1) / math.log(2)
 
 
 def _table(indices: Tensor, num_embeddings: int) -> Tensor:
-    """How often each code was chosen at each position, [P, K] int64 on the processor."""
+    """Counts how often each code was chosen at each position, [P, K] int64 on the processor."""
     if indices.ndim != 3 or indices.numel() == 0 or indices.is_floating_point() or indices.dtype == torch.bool:
-        found = f"{list(indices.shape)} of {indices.dtype}"
-        raise ValueError(f"indices: needs integers of one image or more, [N, h, w], not {found}")
+        given = f"{list(indices.shape)} of {indices.dtype}"
+        raise ValueError(f"indices: needs integers of one image or more, [N, h, w], not {given}")
     lowest, highest = int(indices.min()), int(indices.max())
     if lowest < 0 or highest >= num_embeddings:
         raise ValueError(f"indices: {lowest} to {highest} are not all codes of a codebook of {num_embeddings}")

@@ -1,4 +1,4 @@
-"""The audit of a conditional VAE: does it use the label, and does it use z?"""
+"""Audits a conditional VAE: whether it uses the label, and whether it uses z."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def class_accuracy(
     model: Model, judge: Judge, per_class: int, pixel_range: tuple[float, float], binary: bool, seed: int
 ) -> Tensor:
-    """How often the judge sees the class that was asked for, of each class: [K] float64.
+    """Measures how often the judge sees the class that was asked for, for each class: [K] float64.
 
     The mean over classes is the sample accuracy, whose chance is 1 / K whatever the judge says of
     images that have no class. Protocol: `per_class` images of each class from `generate` with
@@ -42,7 +42,7 @@ def swap_effects(
     binary: bool,
     seed: int,
 ) -> dict[str, float]:
-    """What changes in a reconstruction when the label, or the code, is another image's.
+    """Measures what changes in a reconstruction when the label, or the code, is another image's.
 
     images: [N, C, H, W] floats in pixel_range, as the model sees them, best a few thousand of a
     held-out split; labels: [N]. With z = mu(x, y), the posterior mean:
@@ -91,7 +91,7 @@ def swap_effects(
 
 
 def _swaps(labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """For each image another class, uniform over the others, and the index of another image; [N] both."""
+    """Draws for each image another class, uniform over the others, and the index of another image; [N] both."""
     generator = torch.Generator().manual_seed(seed)
     new_labels = (labels + torch.randint(1, num_classes, labels.shape, generator=generator)) % num_classes
     order = torch.randperm(len(labels), generator=generator)
@@ -101,19 +101,19 @@ def _swaps(labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference over the pixels of each image, [B] float64, on the processor."""
+    """Computes the mean squared difference over the pixels of each image, [B] float64, on the processor."""
     return (a - b).square().flatten(1).mean(1).cpu().double()
 
 
 def label_in_codes(codes: Tensor, labels: Tensor, seed: int) -> tuple[float, float]:
-    """How well a linear probe reads the label off the codes, and what guessing would reach.
+    """Measures how well a linear probe reads the label off the codes, and what guessing would reach.
 
-    codes: [N, d], the means mu(x, y) of held-out images; labels: [N]. A conditional VAE has no need
-    for label in z; its encoder sees the label, so that it may put it there all the same.
+    codes: [N, d], the means mu(x, y) of held-out images; labels: [N]. A conditional VAE does not need the
+    label in z; its encoder sees the label, so that it may put it there all the same.
 
-    Protocol: `linear_probe` learns from a half of the images, drawn with `seed`; both figures are of
-    the other half. Chance is the share of the first
-    half's most frequent class. Raises ValueError for other shapes, NaN, or a half with one class only.
+    Protocol: `linear_probe` learns from a half of the images, drawn with `seed`; both metrics are of
+    the other half. Chance is the share of the first half's most frequent class. Raises ValueError for
+    other shapes, NaN, or a half with one class only.
     """
     _check(codes, labels)
     known, asked = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed)).tensor_split(2)

@@ -1,11 +1,11 @@
-"""Disentanglement metrics on arrays of codes and factors, and all of them at once.
+"""Computes disentanglement metrics on arrays of codes and factors, one by one or all at once.
 
 Every function takes codes [N, d] and factors [N, F], one row per image, and refuses with ValueError
 what `vaelab.evaluation.metrics.factors.measured` lists; `continuous` is explained there. Codes are
 standardised first, so the scale of a dimension plays no part. Nothing is drawn but by `seed`.
 
 `disentanglement_lib` (Locatello et al. 2019, *Challenging Common Assumptions in the Unsupervised
-Learning of Disentangled Representations*) has the settings that published figures use; deviations
+Learning of Disentangled Representations*) has the settings that published values use; deviations
 from it stand in each docstring.
 """
 
@@ -29,20 +29,20 @@ from vaelab.evaluation.metrics.predictability import DEPTHS, TREES, dci, explici
 from vaelab.evaluation.metrics.probes import entropy, joint_counts, mutual_information
 
 GROUPS = (10_000, 5_000)
-"""Groups of images to fit on and to score: disentanglement_lib's numbers."""
+"""Numbers of groups of images to fit on and to score: those of disentanglement_lib."""
 GROUP_SIZE = 64
 FEWEST = 5
-"""Rows that a value of a factor needs in either part for groups to be drawn from it."""
+"""Fewest rows that a value of a factor needs in either part for groups to be drawn from it."""
 ROWS = 10_000
-"""Images at most: more take longer and change little."""
+"""Most images that are measured: more take longer and change little."""
 
 
 def disentanglement(
     codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0
 ) -> tuple[dict[str, float], str]:
-    """All metrics of this module and of `vaelab.evaluation.metrics.predictability`, and the protocol in words.
+    """Computes all metrics of this module and of `vaelab.evaluation.metrics.predictability`, and words the protocol.
 
-    Returns figures beta_vae, factor_vae, mig, sap, dci_disentanglement, dci_completeness,
+    Returns metrics beta_vae, factor_vae, mig, sap, dci_disentanglement, dci_completeness,
     dci_informativeness, modularity, explicitness. Of more than 10,000 images that many are drawn at
     random. A factor with one value is left out. Where a factor has too few images of a value
     for the two metrics that draw groups, these two are left out. The protocol says so.
@@ -86,7 +86,7 @@ def _protocol(codes: np.ndarray, kinds: np.ndarray, seed: int) -> str:
 
 
 def beta_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0) -> float:
-    """β-VAE score (Higgins et al. 2017, section 3), an accuracy: 1 / F at chance, 1 at best.
+    """Computes the β-VAE score (Higgins et al. 2017, section 3), an accuracy: 1 / F at chance, 1 at best.
 
     One factor is chosen and 64 pairs of images are drawn that agree in it. The mean of |z - z'| over
     the pairs, [d], is one point; a linear classifier predicts the factor.
@@ -111,12 +111,12 @@ def beta_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continuou
     _refuse_too_few(data, seed)
 
     def points(rows: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        z, found = data.codes[rows], []
+        z, by_factor = data.codes[rows], []
         for classes in data.classes[rows].T:
             first, second = _pairs(classes, groups // data.classes.shape[1], rng)
             parts = zip(_chunks(first), _chunks(second), strict=True)
-            found.append(np.concatenate([np.abs(z[a] - z[b]).mean(1) for a, b in parts]))
-        return np.concatenate(found), np.repeat(np.arange(len(found)), [len(part) for part in found])
+            by_factor.append(np.concatenate([np.abs(z[a] - z[b]).mean(1) for a, b in parts]))
+        return np.concatenate(by_factor), np.repeat(np.arange(len(by_factor)), [len(part) for part in by_factor])
 
     rng = np.random.default_rng(seed)
     train, test = split(len(data.codes), seed)
@@ -125,7 +125,7 @@ def beta_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continuou
 
 
 def factor_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0) -> float:
-    """FactorVAE score (Kim & Mnih 2018, section 4), an accuracy: about 1 / F at chance, 1 at best.
+    """Computes the FactorVAE score (Kim & Mnih 2018, section 4), an accuracy: about 1 / F at chance, 1 at best.
 
     One factor is chosen, one of its values, and 64 images of that value. The dimension whose variance
     among them is the smallest share of its variance in all images votes for the factor. Each
@@ -164,25 +164,25 @@ def factor_vae_score(codes: np.ndarray, factors: np.ndarray, continuous: Continu
 
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:
-    """Groups [G, 64] in parts, so that their codes stay small in memory."""
+    """Splits groups [G, 64] into parts, so that their codes stay small in memory."""
     return np.array_split(rows, max(1, len(rows) // 250))
 
 
 def _by_value(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in the order of their values, where each value starts in it, and how many rows it has."""
+    """Returns rows in the order of their values, where each value starts in it, and how many rows it has."""
     counts = np.bincount(classes)
     return np.argsort(classes, kind="stable"), counts.cumsum() - counts, counts
 
 
 def _groups(classes: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows [groups, 64]; those of a group share one value."""
+    """Draws rows [groups, 64]; those of a group share one value."""
     order, starts, counts = _by_value(classes)
     value = classes[rng.integers(len(classes), size=(groups, 1))]
     return order[starts[value] + rng.integers(counts[value], size=(groups, GROUP_SIZE))]
 
 
 def _pairs(classes: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays of rows [groups, 64]; those in the same place are two different rows of one value."""
+    """Draws two arrays of rows [groups, 64]; those in the same place are two different rows of one value."""
     order, starts, counts = _by_value(classes)
     place = rng.integers(len(classes), size=(groups, GROUP_SIZE))
     value = classes[order[place]]
@@ -191,7 +191,7 @@ def _pairs(classes: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[
 
 
 def _too_few(data: Measured, seed: int) -> str:
-    """Why groups cannot be drawn from these rows; empty if they can."""
+    """Returns why groups cannot be drawn from these rows; empty if they can."""
     for part in split(len(data.classes), seed):
         for j, classes in enumerate(data.classes.T):
             fewest = np.bincount(classes[part], minlength=classes.max() + 1).min()
@@ -210,7 +210,7 @@ def _refuse_too_few(data: Measured, seed: int) -> None:
 
 
 def mig(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -> float:
-    """Mutual information gap (Chen et al. 2018, eq. 6), in [0, 1].
+    """Computes the mutual information gap (Chen et al. 2018, eq. 6), in [0, 1].
 
     For each factor, the information of the dimension that knows most about it minus that of the
     second, over the factor's entropy; averaged over the factors.
@@ -231,7 +231,7 @@ def mig(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -
 
 
 def modularity(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -> float:
-    """Modularity (Ridgeway & Mozer 2018, section 3), in [0, 1]; 0 if the codes know nothing.
+    """Computes the modularity (Ridgeway & Mozer 2018, section 3), in [0, 1]; 0 if the codes know nothing.
 
     A dimension is modular if it knows about one factor only. With m_j its information about factor j
     and m* the largest, its score is 1 - sum of m_j² over the others / (m*² (F - 1)). The mean over
@@ -253,25 +253,25 @@ def modularity(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = 
 
 
 def _information(data: Measured) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """For each factor: I(z_i; v) [d] in nats, whether it is beyond chance [d], and the entropy of v.
+    """Computes for each factor I(z_i; v) [d] in nats, whether it is beyond chance [d], and the entropy of v.
 
     Beyond chance: 2 N I of independent columns is about chi-squared with (bins - 1)(values - 1)
     degrees of freedom.
     """
     from scipy.stats import chi2
 
-    found = []
+    information = []
     for j, is_continuous in enumerate(data.continuous):
         classes = _equal_width_bins(data.factors[:, [j]], BINS)[:, 0] if is_continuous else data.classes[:, j]
         counts = joint_counts(_equal_width_bins(data.codes, max(BINS, classes.max() + 1)), classes)
         freedom = ((counts.sum(2) > 0).sum(1) - 1) * ((counts.sum(1) > 0).sum(1) - 1)
         evidence = 2 * len(classes) * mutual_information(counts, corrected=False)
         significant = (freedom > 0) & (evidence > chi2.isf(1e-6, np.maximum(freedom, 1)))
-        found.append((mutual_information(counts), significant, float(entropy(np.bincount(classes)))))
-    return found
+        information.append((mutual_information(counts), significant, float(entropy(np.bincount(classes)))))
+    return information
 
 
 def _equal_width_bins(x: np.ndarray, bins: int) -> np.ndarray:
-    """Bin of each entry, [N, K] int, between the least and the greatest of its column; x [N, K]."""
+    """Returns the bin of each entry, [N, K] int, between the least and the greatest of its column; x [N, K]."""
     low, width = x.min(0), np.ptp(x, axis=0)
     return np.minimum((x - low) / np.where(width > 0, width, 1) * bins, bins - 1).astype(np.int64)

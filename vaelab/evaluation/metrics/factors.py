@@ -1,4 +1,4 @@
-"""Codes and factors as the disentanglement metrics need them: checked, standardised, split, binned."""
+"""Brings codes and factors into the form that disentanglement metrics need: checked, standardised, split, binned."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from vaelab.evaluation.metrics.probes import equal_mass_bins
 BINS = 20
 """Bins of a code, and of a continuous factor: disentanglement_lib's number."""
 MIN_ROWS = 100
-"""Fewer images are refused: every metric would measure its own noise."""
+"""Fewest images that are measured: with fewer every metric would measure its own noise."""
 MIN_OTHERS = 30
-"""Rows that a factor needs outside its commonest value, so that both parts of a split hold two values."""
+"""Fewest rows that a factor needs outside its commonest value, so that both parts of a split hold two values."""
 
 
 Continuous = bool | Sequence[bool] | np.ndarray | None
-"""Which factors are continuous: one word for all, or one for each. None: floating point ones are."""
+"""Type that says which factors are continuous: one word for all, or one for each. None: floating point ones are."""
 
 
 class Measured(NamedTuple):
-    """codes: [N, d], standardised in each dimension; a constant dimension is all zeros.
-    active: [d], whether a dimension varies. factors: [N, F] float64. classes: [N, F], the factor's
-    value as an index from 0; for a continuous factor, its bin of equal mass. continuous: [F].
+    """Codes and factors that were checked.
+
+    codes: [N, d], standardised in each dimension; a constant dimension is all zeros. active: [d],
+    whether a dimension varies. factors: [N, F] float64. classes: [N, F], the factor's value as an index
+    from 0; for a continuous factor, its bin of equal mass. continuous: [F].
     """
 
     codes: np.ndarray
@@ -66,7 +68,7 @@ def measured(codes: np.ndarray, factors: np.ndarray, continuous: Continuous) -> 
 
 
 def checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays, codes in float64, if they are [N, d] and [N, F] numbers without NaN; else ValueError."""
+    """Returns the arrays, codes in float64, if they are [N, d] and [N, F] numbers without NaN; else ValueError."""
     codes, factors = np.asarray(codes), np.asarray(factors)
     shapes = f"codes {codes.shape} and factors {factors.shape}"
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
@@ -84,12 +86,12 @@ def checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def is_constant(x: np.ndarray) -> np.ndarray:
-    """Which columns of [N, K] vary by no more than a rounding of single precision, [K]."""
+    """Tells which columns of [N, K] vary by no more than a rounding of single precision, [K]."""
     return x.std(0) <= 1e-7 * np.abs(x).max(0)
 
 
 def as_classes(factors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """The factors' values as indices from 0, [N, F]; continuous ones in BINS bins of equal mass."""
+    """Returns the factors' values as indices from 0, [N, F]; continuous ones in BINS bins of equal mass."""
     columns = [
         equal_mass_bins(column[:, None], BINS)[:, 0] if kind else np.unique(column, return_inverse=True)[1]
         for column, kind in zip(factors.T, kinds, strict=True)
@@ -98,12 +100,12 @@ def as_classes(factors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def others_than_commonest(classes: np.ndarray) -> int:
-    """How many of the rows [N] do not have the commonest value."""
+    """Counts the rows [N] that do not have the commonest value."""
     return len(classes) - int(np.bincount(classes).max())
 
 
 def which_continuous(factors: np.ndarray, continuous: Continuous) -> np.ndarray:
-    """[F] bool; see `measured`."""
+    """Tells which factors are continuous, [F] bool; see `measured`."""
     kinds = np.asarray(factors.dtype.kind == "f" if continuous is None else continuous, dtype=bool)
     if kinds.shape not in ((), (factors.shape[1],)):
         raise ValueError(f"continuous has shape {kinds.shape}, factors {factors.shape}: one word per factor is needed")
@@ -111,6 +113,6 @@ def which_continuous(factors: np.ndarray, continuous: Continuous) -> np.ndarray:
 
 
 def split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit on and rows to score, at random, two to one as disentanglement_lib's 10,000 and 5,000."""
+    """Draws rows to fit on and rows to score, two to one as disentanglement_lib's 10,000 and 5,000."""
     order = np.random.default_rng(seed).permutation(n)
     return order[: 2 * n // 3], order[2 * n // 3 :]

@@ -1,4 +1,4 @@
-"""The judge: a small image classifier, trained on the data set's own labelled images.
+"""Trains the judge: a small image classifier, on the data set's own labelled images.
 
 It tells whether a generated image shows what was asked for, and its features are the space in which
 generated and real images are compared. It is trained where it is used and cached, so that no
@@ -29,13 +29,13 @@ ARCHITECTURE = 1
 FEATURES, WIDTH = 64, 16
 """Features of an image, and channels of the first layer."""
 LARGEST = 32
-"""Pixels of a side that the judge looks at, at most: the cost of a larger image would be its area."""
+"""Most pixels of a side that the judge looks at: the cost of a larger image would grow with its area."""
 STEPS, BATCH, LEARNING_RATE = 500, 128, 1e-2
-"""Of training: 64,000 images are looked at, whatever the size of the set (1.2 epochs of MNIST, 45 of digits)."""
+"""Settings of the judge's training: 64,000 images, whatever the size of the set (1.2 epochs of MNIST, 45 of digits)."""
 
 
 class Judge(nn.Module):
-    """Three convolutions with batch norm, then 64 features, then a linear layer.
+    """A classifier of three convolutions with batch norm, then 64 features, then a linear layer.
 
     shape: (C, H, W) of the images, from 8x8. Images of more than 32 pixels a side are averaged down
     to 32 first, so that the judge is blind to finer detail.
@@ -62,12 +62,12 @@ class Judge(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a processor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the classes, [B, K], of float images in [0, 1], [B, C, H, W]."""
+        """Returns logits of the classes, [B, K], of float images in [0, 1], [B, C, H, W]."""
         return self.head(self.trunk(images))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features of each image, [N, 64] float32 and not negative: what the last layer decides from.
+        """Returns features of each image, [N, 64] float32 and not negative: the last layer decides from them.
 
         images: [N, C, H, W], uint8 or floats in [0, 1], on any device; taken in batches. The result is
         on the judge's device. Raises ValueError for another shape, range or type, and for NaN.
@@ -80,7 +80,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:
-        """The most probable class of each image, [N] int64; takes what `features` takes."""
+        """Returns the most probable class of each image, [N] int64; takes what `features` takes."""
         return self.head(self.features(images)).argmax(1)
 
 
@@ -99,7 +99,7 @@ def _as_unit_floats(images: Tensor) -> Tensor:
 
 
 def train_judge(images: Tensor, labels: Tensor, num_classes: int, seed: int, progress: bool) -> Judge:
-    """A judge trained on labelled images, in eval mode, on the device the images are on.
+    """Trains a judge on labelled images. Returns it in eval mode, on the device the images are on.
 
     images: [N, C, H, W], uint8 or floats in [0, 1], as the model sees them: of binarised data, binary
     ones (of `dynamic` binarisation one draw). labels: [N] int64 below num_classes.
@@ -141,7 +141,7 @@ def _check_training_set(images: Tensor, labels: Tensor, num_classes: int) -> Non
 
 
 def _training_order(size: int, seed: int) -> Tensor:
-    """Indices of the images of each step, [STEPS, BATCH]: passes through the set, each shuffled anew."""
+    """Returns indices of the images of each step, [STEPS, BATCH]: passes through the set, each shuffled anew."""
     generator = torch.Generator().manual_seed(seed)
     passes = -(-STEPS * BATCH // size)
     return torch.cat([torch.randperm(size, generator=generator) for _ in range(passes)])[: STEPS * BATCH].view(
@@ -165,7 +165,7 @@ def cached_judge(
     progress: bool,
     folder: Path | None = None,
 ) -> Judge:
-    """The judge of a data set: from the cache, or trained with `train_judge` and kept there.
+    """Returns the judge of a data set: from the cache, or trained with `train_judge` and kept there.
 
     read: gives images and labels as `train_judge` takes them; called only if the judge has to be
     trained. identity: what the images depend on (data set, root, binarisation, split, ...), as JSON
@@ -188,7 +188,7 @@ def cached_judge(
 
 
 def cache_folder() -> Path:
-    """`vaelab` in $XDG_CACHE_HOME, by default ~/.cache; a relative value is ignored, as that standard asks."""
+    """Returns `vaelab` in $XDG_CACHE_HOME, by default ~/.cache; relative values are ignored, as that standard asks."""
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (root if root.is_absolute() else Path.home() / ".cache") / "vaelab"
 
@@ -202,7 +202,7 @@ def _save(judge: Judge, path: Path) -> None:
 
 
 def _load(path: Path) -> Judge | None:
-    """The judge in a file; None if there is none, or if it is damaged."""
+    """Loads the judge in a file; None if there is none, or if it is damaged."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a Gaussian posterior puts into its latent dimensions: which are active, and what the KL is spent on."""
+"""Measures a Gaussian posterior's latent dimensions: which are active, and what the KL is spent on."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ACTIVE_VARIANCE = 0.01
 
 
 class Activity(NamedTuple):
-    """variances: Var_x(mean of q(z|x)), [d]. active: whether above the threshold, [d] bool."""
+    """Activity of dimensions. variances: Var_x(mean of q(z|x)), [d]. active: whether above the threshold, [d] bool."""
 
     variances: Tensor
     active: Tensor
 
 
 def active_dimensions(means: Tensor, threshold: float = ACTIVE_VARIANCE) -> Activity:
-    """Which latent dimensions move with the image: Var_x(E_q[z]) > threshold (Burda et al. 2016, section 5.2).
+    """Tells which latent dimensions move with the image: Var_x(E_q[z]) > threshold (Burda et al. 2016, section 5.2).
 
     means: posterior means of N images, [N, d], N at least 2. The variance has N - 1 degrees of freedom and is computed
     in float64. Raises ValueError for another shape, fewer images, or values that are not finite.
@@ -43,7 +43,7 @@ class AggregateKL(NamedTuple):
 
 @torch.no_grad()
 def aggregate_kl(mean: Tensor, logvar: Tensor, draws: int, generator: torch.Generator, memory: int) -> AggregateKL:
-    """What the KL is spent on, as a sum of three (Hoffman & Johnson 2016; Chen et al. 2018, eq. 2).
+    """Splits the KL into the three terms it is spent on (Hoffman & Johnson 2016; Chen et al. 2018, eq. 2).
 
     E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j)): index-code mutual
     information, total correlation and dimension-wise KL, for p(z) = N(0, I) and q(z) the mixture of the posteriors of
@@ -54,7 +54,7 @@ def aggregate_kl(mean: Tensor, logvar: Tensor, draws: int, generator: torch.Gene
     components, not the minibatch estimators of Chen et al. (which are biased). The terms are thus unbiased for these
     N images, and add up to the Monte-Carlo KL on every draw.
 
-    Bias as figures of the distribution that the images come from: the mutual information with N given images is at most
+    Bias as estimates for the distribution that the images come from: the mutual information with N images is at most
     log N; it is too small, and the total correlation too large by as much, long before that. In a factorised Gaussian
     case (d = 10, N = 10,000, log N = 9.2), mutual informations of 2.6, 4.6, 6.0, 8.0 and 11.5 nats give total
     correlations of 0.01, 0.06, 0.2, 0.7 and 2.6 nats in place of 0.
@@ -91,26 +91,26 @@ def aggregate_kl(mean: Tensor, logvar: Tensor, draws: int, generator: torch.Gene
 
 def _check(name: str, values: Tensor) -> None:
     if values.ndim != 2 or len(values) < 2 or not values.is_floating_point():
-        found = f"{list(values.shape)} of {values.dtype}"
-        raise ValueError(f"{name}: needs floats of two images or more, [N, d], not {found}")
+        given = f"{list(values.shape)} of {values.dtype}"
+        raise ValueError(f"{name}: needs floats of two images or more, [N, d], not {given}")
     if not values.isfinite().all():
         raise ValueError(f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite")
 
 
 def _in_turn(images: int, draws: int, generator: torch.Generator) -> Tensor:
-    """Image of each draw, [draws]: random orders of all images, one after the other."""
+    """Returns the image of each draw, [draws]: random orders of all images, one after the other."""
     rounds = -(-draws // images)
     orders = [torch.randperm(images, generator=generator, device=generator.device) for _ in range(rounds)]
     return torch.cat(orders)[:draws]
 
 
 def _log_normal(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, exp(logvar)) elementwise."""
+    """Computes log N(z; mean, exp(logvar)) elementwise."""
     return -0.5 * ((z - mean).square() * (-logvar).exp() + logvar + math.log(2 * math.pi))
 
 
 def _log_mixture(z: Tensor, mean: Tensor, logvar: Tensor, memory: int) -> tuple[Tensor, Tensor]:
-    """log q(z) and sum_j log q(z_j) of the mixture of N Gaussians at draws from it, [M] each, float64.
+    """Computes log q(z) and sum_j log q(z_j) of the mixture of N Gaussians at draws from it, [M] each, float64.
 
     z: [M, d]; mean, logvar: [N, d]. One pass over the dimensions serves both: the log-densities of a dimension, [rows,
     N], are added to those of the vector before they are summed as densities. That sum needs no largest term taken

@@ -1,7 +1,7 @@
-"""How well a model whose posterior has a density explains images: ELBO, importance-weighted bound, amortisation gap.
+"""Measures how well a model whose posterior has a density explains images: ELBO, tighter bounds, amortisation gap.
 
 Everything is per image and in nats; results lie on the processor in float64, whatever the device that computes.
-Whoever calls gives the generator of the noise: the same seed gives the same figures, and torch's own is not touched.
+Whoever calls gives the generator of the noise: the same seed gives the same values, and torch's own is not touched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
 
 
 def mean_and_error(values: Tensor) -> Estimate:
-    """Mean over images and its standard error, std / sqrt(N) with N - 1 degrees of freedom.
+    """Computes the mean over images and its standard error, std / sqrt(N) with N - 1 degrees of freedom.
 
     values: [N], one per image, at least two. Raises ValueError for fewer, another shape, or values that are not
     finite.
@@ -59,7 +59,7 @@ class Bound(NamedTuple):
 
     @property
     def elbo(self) -> Tensor:
-        """-(reconstruction + kl), [B], at beta = 1 whatever was minimised."""
+        """The ELBO, -(reconstruction + kl), [B], at beta = 1 whatever was minimised."""
         return -(self.reconstruction + self.kl)
 
 
@@ -67,7 +67,7 @@ class Bound(NamedTuple):
 def importance_weighted(
     model: Model, x: Tensor, labels: Tensor | None, samples: int, memory: int, generator: torch.Generator
 ) -> Bound:
-    """log p_hat_K = log 1/K sum_k w_k with w = p(x|z) p(z) / q(z|x) and z ~ q(z|x) (Burda et al. 2016, eq. 8).
+    """Computes log p_hat_K = log 1/K sum_k w_k, w = p(x|z) p(z) / q(z|x), z ~ q(z|x) (Burda et al. 2016, eq. 8).
 
     Its expectation is the ELBO for K = 1, grows with K and tends to log p(x). The ELBO's parts come from the same
     draws, the KL in closed form where there is one.
@@ -99,7 +99,7 @@ def importance_weighted(
 
 
 def _kl(posterior: Posterior, prior: Prior, by_draws: Tensor) -> Tensor:
-    """KL(q(z|x) || p(z)) of each image, [B] float64 on the processor: in closed form, or as the draws have it."""
+    """Returns KL(q(z|x) || p(z)) of each image, [B] float64 on the processor: in closed form, or by the draws."""
     return posterior.kl(prior).total.cpu().double() if posterior.has_kl(prior) else by_draws
 
 
@@ -113,12 +113,12 @@ def amortisation_gap(
     memory: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Nats of ELBO that the encoder loses against a posterior fitted to each image, [B] (Cremer et al. 2018, table 1).
+    """Measures the ELBO that the encoder loses against posteriors fitted per image, [B] (Cremer et al. 2018, table 1).
 
     The posterior's own tensors (mean and log-variance) start at the encoder's output and take `steps` of Adam on the
     ELBO, whose rate falls linearly from `lr` to 0, with one draw per step and the gradient of Roeder et al. 2017, which
     has no noise at the exact posterior. Both posteriors are then measured with the same `samples` fresh draws, which
-    the fit has not seen; so the figure is unbiased for the posterior that was found, a lower estimate of the gap to the
+    the fit has not seen; so the value is unbiased for the posterior that was found, a lower estimate of the gap to the
     best one, and can be slightly negative. Deviation: the number of steps is fixed, not until the ELBO stops improving.
     (A VAE after three epochs of MNIST, lr=0.03: 50, 100 and 300 steps find 4.4, 4.7 and 4.8 nats; lr=0.003: 1.9, 2.8
     and 4.1.)
@@ -130,18 +130,18 @@ def amortisation_gap(
         raise ValueError(f"steps={steps}: needs at least 1")
     with evaluation_mode(model):
         with torch.no_grad():
-            found = model.encode(x, labels)
-        fitted = _fit_posterior(model, x, labels, found, steps, lr, generator)
+            encoded = model.encode(x, labels)
+        fitted = _fit_posterior(model, x, labels, encoded, steps, lr, generator)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         elbo = []
-        for posterior in found, fitted:
+        for posterior in encoded, fitted:
             noise = torch.Generator(generator.device).manual_seed(seed)
             elbo.append(_elbo(model, x, labels, posterior, samples, memory, noise))
     return elbo[1] - elbo[0]
 
 
 def bits_per_dimension(log_p: float, dimensions: int, pixel_range: tuple[float, float], is_density: bool) -> float:
-    """Bits per pixel and channel: -log2 p / D.
+    """Computes bits per pixel and channel: -log2 p / D.
 
     log_p: log-likelihood of an image, nats. dimensions: D = C * H * W. is_density: False for a probability of binary
     images, which is used as it is. A density on pixels in `pixel_range` (low, high) is one on 256 levels after a
@@ -168,7 +168,7 @@ def _draws(
     memory: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """log p(x|z), log p(z) - log q(z|x) and an estimate of the KL of K = `samples` draws, [n, B] at a time.
+    """Yields log p(x|z), log p(z) - log q(z|x) and an estimate of the KL of K = `samples` draws, [n, B] at a time.
 
     The noise is drawn one [B, d] at a time, so that it does not depend on n.
     """
@@ -193,7 +193,7 @@ def _draws(
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal, of the shape and on the device of `like`."""
+    """Draws standard normal noise, of the shape and on the device of `like`."""
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
@@ -206,7 +206,7 @@ def _elbo(
     memory: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """ELBO of each image under a posterior, [B] float64."""
+    """Computes the ELBO of each image under a posterior, [B] float64."""
     log_likelihood, by_draws = torch.zeros(2, len(x), dtype=torch.float64)
     for part, _, kl in _draws(model, x, labels, posterior, samples, memory, generator):
         log_likelihood, by_draws = log_likelihood + part.sum(0), by_draws + kl.sum(0)
@@ -223,7 +223,7 @@ def _fit_posterior(
     lr: float,
     generator: torch.Generator,
 ) -> Posterior:
-    """A posterior of the same kind that is fitted to each image, from the given one on."""
+    """Fits a posterior of the same kind to each image, from the given one on."""
     fitted, prior = posterior.map(lambda values: values.clone().requires_grad_()), model.require_prior()
     free = list(fitted.arrays.values())
     optimizer = torch.optim.Adam(free, lr=lr)

@@ -1,4 +1,4 @@
-"""Disentanglement by how well the codes predict the factors: SAP, DCI, explicitness.
+"""Measures disentanglement by how well the codes predict the factors: SAP, DCI, explicitness.
 
 Every function takes codes [N, d] and factors [N, F] (see `vaelab.evaluation.metrics.factors.measured` for
 what is refused, and for `continuous`), fits on two thirds of the rows and scores on the rest.
@@ -25,7 +25,7 @@ def sap(
     seed: int = 0,
     adjusted: bool = True,
 ) -> float:
-    """Separated attribute predictability (Kumar et al. 2018, section 3), in [0, 1].
+    """Computes the separated attribute predictability (Kumar et al. 2018, section 3), in [0, 1].
 
     S[i, j] is how well dimension i alone predicts factor j; the score is the gap between the best
     and the second-best dimension, averaged over the factors.
@@ -59,7 +59,7 @@ def sap(
 
 
 def _threshold_accuracies(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
-    """Balanced accuracy on the test rows of thresholds on each dimension alone, [d]."""
+    """Computes the balanced accuracy on the test rows of thresholds on each dimension alone, [d]."""
     from sklearn.tree import DecisionTreeClassifier
 
     scores, present = [], np.bincount(test_y) > 0
@@ -73,7 +73,7 @@ def _threshold_accuracies(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test
 def dci(
     codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Disentanglement, completeness, informativeness (Eastwood & Williams 2018, section 2), each in [0, 1].
+    """Computes disentanglement, completeness, informativeness (Eastwood & Williams 2018, section 2), each in [0, 1].
 
     R[i, j] is the importance of dimension i in predicting factor j. See `dci_of_importance` for the
     first two. Informativeness is the predictor's success on the held-out third, averaged over the
@@ -106,7 +106,7 @@ def dci(
 
 
 def _ranks(codes: np.ndarray) -> np.ndarray:
-    """The codes' ranks in each dimension, [N, d], dimensions in an order that depends on the ranks alone.
+    """Returns the codes' ranks in each dimension, [N, d], dimensions in an order that depends on the ranks alone.
 
     Trees see only the order of values, but break ties by the order of dimensions, and round. With
     ranks in a fixed order neither the scale nor the order of the dimensions can change the forest.
@@ -118,7 +118,7 @@ def _ranks(codes: np.ndarray) -> np.ndarray:
 
 
 def _forest(x: np.ndarray, y: np.ndarray, is_continuous: bool, seed: int):
-    """A random forest of the shallowest of DEPTHS that does about as well out of bag as the best.
+    """Fits a random forest of the shallowest of DEPTHS that does about as well out of bag as the best.
 
     On one thread: several add up the trees' votes in any order, and ties would not repeat.
     """
@@ -134,7 +134,7 @@ def _forest(x: np.ndarray, y: np.ndarray, is_continuous: bool, seed: int):
 
 
 def dci_of_importance(importance: np.ndarray) -> tuple[float, float]:
-    """Disentanglement and completeness of a matrix of importances R [d, F], not negative.
+    """Computes disentanglement and completeness of a matrix of importances R [d, F], not negative.
 
     D_i = 1 - H(R[i, :] / sum) / log F: one if dimension i serves one factor only. D is their mean
     weighted by the dimensions' shares of R. C_j = 1 - H(R[:, j] / sum) / log d: one if factor j is
@@ -145,7 +145,7 @@ def dci_of_importance(importance: np.ndarray) -> tuple[float, float]:
 
 
 def _concentration(importance: np.ndarray) -> float:
-    """One minus the entropy of each row over its maximum, weighted by the rows' sums."""
+    """Computes one minus the entropy of each row over its maximum, weighted by the rows' sums."""
     rows = importance[importance.sum(1) > 0]
     if not len(rows):
         return 0.0
@@ -153,9 +153,9 @@ def _concentration(importance: np.ndarray) -> float:
 
 
 def explicitness(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None, seed: int = 0) -> float:
-    """Explicitness (Ridgeway & Mozer 2018, section 3): 0.5 at chance, 1 at best.
+    """Computes the explicitness (Ridgeway & Mozer 2018, section 3): 0.5 at chance, 1 at best.
 
-    How well a linear classifier on the whole code tells each value of a factor from the others: the
+    It is how well a linear classifier on the whole code tells each value of a factor from the others: the
     area under its ROC curve, averaged over the values of a factor, then over the factors.
 
     Protocol. scikit-learn's logistic regression (multinomial, L2 with C = 1, L-BFGS, at most 300

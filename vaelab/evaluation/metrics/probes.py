@@ -1,4 +1,4 @@
-"""What codes know about labels: mutual information per dimension, a linear probe, nearest neighbours.
+"""Measures what codes know about labels: mutual information per dimension, a linear probe, nearest neighbours.
 
 All take numpy arrays, one row per image. The estimator of mutual information here is also that of
 the disentanglement metrics.
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    """Entropy of the table of frequencies on the last axis, nats: counts [..., K], returns [...].
+    """Computes the entropy of the table of frequencies on the last axis, nats: counts [..., K], returns [...].
 
     The plug-in estimate -sum p log p with p = counts / total; too low by about (K - 1) / 2N on average.
     """
@@ -19,7 +19,7 @@ def entropy(counts: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(counts: np.ndarray, corrected: bool = True) -> np.ndarray:
-    """I(A; B) of joint tables of counts [..., A, B], nats; returns [...].
+    """Computes I(A; B) of joint tables of counts [..., A, B], nats; returns [...].
 
     I = H(A) + H(B) - H(A, B). The plug-in estimate (corrected=False) is too high by about
     (A - 1)(B - 1) / 2N when A and B are independent: with many bins and few images that is all one
@@ -38,7 +38,7 @@ def mutual_information(counts: np.ndarray, corrected: bool = True) -> np.ndarray
 
 
 def joint_counts(bins: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How often bin and class meet in each dimension: bins [N, d] and classes [N], both integers from 0.
+    """Counts how often bin and class meet in each dimension: bins [N, d] and classes [N], both integers from 0.
 
     Returns [d, bins, classes].
     """
@@ -48,7 +48,7 @@ def joint_counts(bins: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def equal_mass_bins(x: np.ndarray, bins: int) -> np.ndarray:
-    """Bin of each entry, [N, d] int: in each dimension, about N / bins images to a bin.
+    """Returns the bin of each entry, [N, d] int: in each dimension, about N / bins images to a bin.
 
     Edges are the quantiles of the dimension. Equal values share a bin, so a dimension with few
     distinct values uses fewer bins. x: [N, d].
@@ -59,12 +59,12 @@ def equal_mass_bins(x: np.ndarray, bins: int) -> np.ndarray:
 
 
 def label_information(codes: np.ndarray, labels: np.ndarray, bins: int = 20) -> np.ndarray:
-    """I(z_i; y), the mutual information of each dimension with the label, [d], nats.
+    """Computes I(z_i; y), the mutual information of each dimension with the label, [d], nats.
 
     Between 0 and the entropy of the labels. Protocol: all images, each dimension cut into `bins`
     bins of equal mass, Miller-Madow correction (`mutual_information`). Binning can only lose
-    information: the figure is a lower bound up to its error. Two dimensions may know the same, so the
-    figures do not add up to what the code knows.
+    information: the value is a lower bound up to its error. Two dimensions may know the same, so the
+    values do not add up to what the code knows.
 
     codes: [N, d]. labels: [N], integers. Raises ValueError for other shapes, NaN, or fewer than
     `bins` images.
@@ -79,7 +79,7 @@ def label_information(codes: np.ndarray, labels: np.ndarray, bins: int = 20) -> 
 def linear_probe(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
 ) -> float:
-    """Share of test images whose label a linear classifier reads off the code, in [0, 1].
+    """Computes the share of test images whose label a linear classifier reads off the code, in [0, 1].
 
     Protocol: codes standardised by the training images' means and deviations, then scikit-learn's
     multinomial logistic regression with its L2 penalty (C = 1), by L-BFGS, at most 1,000 iterations.
@@ -101,7 +101,7 @@ def linear_probe(
 def knn_accuracy(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray, k: int = 10
 ) -> float:
-    """Share of test images whose label is the commonest among the k nearest training codes, in [0, 1].
+    """Computes the share of test images whose label is the commonest among the k nearest training codes, in [0, 1].
 
     Protocol: Euclidean distance between the codes as they are, not standardised: a dimension that
     varies little counts little. Equal votes go to the smallest label. Chance is the share of the
@@ -129,7 +129,7 @@ def _check_pair(
 
 
 def _check(codes: np.ndarray, labels: np.ndarray, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """The codes in double precision, and the labels. prefix: of the arguments' names."""
+    """Returns the codes in double precision, and the labels. prefix: of the arguments' names."""
     codes, labels = np.asarray(codes), np.asarray(labels)
     shapes = f"{prefix}codes {codes.shape} and {prefix}labels {labels.shape}"
     if codes.ndim != 2 or labels.ndim != 1 or len(codes) != len(labels) or not codes.size:

@@ -1,4 +1,4 @@
-"""Generated images against real ones: distances between distributions, and to the nearest image."""
+"""Measures generated images against real ones: distances between distributions, and to the nearest image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 MEMORY = 2**26
 """Bytes of distances or images that a search holds at a time."""
 ROUNDING = 1e-12
-"""Part of the largest squared norm that two equal squared distances may differ by in float64."""
+"""Fraction of the largest squared norm that two equal squared distances may differ by in float64."""
 
 
 def generate(
     model: Model, count: int, labels: Tensor | None, pixel_range: tuple[float, float], binary: bool, seed: int
 ) -> Iterator[Tensor]:
-    """Images of draws from the prior, in batches: `count` of [C, H, W] in [0, 1], on the model's device.
+    """Yields images of draws from the prior, in batches: `count` of [C, H, W] in [0, 1], on the model's device.
 
     labels: [count], of a conditional model, best those of the images to compare with; None for every
     class in turn, anew in each batch. pixel_range, binary: of the data; see `as_data`. The images
@@ -41,7 +41,7 @@ def generate(
 
 
 def as_data(means: Tensor, pixel_range: tuple[float, float], binary: bool) -> Tensor:
-    """Mean images E[x|z] of a model as images in [0, 1] of the data's kind; any shape.
+    """Turns mean images E[x|z] of a model into images in [0, 1] of the data's kind; any shape.
 
     Grey data: the means themselves, as is usual, although a draw from p(x|z) would be noisier. Binary
     data: each pixel is drawn with its mean as probability, which is p(x|z) of a Bernoulli likelihood;
@@ -55,7 +55,7 @@ def as_data(means: Tensor, pixel_range: tuple[float, float], binary: bool) -> Te
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The squared Fréchet distance between normal distributions with the moments of `a` and of `b`.
+    """Computes the squared Fréchet distance between normal distributions with the moments of `a` and of `b`.
 
     a: [N, F], b: [M, F], features of images. Heusel et al. 2017, eq. 6:
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in float64, S with N - 1 in the denominator.
@@ -88,7 +88,7 @@ def _symmetric_root(covariance: Tensor) -> Tensor:
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2), each in [0, 1].
+    """Computes improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2), each in [0, 1].
 
     real: [N, F], generated: [M, F], features of images; the paper takes N = M. Precision is the share
     of generated images within a ball around some real image that reaches to its k-th nearest real
@@ -108,7 +108,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
 
 
 def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
-    """The share of points within the ball of any centre, whose radius is its k-th neighbour's distance."""
+    """Computes the share of points within the ball of any centre, whose radius is its k-th neighbour's distance."""
     rows = max(1, MEMORY // (8 * len(centres)))
     # the smallest of the k + 1 is the centre itself
     radii = torch.cat([_squared(part, centres).topk(k + 1, largest=False).values[:, k] for part in centres.split(rows)])
@@ -118,12 +118,12 @@ def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances, [A, F], [B, F] -> [A, B]."""
+    """Computes squared distances, [A, F], [B, F] -> [A, B]."""
     return torch.addmm(b.square().sum(1), a, b.T, alpha=-2).add_(a.square().sum(1, keepdim=True))
 
 
 def nearest_neighbours(queries: Tensor, references: Tensor, memory: int = MEMORY) -> tuple[Tensor, Tensor]:
-    """The Euclidean distance from each query to its nearest reference, [M] float32, and which it is, [M].
+    """Finds each query's nearest reference: the Euclidean distance to it, [M] float32, and its index, [M].
 
     queries: [M, ...], references: [N, ...] of the same further shape: images, in any one range; uint8
     counts as value / 255. Both are taken in chunks, of `memory` bytes in all. The search is by float32
@@ -156,7 +156,7 @@ def nearest_neighbours(queries: Tensor, references: Tensor, memory: int = MEMORY
 
 
 def memorisation_ratio(generated: Tensor, unseen: Tensor) -> float:
-    """The median distance of generated images to training images, over that of unseen real images.
+    """Computes the median distance of generated images to training images, over that of unseen real images.
 
     generated: [M], unseen: [T], from `nearest_neighbours` with the same training images; unseen: of
     test images. At 1 a generated image is as far from the training images as a new real one is. Below
@@ -189,7 +189,7 @@ def _flat(images: Tensor) -> Tensor:
 
 
 def _features(features: Tensor, name: str) -> Tensor:
-    """Features in float64 on the processor, which is the only device that always has it."""
+    """Returns features in float64 on the processor, which is the only device that always has it."""
     features = torch.as_tensor(features).detach().cpu().double()
     if features.ndim != 2 or len(features) <= features.shape[1]:
         raise ValueError(f"{name} must be [N, F] with more images N than features F, got {list(features.shape)}")
