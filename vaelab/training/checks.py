@@ -1,4 +1,4 @@
-"""What can be told to be wrong with a run before its data and model are built."""
+"""Checks a run for what is wrong with it before its data and model are built."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vaelab.runs.layout import Files
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""
 PARTS = {"codebook": "vqvae", "posterior": "vae", "prior": "vae", "condition": "vae"}
-"""Parts that not every model has, each with a model that has it."""
+"""Parts of a config that not every model has, each with a model that has it."""
 SWITCHES = {
     "test": (True, False),
     "report": (True, False),
     "compile": (True, False),
     "channels_last": (True, False, None),
 }
-"""What the config switches on and off, and the values it takes."""
+"""Switches of the config, and the values they take."""
 
 
 def check_run(config: dict[str, Any], run: Path) -> None:
-    """Raises UserError for what can be told to be wrong before data and model are built."""
+    """Raises UserError for mistakes in a config that show before data and model are built."""
     from vaelab import runs
     from vaelab.core.config import check, target_of
 
@@ -76,7 +76,7 @@ def check_run(config: dict[str, Any], run: Path) -> None:
 
 
 def check_unused(run: Path) -> None:
-    """Raises UserError if a folder has something in it."""
+    """Raises UserError if a run folder is not empty."""
     if any(path not in Files(run).logs for path in run.iterdir()):
         if not Files(run).saved:
             raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
@@ -84,7 +84,7 @@ def check_unused(run: Path) -> None:
 
 
 def _check_resumed(config: dict[str, Any], saved: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Refuses to resume a run that is done, or as another one.
+    """Refuses to resume a run that is done, or with another model or other data.
 
     A checkpoint is of this model, on these images in this order.
     """

@@ -1,4 +1,4 @@
-"""One run: data, model and trainer from a resolved config, trained, tested and written to its folder."""
+"""Fits one run: data, model and trainer from a resolved config, trained, tested and written to its folder."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
 
 
 def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
-    """Figures and report.html of the finished run; the figures go to W&B and TensorBoard, too.
+    """Makes figures and report.html of the finished run; the figures go to W&B and TensorBoard, too.
 
     The run is complete by now, and a figure that cannot be drawn does not undo it.
     """
@@ -110,7 +110,7 @@ def lightning_errors() -> Iterator[None]:
 
 
 def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -> tuple[Any, Any, pl.Trainer]:
-    """Data, model and trainer of a run, ready to fit."""
+    """Builds data, model and trainer of a run, ready to fit."""
     quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = build(config["dataset"])
@@ -143,7 +143,7 @@ def build_model(config: dict[str, Any], data: Any) -> Any:
 
 
 def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, checkpoint: Path | None) -> pl.Trainer:
-    """Lightning's trainer with the config's callbacks and loggers, and the lab's own."""
+    """Builds Lightning's trainer with the config's callbacks and loggers, and the lab's own."""
     callbacks = [build(node) for node in config["callbacks"].values() if node]
     for callback in callbacks:
         if hasattr(callback, "check"):
@@ -182,7 +182,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
 
 
 def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
-    """Memory layout and compilation, as the config wants them on such a device."""
+    """Applies the memory layout and compilation that the config wants on such a device."""
     if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
         model.to(memory_format=torch.channels_last)
     if config["compile"]:
@@ -192,7 +192,7 @@ def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
 
 
 def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
-    """Gives the model its best checkpoint's weights. Returns which those are: epoch, figure and value.
+    """Gives the model its best checkpoint's weights. Returns which those are: epoch, metric and value.
 
     Without a validated checkpoint the model stays as it ended. (`trainer.test(ckpt_path=...)` would
     give a model with averaged weights its raw ones back.)
@@ -203,7 +203,7 @@ def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
 
 
 def _whole(config: dict[str, Any], run: Path, trainer: pl.Trainer) -> Any:
-    """The model with its best checkpoint's weights, or the last one's, built anew: the trained one is in parts."""
+    """Builds the model anew with its best checkpoint's weights, or the last one's: the trained one is in parts."""
     model = runs.load(run, "best" if _best_checkpoint(trainer) else "last")
     model.seed = config["seed"]
     return model
@@ -217,7 +217,7 @@ def _best_checkpoint(trainer: pl.Trainer) -> RunCheckpoint | None:
 
 
 def _best(trainer: pl.Trainer) -> dict[str, Any]:
-    """Which weights are the best: epoch, figure and value."""
+    """Describes the best weights: epoch, metric and value."""
     if callback := _best_checkpoint(trainer):
         epoch = runs.read_checkpoint(Path(callback.best_model_path))["epoch"]
         return {"epoch": epoch + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}

@@ -1,4 +1,4 @@
-"""Weights, gradients and the optimiser's state in parts, one per process: for models that no device holds whole."""
+"""Splits weights, gradients and the optimiser's state into a part per process, for models that no device holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vaelab.training.loop import OpenFSDP
 
 
 class FullySharded(OpenFSDP):
-    """Lightning's FSDP, with checkpoints like every other run's: one file with whole tensors.
+    """A strategy: Lightning's FSDP, with checkpoints like every other run's: one file with whole tensors.
 
     Unlike Lightning's own it can be rehearsed on processors.
 
@@ -54,7 +54,7 @@ class FullySharded(OpenFSDP):
         return FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs)
 
     def _whole(self, first_alone: bool) -> Any:
-        """Within it, what the model and the optimiser hold is put together, in the first process alone or in all."""
+        """Returns a context in which model and optimiser are put together, in the first process alone or in all."""
         from torch.distributed.fsdp import (
             FullOptimStateDictConfig,
             FullStateDictConfig,
@@ -82,7 +82,7 @@ class FullySharded(OpenFSDP):
             return FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Lightning's fails where the optimiser keeps nothing (SGD without momentum)."""
+        """Loads a checkpoint also where the optimiser keeps nothing (SGD without momentum); Lightning fails there."""
         from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 
         # mapped: the processes of a machine share what they read

@@ -1,4 +1,4 @@
-"""What of an installation works: Python, packages, devices, data, disk, compiler, W&B.
+"""Checks what of an installation works: Python, packages, devices, data, disk, compiler, W&B.
 
 torch and torchvision are imported in processes of their own, with a time limit: a crash in compiled code ends
 those, not this one. Nothing here uses the network or shows a secret.
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 IMPORT_SECONDS = 120
-"""Time for an import: it takes 2 to 5 seconds, and much longer from a cold network disk."""
+"""Most seconds for an import: it takes 2 to 5, and much longer from a cold network disk."""
 LITTLE_DISK, TOO_LITTLE_DISK = 2 * 10**9, 10**8
-"""Bytes: a sweep's checkpoints fill the first, one run may not fit the second."""
+"""Free bytes below which the disk is reported: a sweep's checkpoints fill the first, one run may not fit the second."""
 NAMED = ("pytorch-lightning", "hydra-core", "omegaconf", "wandb")
 """Packages that are shown with their versions; all others that vaelab requires are checked, too."""
 PAIR = "pip install -U torch torchvision (in one command, from one index: pip then takes a pair that fits)"
@@ -74,7 +74,7 @@ DATA_FILES = {
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is, in one line, and what to do if it is a problem."""
+    """The result of a check: what was looked at, how it is, in one line, and what to do if it is a problem."""
 
     name: str
     state: Literal["ok", "note", "problem"]
@@ -83,7 +83,7 @@ class Check(NamedTuple):
 
 
 def checks(root: Path | None, outputs: Path) -> list[Check]:
-    """All checks. root: where the user has data sets looked for, None: in ./data; outputs: where runs go."""
+    """Makes all checks. root: the folder of data sets, None for ./data; outputs: where runs go."""
     with ThreadPoolExecutor() as pool:
         facts, vision = pool.map(run_python, (TORCH_PROBE, TORCHVISION_PROBE))
     return [
@@ -135,7 +135,7 @@ def check_python() -> Check:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package; None if it is not installed."""
+    """Returns the version of a package; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -143,15 +143,15 @@ def installed(name: str) -> str | None:
 
 
 def required() -> dict[str, Any]:
-    """What vaelab requires, by name, as `packaging` requirements."""
+    """Returns what vaelab requires, by name, as `packaging` requirements."""
     from packaging.requirements import Requirement
 
     try:
         lines = metadata.requires("vaelab") or []
     except metadata.PackageNotFoundError:  # run from a folder, not installed
         lines = ["torch", "torchvision", *NAMED]
-    found = [Requirement(line) for line in lines]
-    return {r.name: r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})}
+    requirements = [Requirement(line) for line in lines]
+    return {r.name: r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
 
 
 def fits(requirement: Any, version: str) -> bool:
@@ -171,7 +171,7 @@ def check_torch(facts: dict[str, Any]) -> Check:
 
 
 def check_torchvision(vision: dict[str, Any]) -> Check:
-    """By its own metadata, which say the torch that it was built for, and by running its compiled part."""
+    """Checks torchvision by its metadata, which name the torch it was built for, and by running its compiled part."""
     from packaging.requirements import Requirement
 
     version, torch = installed("torchvision"), installed("torch")
@@ -189,7 +189,7 @@ def check_torchvision(vision: dict[str, Any]) -> Check:
 
 
 def check_packages() -> list[Check]:
-    """All other packages that vaelab requires: a line for those that are well, a line for each that is not."""
+    """Checks all other packages that vaelab requires: a line for those that are well, a line for each that is not."""
     problems, well = [], []
     for name, requirement in required().items():
         if name in ("torch", "torchvision"):
@@ -219,7 +219,7 @@ def check_processor(facts: dict[str, Any]) -> Check:
 
 
 def nvidia_driver() -> str | None:
-    """First GPU and driver by nvidia-smi; None without an NVIDIA GPU."""
+    """Returns the first GPU and driver by nvidia-smi; None without an NVIDIA GPU."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
@@ -230,7 +230,7 @@ def nvidia_driver() -> str | None:
 
 
 def check_gpu(facts: dict[str, Any], driver: str | None) -> Check:
-    """driver: from `nvidia_driver`."""
+    """Checks whether torch can use the GPU. driver: from `nvidia_driver`."""
     if "error" in facts:
         return Check("GPU", "note", f"{driver or 'not looked for'}; torch cannot say more")
     if "gpu_error" in facts:
@@ -259,7 +259,7 @@ def check_gpu(facts: dict[str, Any], driver: str | None) -> Check:
 
 
 def check_data(named: Path | None) -> list[Check]:
-    """Which data sets are below `named`, or ./data. Only names are looked at: a damaged file is named when it is read.
+    """Checks which data sets are below `named`, or ./data, by names alone: a damaged file is named when it is read.
 
     A folder that was named and does not exist is a problem; ./data need not exist.
     """
@@ -272,18 +272,18 @@ def check_data(named: Path | None) -> list[Check]:
         return [Check("data", "note", says)]
     missing = {name: [f for f in files if not (folder / f).is_file()] for name, files in DATA_FILES.items()}
     whole = [name for name, files in missing.items() if not files]
-    found = [Check("data", "ok" if whole else "note", f"{root}: {', '.join(whole) or 'no data set that vaelab knows'}")]
+    lines = [Check("data", "ok" if whole else "note", f"{root}: {', '.join(whole) or 'no data set that vaelab knows'}")]
     for name, files in missing.items():
         if 0 < len(files) < len(DATA_FILES[name]):
             says = f"{root}: {name} is not whole, {files[0]} is missing"
-            found.append(Check("data", "note", says, f"vaelab train dataset={name} fetches it; or put it there"))
+            lines.append(Check("data", "note", says, f"vaelab train dataset={name} fetches it; or put it there"))
     if "shapes3d" in whole and find_spec("h5py") is None:
-        found.append(Check("data", "problem", "shapes3d is there, but h5py is not", 'pip install "vaelab[shapes3d]"'))
-    return found
+        lines.append(Check("data", "problem", "shapes3d is there, but h5py is not", 'pip install "vaelab[shapes3d]"'))
+    return lines
 
 
 def check_outputs(outputs: Path) -> Check:
-    """May runs be written, and is there space?"""
+    """Checks whether runs can be written, and whether there is space."""
     place = outputs.absolute()
     while not place.exists():
         place = place.parent
@@ -305,7 +305,7 @@ def check_outputs(outputs: Path) -> Check:
 
 
 def check_compiler(gpu: bool) -> Check:
-    """What compile=true needs: a C++ compiler and Python's headers; on a GPU, Triton."""
+    """Checks for what compile=true needs: a C++ compiler and Python's headers; on a GPU, Triton."""
     command = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))[0]
     if not shutil.which(command):
         return Check("compiler", "note", f"no {command}: compile=true does not work", "install it, or set CXX")
@@ -318,7 +318,7 @@ def check_compiler(gpu: bool) -> Check:
 
 
 def check_wandb() -> Check:
-    """Whether there is a key, and whether the environment sends runs offline; no key is looked at or shown."""
+    """Checks whether there is a W&B key, and whether runs go offline; no key is looked at or shown."""
     if installed("wandb") is None:
         return Check("W&B", "note", "wandb is not installed: no logger=wandb")
     key = "a key in WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else None

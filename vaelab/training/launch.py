@@ -1,4 +1,4 @@
-"""One training: alone in its folder, with its end noted there, in this process or in one of its own."""
+"""Launches one training: alone in its folder, with its end noted there, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from vaelab.training.checks import FIRST, check_run
 
 
 def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
-    """Trains, and notes in the run folder what went wrong before it raises that.
+    """Trains, and writes an error into the run folder before it raises it.
 
-    Of a run that is refused, nothing is noted: it has not begun. A refused job of a sweep is a failed one.
+    Nothing is written for a refused run: it has not begun. A refused job of a sweep is a failed one.
     """
     used = Files(run).config.exists()
     try:
@@ -79,7 +79,7 @@ def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
 
 @contextmanager
 def _term() -> Iterator[list[int]]:
-    """Notes SIGTERM in a list, and gives it to whom it was for afterwards."""
+    """Records SIGTERM in a list, and passes it on to the former handler afterwards."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -94,7 +94,7 @@ def _term() -> Iterator[list[int]]:
 
 
 def child(run: str) -> int:
-    """The process of a job: trains what standard input says."""
+    """Runs the process of a job: trains the config on standard input."""
     die_with_parent()
     given = json.load(sys.stdin)
     if os.getppid() != given["parent"]:
@@ -144,14 +144,14 @@ def record(run: Path, status: str, error: BaseException | None, config: dict[str
 
 
 def worker(run: str) -> int:
-    """A further process of a distributed run, which reads what to do from the run folder."""
+    """Runs a further process of a distributed run, which reads what to do from the run folder."""
     from vaelab.training.fit import fit
 
     path = Path(run)
     die_with_parent(signal.SIGKILL)  # it would wait for the first process for ever
     try:
         fit(runs.read_config(path), path)
-    except (UserError, DivergenceError):  # the first process says it
+    except (UserError, DivergenceError):  # the first process reports it
         return 1
     except SystemExit:  # all were asked to stop; Lightning kills them all if one of them ends otherwise than well
         return 0

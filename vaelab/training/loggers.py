@@ -1,4 +1,4 @@
-"""Where figures go: metrics.csv always, Weights & Biases and TensorBoard on request."""
+"""Loggers of metrics: metrics.csv always, Weights & Biases and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaelab.runs import Files, offline
 log = logging.getLogger("vaelab")
 
 CONNECT_SECONDS = 15
-"""How long to wait for the W&B server before logging offline."""
+"""Seconds to wait for the W&B server before logging offline."""
 
 
 @runtime_checkable
@@ -28,18 +28,18 @@ class PictureLogger(Protocol):
     """A logger that also takes pictures and bars."""
 
     def log_picture(self, name: str, picture: Tensor, step: int) -> None:
-        """picture: [H, W, 3] uint8."""
+        """Logs a picture, [H, W, 3] uint8."""
         ...
 
     def log_bars(self, name: str, values: Tensor, step: int) -> None:
-        """values: one bar each, [n]."""
+        """Logs values as bars, one each, [n]."""
         ...
 
 
 class MetricsFile(Logger):
-    """metrics.csv: a row per step at which something was logged, a column per figure.
+    """A logger to metrics.csv: a row per step at which something was logged, a column per metric.
 
-    Figures logged at the same step share a row. The file is complete after every row; a new column
+    Metrics logged at the same step share a row. The file is complete after every row; a new column
     rewrites it, by a rename. When a run is resumed, rows after the resumed step are dropped.
 
     path: the file. resumed_step: the step that training goes on from, None for a fresh run.
@@ -66,7 +66,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder has config.yaml."""
+        """Does nothing: the run folder has config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -101,7 +101,7 @@ class MetricsFile(Logger):
 
 
 class WandB(WandbLogger):
-    """Weights & Biases, offline unless asked; never asks for a key, and never waits long for a server.
+    """A logger to Weights & Biases, offline unless asked; never asks for a key, and never waits long for a server.
 
     project, name, group, job_type, tags: as in W&B; a resumed run stays one run, by its id. mode:
     `offline` or `online`. tags_of: dotted names of classes, the last parts of which are tags, too.
@@ -181,7 +181,7 @@ class WandB(WandbLogger):
 
 
 def _run_id(run: Path) -> str:
-    """The W&B id of a run folder: drawn once, or given by a W&B sweep; the same after a resume or a move."""
+    """Returns the W&B id of a run folder: drawn once, or given by a W&B sweep; the same after a resume or a move."""
     path = run / "wandb" / "id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def _has_key() -> bool:
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard event files in the run folder.
+    """A logger to TensorBoard event files in the run folder.
 
     run: the run folder.
     """

@@ -1,4 +1,4 @@
-"""Lightning's training loop without the machinery that a plain run does not use; all that knows its private parts.
+"""Runs Lightning's training loop without machinery that a plain run does not use; holds all use of its private parts.
 
 Lightning spends half a millisecond around every step on hooks that nobody overrides, profiler
 contexts, closures and message strings: as much as a small model's whole step takes on a GPU.
@@ -28,7 +28,7 @@ from torch import nn
 log = logging.getLogger("vaelab")
 
 WRITTEN_FOR = "2.6."
-"""Versions of Lightning whose loop this is."""
+"""Versions of Lightning that the lean loop was written for."""
 
 CALLED = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
 """Hooks of a step that the lean loop calls."""
@@ -41,7 +41,7 @@ NOT_CALLED = (
     "optimizer_zero_grad",
     "transfer_batch_to_device",
 )
-"""Hooks of a step that it does not: a model or a callback which has one gets Lightning's loop."""
+"""Hooks of a step that the lean loop does not call: a model or a callback which has one gets Lightning's loop."""
 
 
 def no_question_about_sigterm(trainer: pl.Trainer) -> None:
@@ -50,28 +50,28 @@ def no_question_about_sigterm(trainer: pl.Trainer) -> None:
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
-    """Whether the present batch's gradients wait for those of the next."""
+    """Whether the current batch's gradients are accumulated with those of the next."""
     return trainer.fit_loop._should_accumulate()
 
 
 def checkpoint_of(trainer: pl.Trainer) -> dict[str, Any]:
-    """The content of a checkpoint of now, without asking the other processes."""
+    """Returns the content of a checkpoint of the current state, without asking the other processes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
 class OpenFSDP(FSDPStrategy):
-    """Lightning's FSDP, with a public name for where it wraps the model."""
+    """A strategy: Lightning's FSDP, with a public name for where it wraps the model."""
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
         return self.wrap(model)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model in parts."""
+        """Returns the model in parts."""
         return super()._setup_model(model)
 
 
 def quicken(trainer: pl.Trainer) -> bool:
-    """Gives the trainer the lean loop, before it fits. Returns whether the run can have it."""
+    """Gives the trainer the lean loop, before it fits. Returns whether the run can use it."""
     if not pl.__version__.startswith(WRITTEN_FOR):
         _say_once(
             f"Lightning {pl.__version__} is not {WRITTEN_FOR}x, whose training loop the lab has a leaner form of: "
@@ -119,16 +119,16 @@ def _foreign(callback: pl.Callback) -> bool:
 
 
 class LeanLoop(_TrainingEpochLoop):
-    """The training loop of one epoch; see the module's docstring."""
+    """The lean training loop of one epoch; see the module's docstring."""
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         trainer, model = self.trainer, self.trainer.lightning_module
-        own = (*NOT_CALLED, "on_train_batch_start", "configure_gradient_clipping")
+        not_overridden = (*NOT_CALLED, "on_train_batch_start", "configure_gradient_clipping")
         self.lean = (
             model.automatic_optimization
             and type(model).training_step.__module__.startswith("vaelab.")
-            and not any(_overrides(model, name) for name in own)
+            and not any(_overrides(model, name) for name in not_overridden)
             and not any(map(_foreign, trainer.callbacks))  # type: ignore[attr-defined]
             and trainer.accumulate_grad_batches == 1  # which a callback may change
             and len(trainer.optimizers) == 1
@@ -136,8 +136,8 @@ class LeanLoop(_TrainingEpochLoop):
             and not trainer.lr_scheduler_configs
         )
         self.starts, self.befores, self.ends = ([] for _ in range(3))
-        for found, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
-            found += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
+        for hooks, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
+            hooks += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
 
     def advance(self, data_fetcher: Any) -> None:
         if self.restarting or not self.lean:
@@ -170,7 +170,7 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_completed()
 
     def _step(self, batch: Any, batch_idx: int) -> None:
-        """Forward, backward and the optimiser's step, as in Lightning's automatic optimisation."""
+        """Takes a step: forward, backward and the optimiser's step, as in Lightning's automatic optimisation."""
         trainer, model, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
         counts = self.automatic_optimization.optim_progress.optimizer
         model._current_fx_name = "training_step"  # for a variant that calls self.log

@@ -1,4 +1,4 @@
-"""What a search and its trials share: the study's database, and how a trial is told which one it is."""
+"""Links a search and its trials: the study's database, and how a trial is told which one it is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ VARIABLE = "VAELAB_TRIAL"
 
 
 class Place(NamedTuple):
-    """Which trial a training process is.
+    """The place of a training process in a search: which trial it is.
 
-    storage: URL of the database. study: its name there. trial: its number. metric: the figure of
-    validation to report after each epoch. pruning: which of Optuna's pruners judges it, `median` or
+    storage: URL of the database. study: its name there. trial: its number. metric: the validation
+    metric to report after each epoch. pruning: which of Optuna's pruners judges it, `median` or
     `hyperband`.
     """
 
@@ -25,18 +25,18 @@ class Place(NamedTuple):
     pruning: str
 
     def dumps(self) -> str:
-        """As the value of VARIABLE."""
+        """Returns the place as the value of VARIABLE."""
         return json.dumps(self._asdict())
 
 
 def place() -> Place | None:
-    """Which trial this process is; None if it is none, or has nothing to report."""
-    said = os.environ.get(VARIABLE)
-    return Place(**json.loads(said)) if said else None
+    """Returns which trial this process is; None if it is none, or has nothing to report."""
+    value = os.environ.get(VARIABLE)
+    return Place(**json.loads(value)) if value else None
 
 
 def quieten() -> None:
-    """Keeps Optuna's own words about every step, and about what it calls experimental, off the terminal."""
+    """Keeps Optuna's messages about every step, and its warnings of experimental features, off the terminal."""
     import warnings
 
     import optuna
@@ -46,7 +46,7 @@ def quieten() -> None:
 
 
 def storage(url: str) -> Any:
-    """The database at this URL. SQLite waits for other processes' writes up to a minute."""
+    """Opens the database at this URL. SQLite waits for other processes' writes up to a minute."""
     from optuna.storages import RDBStorage
 
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
@@ -54,7 +54,7 @@ def storage(url: str) -> Any:
 
 
 def trial(place: Place) -> Any:
-    """The running trial in its study, to report to and to ask whether to go on."""
+    """Returns the running trial in its study, to report to and to ask whether to go on."""
     import optuna
 
     quieten()
@@ -64,7 +64,7 @@ def trial(place: Place) -> Any:
 
 
 def running(study: Any, frozen: Any) -> Any:
-    """A trial of a study as one that can be reported to; an unfinished one of an ended process, too."""
+    """Returns a trial of a study as one that can be reported to; an unfinished one of an ended process, too."""
     from optuna.trial import Trial
 
     return Trial(study, frozen._trial_id)

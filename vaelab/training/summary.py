@@ -1,4 +1,4 @@
-"""What is said of a run: its first line, its final table, summary.json."""
+"""Summarises a run: its first line, its final table, summary.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf")
 
 
 def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
-    """The line that opens a run: model, data, device."""
+    """Returns the line that opens a run: model, data, device."""
     shape = "x".join(map(str, data.shape))
     counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
     parameters = sum(p.numel() for p in model.parameters())
@@ -29,7 +29,7 @@ def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Final figures, a row each, a column per part of the data, and which weights they are of."""
+    """Formats the final metrics, a row each, a column per split, and which weights they are of."""
     metrics, best = summary["metrics"], summary["best"]
     parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in metrics)]
     names = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
@@ -44,7 +44,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
-    """One row per job: its state, the figure that selects its best checkpoint, or its error, and its health."""
+    """Formats one row per job: its state, the metric that selects its best checkpoint, or its error, and its health."""
     width = max(map(len, summaries), default=0)
     lines = []
     for name, summary in summaries.items():
@@ -56,12 +56,12 @@ def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """Figures as Python floats."""
+    """Converts metrics to Python floats."""
     return {name: float(value) for name, value in metrics.items()}
 
 
 def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, seconds: float) -> dict[str, Any]:
-    """The content of summary.json after training: `best` and the test's figures are added to it.
+    """Returns the content of summary.json after training: `best` and the test's metrics are added to it.
 
     `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
     docs/ explains each key.
@@ -111,7 +111,7 @@ def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, seconds
 
 
 def _commit() -> str | None:
-    """The lab's own git commit, with a + if files differ from it; None outside a checkout."""
+    """Returns the lab's git commit, with a + if files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--", "."])
     try:

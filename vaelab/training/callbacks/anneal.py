@@ -22,7 +22,7 @@ Schedule = Callable[[Progress], float]
 
 BEGINNING, FOREVER = Progress(0, 0.0, 0.0), Progress(10**12, 1e12, 1.0)
 CLOSE = 0.01
-"""Part of a schedule's way from which on it counts as gone."""
+"""Fraction of a schedule's way that may be left where it counts as ended."""
 
 
 def _plain(schedule: Schedule) -> Schedule:
@@ -33,7 +33,7 @@ def _plain(schedule: Schedule) -> Schedule:
 
 
 def _check_length(key: str, schedule: Schedule) -> None:
-    """Raises UserError for more than the whole run: steps or epochs were meant."""
+    """Raises UserError for a schedule longer than the whole run: steps or epochs were meant."""
     given = getattr(schedule, "keywords", {})
     if given.get("unit") == "fraction" and given.get("over", 0) > 1:
         raise UserError(
@@ -49,7 +49,7 @@ class Scheduled(pl.Callback):
         self.accumulated = trainer.accumulate_grad_batches
 
     def progress(self, trainer: pl.Trainer, batch_idx: int) -> Progress:
-        """How far training is before the batch `batch_idx` of the current epoch."""
+        """Returns how far training is before the batch `batch_idx` of the current epoch."""
         step, epoch = trainer.global_step, trainer.current_epoch + batch_idx / self.batches
         return Progress(step, epoch, step / self.steps)
 

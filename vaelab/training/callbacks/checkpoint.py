@@ -1,4 +1,4 @@
-"""Checkpoints: the best and the last, in a folder that may move, and the last one when a run is interrupted."""
+"""Saves checkpoints: the best and the last, in a folder that may move, and the last one when a run is interrupted."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class LastOnException(pl.Callback):
 
     Ctrl-C waits for the end of the step, where the state is whole, and after an epoch's last step for
     its validation, which a resumed run would not make up for; a second one does not. Several
-    processes agree to stop, on Ctrl-C and on SIGTERM, where they exchange their figures anyway, so
+    processes agree to stop, on Ctrl-C and on SIGTERM, where they exchange their metrics anyway, so
     that all save the same step. If one fails, the others may never come to a save: the first one
     saves what it has by itself, if that is all there is (DDP). Nothing is saved after a divergence
     (the checkpoint before it is worth more), outside training, or while averaged weights stand in
@@ -94,7 +94,7 @@ class LastOnException(pl.Callback):
         self._listen(trainer)
 
     def _listen(self, trainer: pl.Trainer) -> None:
-        """Until Lightning puts back the handlers that it found, at the end of training and of the test."""
+        """Handles signals until Lightning puts back the former handlers, after training and after the test."""
         if threading.current_thread() is not threading.main_thread():
             return
         several = trainer.world_size > 1
@@ -106,7 +106,7 @@ class LastOnException(pl.Callback):
             self.asked = number
 
         signal.signal(signal.SIGINT, handle)
-        if several:  # Lightning's own talks to the other processes, who may be saying something else
+        if several:  # Lightning's handler communicates with the other processes, which may be in another exchange
             signal.signal(signal.SIGTERM, handle)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -165,7 +165,7 @@ class LastOnException(pl.Callback):
 
 
 def _forget_begun_step(trainer: pl.Trainer) -> None:
-    """A step that failed has not begun: it is the one that a resumed run takes next."""
+    """Counts a step that failed as not begun: a resumed run takes it next."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     if progress.current.ready > progress.current.processed:
         for counts in (progress.total, progress.current):

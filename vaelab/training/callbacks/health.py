@@ -1,4 +1,4 @@
-"""Warnings while a model trains."""
+"""Warns of what is wrong with a model while it trains."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vaelab.evaluation.findings.health import (
 log = logging.getLogger("vaelab")
 
 SAMPLE, FEW = 512, 64
-"""Images that the mean picture and the outputs' contrast, and a perfect reconstruction, are measured on."""
+"""Numbers of images on which the mean picture and the outputs' contrast, and a perfect reconstruction, are measured."""
 
 
 class Health(pl.Callback):
-    """Looks at every epoch's figures and warns once of each ailment; `findings` holds those of the last look.
+    """Diagnoses every epoch's metrics and warns once of each finding; `findings` holds those of the last epoch.
 
     A run is judged once a fifth of it is done, but not before 200 steps, and after 1,000 at the
     latest: a model that has just begun always looks ill.

@@ -1,4 +1,4 @@
-"""Figures of what a model makes, and histograms, while it trains."""
+"""Draws figures of a model, and histograms, while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("vaelab")
 
 
 class Pictures(pl.Callback):
-    """Draws what the model makes for W&B and TensorBoard at intervals; the run folder gets its figures at the end.
+    """Draws figures of the model for W&B and TensorBoard at intervals; the run folder gets its figures at the end.
 
     A figure that cannot be drawn does not stop the training.
 

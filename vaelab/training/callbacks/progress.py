@@ -1,4 +1,4 @@
-"""The progress bar: one line for the whole run, refreshed by time."""
+"""Shows the progress bar: one line for the whole run, refreshed by time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFRESH_FILE = 10.0
 
 
 class ProgressLine(ProgressBar):
-    """Epoch, step, speed and the newest figures. It reads numbers that the model already has on the host."""
+    """Shows epoch, step, speed and the newest metrics. It reads numbers that the model already has on the host."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A trial of a search ends early when its figure of validation is worse than other trials' were."""
+"""Ends a trial of a search early when its validation metric is worse than other trials' were."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("vaelab")
 
 
 class Prune(pl.Callback):
-    """Reports a figure of validation to the study after each epoch, and ends training when the study says so.
+    """Reports a validation metric to the study after each epoch, and ends training when the study says so.
 
     `pruned` says afterwards whether it did. The last epoch is never cut: there is nothing left to save.
 
@@ -37,7 +37,7 @@ class Prune(pl.Callback):
             self.pruned = trainer.should_stop = True
 
     def _report(self, epoch: int, value: float) -> bool:
-        """Tells the study. Returns whether the trial should end."""
+        """Reports a value to the study. Returns whether the trial should end."""
         if self.trial is None:
             self.trial = studies.trial(self.place)
             known = self.trial.study.get_trials(deepcopy=False)[self.place.trial].intermediate_values

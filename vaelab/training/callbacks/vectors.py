@@ -1,4 +1,4 @@
-"""The KL of each latent dimension over a training."""
+"""Records the KL of each latent dimension over training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KLPerDimension(pl.Callback):
         self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Where training stops in the middle of an epoch, its figures come after the callbacks' end of the epoch."""
+        """Writes the last row where training stops in mid-epoch: its metrics come after the callbacks' epoch end."""
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:
