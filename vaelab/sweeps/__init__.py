@@ -1,1 +1,1 @@
-"""Sweeps: their folder and jobs, plans and forecasts, what a step costs."""
+"""Sweeps: their folder and jobs, plans and forecasts, and the cost of a step."""

@@ -1,4 +1,4 @@
-"""What a run comes to: its steps and epochs by arithmetic, its time from a few measured steps."""
+"""Forecasts runs: their steps and epochs by arithmetic, their time from a few measured steps."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from vaelab.training.checks import check_run
 from vaelab.training.fit import build_model, lightning_errors, prepare
 
 WARM = 5
-"""Steps before the first that is timed."""
+"""Warm-up steps before the first that is timed."""
 SHORT, LONG = 1.0, 10.0
-"""Seconds that a measurement takes at least, and after which three steps are enough."""
+"""Least seconds of a measurement, and seconds after which three steps are enough."""
 VALIDATED = 8
 """Batches of a validation that are timed."""
 PARTS = ("train", "val", "test")
 OF_LENGTH = ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")
-"""Arguments of the trainer that a step does not depend on."""
+"""Arguments of the trainer that set a run's length; the cost of a step does not depend on them."""
 
 
 class Known(NamedTuple):
-    """What is known of a run before it runs.
+    """The numbers of a run that are known before it runs.
 
     beta, capacity: at its end; beta as weight of sums over pixels and latent dimensions, and of
-    means. steps, epochs: of the whole run, None if it has no end. steps_done: of them. seconds: what
-    is left of it takes, None if it was not measured.
+    means. steps, epochs: of the whole run, None if it has no end. steps_done: of them. seconds: time
+    of what is left of it, None if it was not measured.
     """
 
     beta: float | None
@@ -55,14 +55,14 @@ UNKNOWN = Known(None, None, None, None, None, 0, None)
 
 
 class Kind(NamedTuple):
-    """What runs of one kind share. processes: that train together. cost: None if it was not measured."""
+    """Properties that runs of one kind share. processes: that train together. cost: None if it was not measured."""
 
     processes: int
     cost: Cost | None
 
 
 class Cost(NamedTuple):
-    """Seconds: until the first step; of a step; of a batch of validation; of the end of an epoch besides."""
+    """Cost of a kind of run, seconds: until the first step; per step; per validation batch; per end of an epoch."""
 
     start: float
     batch: float
@@ -71,7 +71,7 @@ class Cost(NamedTuple):
 
 
 class Forecast:
-    """Knows what runs come to; measures each kind of run once.
+    """Forecasts runs; measures each kind of run once.
 
     folder: an empty one for what the measured runs leave. steps: that are timed, 0 for none.
     """
@@ -82,7 +82,7 @@ class Forecast:
         self.kinds: dict[tuple[str, bool], Kind] = {}
 
     def of(self, config: dict[str, Any], begun: Path | None = None, done: bool = False) -> Known:
-        """A run's numbers. begun: the folder that it would go on in. Raises UserError if the run would be refused."""
+        """Forecasts a run. begun: the folder that it would go on in. Raises UserError if the run would be refused."""
         config = copy.deepcopy(config)
         config["logger"], config["callbacks"]["pictures"] = None, None
         with TemporaryDirectory(dir=self.folder) as folder:
@@ -105,7 +105,7 @@ class Forecast:
         return Known(beta, reduced, ends.get("capacity"), length.steps, length.epochs, at, seconds)
 
     def _data(self, config: dict[str, Any]) -> Any:
-        """The data set, read once for all runs that have the same."""
+        """Returns the data set, read once for all runs that have the same."""
         key = json.dumps(config | {"seed": 0}, sort_keys=True)
         if key not in self.data:
             self.data[key] = build(config)
@@ -113,7 +113,7 @@ class Forecast:
         return self.data[key]
 
     def _kind(self, config: dict[str, Any], model: Any, run: Path, measured: bool) -> Kind:
-        """What a run's kind is: models of the same parts and sizes on the same data, trained alike.
+        """Returns a run's kind: models of the same parts and sizes on the same data, trained alike.
 
         The values of scalars, seeds, schedules and learning rates make no other kind: they cost no time.
         """
@@ -135,7 +135,7 @@ class Forecast:
 
 
 class Length(NamedTuple):
-    """How long a run is.
+    """The length of a run.
 
     batches, per_epoch: of an epoch, and the steps that are made of them. validated, validations:
     batches of a validation, and validations in an epoch. tested: batches of the test. steps,
@@ -152,7 +152,7 @@ class Length(NamedTuple):
 
 
 def _length(config: dict[str, Any], data: Any, processes: int) -> Length:
-    """A run's length, as Lightning would have it."""
+    """Computes a run's length by Lightning's rules."""
     trainer = config["trainer"]
     all_of = {part: len(batch_bounds(len(getattr(data, part)), data.batch_size, processes)) for part in PARTS}
     overfit = trainer["overfit_batches"]
@@ -175,7 +175,7 @@ def _length(config: dict[str, Any], data: Any, processes: int) -> Length:
 
 
 def _validations(trainer: dict[str, Any], batches: int) -> float:
-    """How often an epoch validates, but for what the clock asks for. Raises UserError if it never would."""
+    """Counts the validations of an epoch, but for those that the clock asks for. Raises UserError if it has none."""
     interval, every = trainer["val_check_interval"] or 1.0, trainer["check_val_every_n_epoch"]
     if not isinstance(interval, int | float):
         return 0
@@ -188,12 +188,12 @@ def _validations(trainer: dict[str, Any], batches: int) -> float:
 
 
 def _limited(count: int, limit: float | None) -> int:
-    """Batches that are left of `count`: a fraction of them, or at most so many."""
+    """Limits a number of batches: to a fraction of them, or to at most so many."""
     return count if limit is None else int(count * limit) if isinstance(limit, float) else min(count, limit)
 
 
 def _at_the_end(config: dict[str, Any], model: Any, length: Length) -> dict[str, float]:
-    """What the model's scalars are when training ends."""
+    """Returns the model's scalars as they are when training ends."""
     values = {name: float(getattr(model, name)) for name in model.scalars}
     end = Progress(length.steps, length.steps / length.per_epoch, 1.0) if length.steps else ENDLESS
     for name, schedule in build(config["callbacks"]["anneal"]).schedules.items():
@@ -205,7 +205,7 @@ def _at_the_end(config: dict[str, Any], model: Any, length: Length) -> dict[str,
 
 
 def _seconds(cost: Cost, length: Length, done: float) -> float:
-    """What a run takes of which a part has been done, the test of its best checkpoint with it."""
+    """Computes the seconds of a run of which a part is done, with the test of its best checkpoint."""
     assert length.steps is not None
     validation = length.validations * length.validated * cost.validation
     an_epoch = length.batches * cost.batch + validation + cost.end
@@ -284,7 +284,7 @@ class Clock(pl.Callback):
             self.ends.append(time.perf_counter() - self.mark)
 
     def cost(self, began: float) -> Cost:
-        """What was measured since `began`."""
+        """Returns the cost measured since `began`."""
         validation = statistics.median(self.validations) if self.validations else 0.0
         batch = self.spent / self.counted
         start = self.started - began + max(0.0, self.warming - self.warm * batch)  # compilation, if there is any

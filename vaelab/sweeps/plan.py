@@ -1,4 +1,4 @@
-"""The jobs of a sweep before they run: what each is, how far it is, and how long the rest takes."""
+"""Plans the jobs of a sweep before they run: what each is, how far it is, and how long the rest takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SWEEPER = "hydra_plugins.vaelab_plan.sweeper.PlanSweeper"
 
 
 class Plan(Callback):
-    """Has the jobs of a sweep composed, and not run."""
+    """A callback that has the jobs of a sweep composed, and not run."""
 
     def on_multirun_start(self, config: Any, **unused: Any) -> None:
         config.hydra.sweeper = {"_target_": SWEEPER, "_recursive_": False, "of": config.hydra.sweeper}
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A job's config as `vaelab train` sees it."""
+    """Resolves a job's config as `vaelab train` does."""
     from omegaconf import open_dict
 
     from vaelab.core.config import resolved as as_plain
@@ -70,31 +70,31 @@ def resolved(config: Any) -> dict[str, Any]:
 
 
 def rows(configs: Sequence[dict[str, Any]], folder: Path | None, steps: int) -> list[Row]:
-    """A row for each job. folder: of the sweep."""
+    """Makes a row of the plan for each job. folder: of the sweep."""
     from tqdm import tqdm
 
     from vaelab.sweeps.forecast import UNKNOWN, Forecast
 
-    there = jobs.earlier(folder) if folder else {}
+    earlier = jobs.earlier(folder) if folder else {}
     settings = _differing(configs)
-    found = []
+    planned = []
     with TemporaryDirectory() as place:
         forecast = Forecast(Path(place), steps)
         bar = tqdm(configs, desc="planning", unit="job", delay=2, leave=False, disable=None)
         for number, config in enumerate(bar):
-            own = there.get(jobs.identity(config))
-            state = jobs.state_of(own) if own else "new"
+            begun_folder = earlier.get(jobs.identity(config))
+            state = jobs.state_of(begun_folder) if begun_folder else "new"
             refused, known = None, UNKNOWN
             try:
-                known = forecast.of(config, own if state == "begun" else None, state == "done")
+                known = forecast.of(config, begun_folder if state == "begun" else None, state == "done")
             except UserError as error:
                 state, refused = "refused", str(error)
-            found.append(Row(number, settings[number], state, own and str(own), refused, known))
-    return found
+            planned.append(Row(number, settings[number], state, begun_folder and str(begun_folder), refused, known))
+    return planned
 
 
 def _differing(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each job the settings that tell the jobs apart."""
+    """Returns of each job the settings that tell the jobs apart."""
     options = target_names()
     flat = [compared.flat_settings(config, options) | {"seed": config["seed"]} for config in configs]
     keys, _ = configurations.columns([configurations.Configuration(settings, (), {}, {}) for settings in flat])
@@ -105,7 +105,7 @@ def _differing(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def text(found: Sequence[Row], sweep: Planned) -> str:
-    """The table of a plan, and how much there is to do."""
+    """Formats the table of a plan, and how much there is to do."""
     keys = list(found[0].settings)
     columns = [["job", *(str(row.number) for row in found)], ["state", *map(_state, found)]]
     names = tables.titles(keys)
@@ -133,12 +133,12 @@ def _state(row: Row) -> str:
 
 
 def _outlook(found: Sequence[Row], sweep: Planned) -> str:
-    """How much there is to do, and how long that takes."""
+    """Tells how much there is to do, and how long that takes."""
     left = [row for row in found if row.state in ("new", "begun")]
     times = [row.known.seconds for row in left if row.known.seconds is not None]
     if sweep.trials is not None:
-        made = runs.jobs_of(Path(sweep.config.hydra.sweep.dir))
-        ended = sum(jobs.state_of(folder) != "begun" for folder in made)  # a trial that failed is not tried again
+        folders = runs.jobs_of(Path(sweep.config.hydra.sweep.dir))
+        ended = sum(jobs.state_of(folder) != "begun" for folder in folders)  # a trial that failed is not tried again
         to_do = max(sweep.trials - ended, 0)
         text = f"a search of {sweep.trials} trials, {ended} of them made; the row is of one at the first of all values"
         return text + (f"\nabout {duration(times[0] * to_do)} if all took as long as that" if times and to_do else "")

@@ -1,4 +1,4 @@
-"""A sweep's folder: one sweep at a time works in it, and each of its jobs is done once."""
+"""Guards a sweep's folder: one sweep at a time works in it, and each of its jobs is done once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vaelab.core.errors import DivergenceError, UserError
 from vaelab.runs import Files, SweepFiles, jobs, offline
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-"""Hydra's launcher of one job after the other, in this process."""
+"""Path of Hydra's launcher of one job after the other, in this process."""
 SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra_plugins.vaelab_launchers")
-"""Another package's launchers, and ours in their place: a job that is lost takes no other along."""
+"""Packages of submitit's launchers, Hydra's and ours in their place: a lost job takes no other along."""
 RAY = "hydra_plugins.vaelab_launchers.ray_launcher.RayLauncher"
-"""The one that sees to Ctrl-C itself: its jobs are Ray's."""
+"""Path of the launcher that handles Ctrl-C itself: its jobs are Ray's."""
 
 
 class Begun(NamedTuple):
-    """A sweep of this process: its folder, and whether it wants a report."""
+    """A sweep that this process has begun: its folder, and whether it wants a report."""
 
     folder: Path
     report: bool
@@ -55,11 +55,11 @@ class Sweep(Callback):
 
 
 class Refused(BaseException):
-    """A sweep that must not begin. Hydra makes warnings of all that callbacks raise, but for a BaseException."""
+    """Raised for a sweep that must not begin: Hydra turns what callbacks raise into warnings, but a BaseException."""
 
 
 def _claim(folder: Path) -> None:
-    """Locks the folder until `release`, or until this process ends. Raises UserError if it cannot be had."""
+    """Locks a sweep's folder until `release`, or until this process ends. Raises UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = SweepFiles(folder).lock.open("a")
@@ -79,7 +79,7 @@ def _claim(folder: Path) -> None:
 
 
 def _end_jobs(number: int, frame: Any) -> None:
-    """Ctrl-C: launchers would kill their jobs at once. A second one does not wait."""
+    """Handles Ctrl-C: launchers would kill their jobs at once. A second one does not wait."""
     from vaelab.training import launch
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -101,37 +101,37 @@ def release() -> list[Begun]:
 
 
 def close(sweep: Begun, code: int) -> int:
-    """Prints what became of every job, and writes the sweep's answer and report. Returns 1 if a job is not done.
+    """Prints what became of every job, and writes the sweep's tables and report. Returns 1 if a job is not done.
 
-    code: the sweep's exit code so far. Of a refused one (2) the reason is said, and what an earlier
-    start has left is no answer.
+    code: the sweep's exit code so far. Nothing is written for a refused one (2): its reason has been
+    printed, and what an earlier start has left is no answer.
     """
     from vaelab.training.checks import FIRST
     from vaelab.training.summary import sweep_table
 
-    found = runs.jobs_of(sweep.folder)
-    if code == 130 and not found:
+    folders = runs.jobs_of(sweep.folder)
+    if code == 130 and not folders:
         print("no job had begun: the same command begins them", file=sys.stderr)
-    if code == 2 or not found:
+    if code == 2 or not folders:
         files = SweepFiles(sweep.folder)
         if {*sweep.folder.glob("*")} <= {files.lock, files.hydra}:
             shutil.rmtree(sweep.folder, ignore_errors=True)
         return 0
-    summaries = {folder.name: jobs.summary_of(folder) for folder in found}
+    summaries = {folder.name: jobs.summary_of(folder) for folder in folders}
     print(f"\n{sweep_table(summaries)}")
-    unfinished = [folder for folder in found if jobs.state_of(folder) != "done"]
+    unfinished = [folder for folder in folders if jobs.state_of(folder) != "done"]
     for folder in unfinished:
         print(_failure(folder, summaries[folder.name]), file=sys.stderr)
-    if len(found) > 1 and FIRST:
+    if len(folders) > 1 and FIRST:
         _answer(sweep)
-    if any(offline.unsent(folder) for folder in found):
+    if any(offline.unsent(folder) for folder in folders):
         print(f"to send its W&B runs: {offline.sync_line_of_sweep(sweep.folder)}")
     print(f"sweep: {sweep.folder}")
     return int(bool(unfinished))
 
 
 def _failure(folder: Path, summary: dict[str, Any]) -> str:
-    """The last line of a job's error, and where to read all of it."""
+    """Returns the last line of a job's error, and where to read all of it."""
     status = summary.get("status", "unfinished")
     why = (
         "the same command goes on with it" if status == "interrupted" else "it was killed, or another process is at it"
@@ -143,7 +143,7 @@ def _failure(folder: Path, summary: dict[str, Any]) -> str:
 
 
 def _answer(sweep: Begun) -> None:
-    """Prints and writes what a sweep has shown. What cannot be made of it does not undo it."""
+    """Prints and writes a sweep's tables and report. A failure of these does not undo the sweep."""
     from vaelab.evaluation.comparison import outcome
     from vaelab.report import build
 
@@ -204,7 +204,7 @@ def _page_of(run: Path, config: dict[str, Any]) -> None:
 
 
 def threads(launcher: dict[str, Any]) -> int | None:
-    """Threads for each job of a parallel launcher, so that all of them fill the cores; None to leave it as it is."""
+    """Returns the threads of each job of a parallel launcher, so that all jobs fill the cores; None sets none."""
     if launcher["_target_"] == IN_PROCESS or "OMP_NUM_THREADS" in os.environ:
         return None
     cores = os.cpu_count() or 1

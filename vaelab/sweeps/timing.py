@@ -1,4 +1,4 @@
-"""What a training step costs: the lab's loop and a bare one in turn, the parts of a step, memory and arithmetic."""
+"""Measures the cost of a training step: the lab's loop and a bare one in turn, parts of a step, memory, arithmetic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOREVER = {
     "val_check_interval": None,
     "check_val_every_n_epoch": 10**9,
 }
-"""Arguments of the trainer with which the probe alone ends training, and nothing is validated."""
+"""Arguments of the trainer with which nothing but the probe ends training, and nothing is validated."""
 PARTS = ("data", "forward", "backward", "optimiser")
 MATRIX = 2048
 """Rows and columns of the matrix product that the machine's limit is measured with."""
@@ -80,7 +80,7 @@ def measure(config: dict[str, Any], run: Path, steps: int, rounds: int) -> dict[
 
 
 class BareLoop:
-    """The same model trained without Lightning, logging, schedules and callbacks.
+    """A loop that trains the same model without Lightning, logging, schedules and callbacks.
 
     model: another one than the lab trains. Batches come from the data's own training split.
     """
@@ -108,7 +108,7 @@ class BareLoop:
             return self.model.objective(terms)
 
     def step(self, mark: Callable[[], None] = lambda: None) -> None:
-        """One step; `mark` is called after each of its parts."""
+        """Takes one step; `mark` is called after each of its parts."""
         batch = self.batch()
         mark()
         loss = self.loss(batch)
@@ -121,7 +121,7 @@ class BareLoop:
         mark()
 
     def operations(self) -> int:
-        """Floating-point operations of the matrix products and convolutions of a step, forward and backward."""
+        """Counts floating-point operations of the matrix products and convolutions of a step, forward and backward."""
         with FlopCounterMode(display=False) as counter:
             batch = self.batch()
             self.model.objective(self.model.terms(batch, self.model.noise(len(batch.images)))).backward()
@@ -176,7 +176,7 @@ class Probe(pl.Callback):
             trainer.should_stop = True
 
     def _split(self) -> dict[str, float]:
-        """Seconds of each part of a step; the device is waited for after each."""
+        """Measures the seconds of each part of a step; the device is waited for after each."""
         marks = []
 
         def mark() -> None:
@@ -201,7 +201,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held: of the GPU's memory where it trains on one."""
+    """Returns the most bytes that this process has held: of the GPU's memory where it trains on one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -215,7 +215,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _matrix_limit(device: torch.device, trainer: pl.Trainer) -> float:
-    """Floating-point operations per second of a large matrix product, in the precision of the run."""
+    """Measures floating-point operations per second of a large matrix product, in the precision of the run."""
     a, b = (torch.rand(MATRIX, MATRIX, device=device) for _ in range(2))
     best = float("inf")
     with trainer.precision_plugin.train_step_context(), torch.no_grad():
@@ -232,7 +232,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for the terminal."""
+    """Formats the measured values for the terminal."""
     f = figures
     threads = f", {f['threads']} threads" if f["device"] == "cpu" else ""
     lines = [
