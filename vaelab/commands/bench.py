@@ -1,4 +1,4 @@
-"""`vaelab bench`: the cost of a config's training step on this machine."""
+"""`vaelab bench` measures the cost of a config's training step on this machine."""
 
 from __future__ import annotations
 

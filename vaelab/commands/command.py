@@ -1,4 +1,4 @@
-"""What all commands share: Hydra runs them, and errors become one or two lines and an exit code."""
+"""Runs commands through Hydra, and turns errors into one or two lines and an exit code."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PATHS = (
 
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
-"""The extra that a launcher comes with."""
+"""Extra of the package that each launcher needs."""
 OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
 """Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
 
 
 def of_search(argument: str) -> str:
-    """A search's key with its full name; a list of figures or directions needs no brackets."""
+    """Gives a search's key its full name; a list of metrics or directions needs no brackets."""
     key, equals, value = argument.partition("=")
     if key not in OF_SEARCH or not equals:
         return argument
@@ -59,7 +59,7 @@ def quoted(argument: str) -> str:
 
 
 def in_quotes(value: str) -> str:
-    """A value that Hydra takes as it is."""
+    """Quotes a value so that Hydra takes it as it is."""
     return "'" + value.replace("'", "\\'") + "'"
 
 
@@ -70,13 +70,13 @@ def prior_named(argument: str) -> str:
 
 
 def as_text(value: str) -> str:
-    """A string of Hydra's grammar: quotes escaped, with the backslashes before them, and `${` as it is."""
+    """Writes a string in Hydra's grammar: quotes escaped, with the backslashes before them, and `${` as it is."""
     text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return f"'{text}'".replace("${", "\\${")
 
 
 def file_to_write(key: str, path: Any) -> Path | None:
-    """The file that a key names, None for null. Raises UserError if it cannot be written."""
+    """Returns the file that a key names, None for null. Raises UserError if it cannot be written."""
     if path is None:
         return None
     output = Path(str(path))
@@ -87,7 +87,7 @@ def file_to_write(key: str, path: Any) -> Path | None:
 
 
 def single(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
-    """`run` for a command that takes one run and no sweep, its paths as the user's shell gives them."""
+    """Runs a command that takes one run and no sweep, its paths as the user's shell gives them."""
     if {"-m", "--multirun"} & set(arguments):
         print(f"vaelab: {name} looks at one run at a time: leave out -m", file=sys.stderr)
         return 2
@@ -100,7 +100,7 @@ def single(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
 
 
 SWEEPING = {"-m", "--multirun", "sweep"}
-"""What makes a sweep of a command."""
+"""Arguments that make a command a sweep."""
 
 
 def check_folders(arguments: list[str]) -> None:
@@ -111,7 +111,7 @@ def check_folders(arguments: list[str]) -> None:
 
 
 def key_of(argument: str) -> str:
-    """The key of an argument, without what adds or removes it."""
+    """Returns the key of an argument, without the marks that add or remove it."""
     return argument.partition("=")[0].lstrip("+~")
 
 
@@ -122,11 +122,11 @@ TAKING_A_VALUE = {
 FLAGS = TAKING_A_VALUE | {
     *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-m", "--multirun", "-sc", "--shell-completion"),
 }
-"""Of Hydra, which would print its own usage about any other."""
+"""Flags that go on to Hydra, which would print its own usage about any other."""
 
 
 def _check_words(name: str, arguments: list[str]) -> None:
-    """Raises UserError for what is neither a flag nor key=value."""
+    """Raises UserError for arguments that are neither a flag nor key=value."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, equals, value = argument.partition("=")
         if argument.startswith("-") and flag not in FLAGS:
@@ -172,7 +172,7 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     except ValueError as error:
         if traceback_wanted or error in failures:
             raise
-        print(f"vaelab: {error}", file=sys.stderr)  # Hydra's, about its own flags
+        print(f"vaelab: {error}", file=sys.stderr)  # an error of Hydra's, about its own flags
         return 2
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         return end_of_pipe()
@@ -200,13 +200,13 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
 
 
 def end_of_pipe() -> int:
-    """Sends what is still printed nowhere. Returns the exit code."""
+    """Discards what is still printed. Returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Flags before key=value: argparse does not take them mixed."""
+    """Puts flags before key=value: argparse does not take them mixed."""
     if "-sc" in arguments or "--shell-completion" in arguments:
         return arguments
     values = [a for a in arguments if "=" in a and not a.startswith("-")]
@@ -214,7 +214,7 @@ def _flags_first(arguments: list[str]) -> list[str]:
 
 
 def _message(error: Exception, name: str, arguments: list[str]) -> str:
-    """What to tell the user: the key, what is wrong, the remedy."""
+    """Words an error for the user: the key, what is wrong, the remedy."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue
 
@@ -260,7 +260,7 @@ def _near(word: str, known: list[str]) -> str:
 
 
 def _elsewhere(key: str) -> str:
-    """Which options of the key's group have such a key: model.beta is one of model=beta."""
+    """Names the options of the key's group that have such a key: model.beta is one of model=beta."""
     import yaml
 
     group, _, rest = key.partition(".")
@@ -271,7 +271,7 @@ def _elsewhere(key: str) -> str:
 
 
 def _keys(name: str, arguments: list[str]) -> list[str]:
-    """All keys and groups of the config, composed from those arguments that choose an option of a group."""
+    """Returns all keys and groups of the config, composed from the arguments that choose an option of a group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException

@@ -1,4 +1,4 @@
-"""`vaelab compare`: figures of several runs side by side, ranked only where that means something."""
+"""`vaelab compare` shows metrics of several runs side by side, ranked only where that means something."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _complete(line: str) -> int:
 
 
 def _for_hydra(arguments: list[str]) -> list[str]:
-    """The arguments as Hydra's grammar has them: the paths become `runs=[…]`, each quoted."""
+    """Writes the arguments in Hydra's grammar: the paths become `runs=[…]`, each quoted."""
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("compare reads runs that are there: leave out -m")
     paths, others = [], []
@@ -47,7 +47,7 @@ def _for_hydra(arguments: list[str]) -> list[str]:
         elif key == "output" and value and value[0] not in "'\"":
             others.append(f"output={command.as_text(value)}")
         elif key == "sort" and "," in value:
-            raise UserError(f"{argument}: rows have one order: name one figure")
+            raise UserError(f"{argument}: rows have one order: name one metric")
         elif key == "figures" and "," in value and value[0] != "[":
             others.append(f"figures=[{value}]")
         elif equals and (key in KEYS or (re.fullmatch(r"[+~]*[\w.]+", key) and not Path(argument).exists())):
@@ -60,7 +60,7 @@ def _for_hydra(arguments: list[str]) -> list[str]:
 
 
 def job(config: Any) -> None:
-    """Hydra's job: finds and reads the runs, prints what can be said of them, writes the file."""
+    """Hydra's job: finds and reads the runs, prints the comparison, writes the file."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -83,15 +83,15 @@ def job(config: Any) -> None:
 
 
 def _check(config: dict[str, Any]) -> Path | None:
-    """Raises UserError for what can be told to be wrong before a run is read. Returns the file to write."""
+    """Raises UserError for mistakes that show before a run is read. Returns the file to write."""
     if unknown := sorted(config.keys() - set(KEYS)):
         raise UserError(f"{unknown[0]}: no such key; vaelab compare --cfg job prints all keys")
     runs, output = config["runs"], config["output"]
-    for key, what in (("figures", "some, or main or all"), ("sort", "a figure")):
+    for key, what in (("figures", "some, or main or all"), ("sort", "a metric")):
         if config[key] in ("", []):
             raise UserError(f"{key}={config[key]} is empty: name {what}")
     if isinstance(config["sort"], list):
-        raise UserError(f"sort={config['sort']}: rows have one order: name one figure")
+        raise UserError(f"sort={config['sort']}: rows have one order: name one metric")
     if not isinstance(runs, list) or not runs:
         raise UserError("compare needs runs: vaelab compare PATH …, as in vaelab compare outputs/*/*-vae-digits")
     if config["split"] not in SPLITS:

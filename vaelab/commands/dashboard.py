@@ -1,4 +1,4 @@
-"""`vaelab dashboard`: a W&B workspace, a comparison of models and a report template, as JSON or in an account."""
+"""`vaelab dashboard` makes a W&B workspace, a comparison of models and a report, as JSON or in an account."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.files import write_text
 
 SECONDS = 15
-"""How long to wait for the W&B server."""
+"""Seconds to wait for the W&B server."""
 
 
 class Options(NamedTuple):
@@ -79,7 +79,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _account(asked: Options) -> str:
-    """The entity whose project it is. Makes the project, if there is none of that name yet.
+    """Returns the entity of the project. Makes the project, if there is none of that name yet.
 
     Raises UserError, before any view is made, if there is no account, no network or no such entity.
     """
@@ -111,14 +111,14 @@ def _saved(name: str, view: Any, where: str) -> str:
 
 
 def _reason(error: Exception, where: str) -> str:
-    """What W&B's client says, and what to do about it, in one line."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Words an error of W&B's client, and what to do about it, in one line."""
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     answer = getattr(error.__cause__ or error, "response", None)
     status = getattr(answer, "http_status", None)
-    if "API key" in said or "logged in" in said:
+    if "API key" in message or "logged in" in message:
         return "there is no W&B key: run wandb login first, or leave upload out"
-    if "did not respond" in said or "no message" in said:
-        return f"W&B cannot be reached ({said}): look at the network, or leave upload out"
-    if status == 401 or "credentials" in said:
-        return f"W&B does not take the key ({said}): run wandb login --relogin"
-    return f"W&B refuses {where} ({said}): name one that is yours, entity=… project=…"
+    if "did not respond" in message or "no message" in message:
+        return f"W&B cannot be reached ({message}): look at the network, or leave upload out"
+    if status == 401 or "credentials" in message:
+        return f"W&B does not take the key ({message}): run wandb login --relogin"
+    return f"W&B refuses {where} ({message}): name one that is yours, entity=… project=…"

@@ -1,4 +1,4 @@
-"""`vaelab data`: writes a data set into one file that training can read where it lies, and checks such a file."""
+"""`vaelab data` writes a data set into one file that training can read where it lies, and checks such a file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prepare(config: Any, arguments: list[str]) -> None:
     if out.exists():
         raise UserError(f"out={plain['out']} is there already, and is left as it is: name another file, or remove it")
     check(plain["dataset"], "dataset")
-    own = _refuse_keys_of_training(plain["dataset"], arguments)
+    source = _refuse_keys_of_training(plain["dataset"], arguments)
     data = build(plain["dataset"])
     splits = data.load()
     about = {
@@ -56,7 +56,7 @@ def prepare(config: Any, arguments: list[str]) -> None:
         "class_names": getattr(data, "class_names", None),
         "factors": data.factor_sizes,
         "binary": data.binary,
-        "source": own,
+        "source": source,
     }
     _write(out, splits, about)
     count, (c, h, w) = [f"{len(split):,}" for split in splits], splits[0].shape
@@ -65,7 +65,7 @@ def prepare(config: Any, arguments: list[str]) -> None:
 
 
 def _refuse_keys_of_training(dataset: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
-    """What of a data set's config says which images there are: the rest is for training, and refused if given."""
+    """Returns the keys of a data set's config that define its images: others are refused if given."""
     from dataclasses import fields
 
     from vaelab.datasets import ImageData
@@ -106,7 +106,7 @@ def _write(out: Path, splits: Any, about: dict[str, Any]) -> None:
 
 @contextmanager
 def _temporary(out: Path, size: int) -> Iterator[BinaryIO]:
-    """A file beside `out` which takes its place at the end, or is removed. One left by a killed process is reused."""
+    """Opens a file beside `out` that takes its place at the end, or is removed. One of a killed process is reused."""
     partial = out.with_name(out.name + ".tmp")
     with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         _lock(file, out, partial)
@@ -140,7 +140,7 @@ def _lock(file: BinaryIO, out: Path, partial: Path) -> None:
 
 
 def _check(name: str) -> int:
-    """`vaelab data check`: reads all of a file. Returns the exit code."""
+    """Runs `vaelab data check`: reads all of a file. Returns the exit code."""
     from vaelab.datasets.prepared import PARTS, PreparedSplit, read_header
 
     path = Path(name).expanduser()

@@ -1,4 +1,4 @@
-"""`vaelab doctor`: is the installation sound, and what ails a run?"""
+"""`vaelab doctor` checks whether the installation is sound, and what is wrong with a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vaelab.evaluation.findings.health import Finding
 
 SPLITS = ("test", "val", "train")
-"""Of what vaelab eval writes, the evaluation of the first of these is looked at."""
+"""Splits in order of preference: the evaluation of the first that was evaluated is looked at."""
 CHECKPOINTS = ("best", "last")
 AGAIN = "delete it, and run vaelab eval again"
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def job(config: Any, problems: list[str]) -> None:
-    """Hydra's job: prints what is found; adds the names of an installation's problems to `problems`."""
+    """Hydra's job: prints the findings; adds the names of an installation's problems to `problems`."""
     if unknown := sorted(set(config) - {"run", "root"}):
         raise UserError(f"{unknown[0]}: no such key; doctor takes run= and root=")
     for key in ("run", "root"):
@@ -55,7 +55,7 @@ def job(config: Any, problems: list[str]) -> None:
 
 
 def report(run: str) -> str:
-    """What there is to say about a run. Raises UserError if it is no run or its files cannot be read."""
+    """Returns the text about a run. Raises UserError if it is no run or its files cannot be read."""
     from vaelab import runs
     from vaelab.evaluation.findings.diagnosis import diagnose_schedules, diagnose_training
 
@@ -76,11 +76,11 @@ def report(run: str) -> str:
     of_run = "curves in metrics.csv"
     if not Files(folder).metrics.is_file():
         of_run = "end of the run (metrics.csv is missing: no curve is judged)"
-    found = {training: [f for f in stored if f.code not in again], of_run: curves}
-    found |= {place: evaluated} if place else {}
+    by_source = {training: [f for f in stored if f.code not in again], of_run: curves}
+    by_source |= {place: evaluated} if place else {}
     name = shlex.quote(str(folder))
     lines = [f"{folder}: {parts['run'].get('name')}, {status or 'no summary.json'}, {_plural(epochs, 'epoch')}"]
-    for heading, findings in found.items():
+    for heading, findings in by_source.items():
         lines += ["", heading if findings or (again and heading == training) else f"{heading}: nothing found"]
         lines += _table([(f"  {f.code}", f.evidence, f.remedy.replace("=RUN", f"={name}")) for f in findings])
     if not place:
@@ -88,12 +88,12 @@ def report(run: str) -> str:
         taken = "" if "best" in whole else " checkpoint=last"
         more = f"`vaelab eval run={name}{taken}` adds likelihood, latent space, codebook and samples"
         lines += ["", f"no evaluation.json: {more if whole else 'nor a checkpoint to evaluate'}"]
-    total = _count(sum(map(len, found.values())), "finding")
-    return "\n".join([*lines, "", f"{total}; docs/doctor.md explains each" if any(found.values()) else total])
+    total = _count(sum(map(len, by_source.values())), "finding")
+    return "\n".join([*lines, "", f"{total}; docs/doctor.md explains each" if any(by_source.values()) else total])
 
 
 def _read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json, with `best` and `objective` as objects; without it nothing else. Raises UserError if damaged."""
+    """Reads summary.json, with `best` and `objective` as objects. Raises UserError if it is damaged."""
     from vaelab import runs
 
     path = Files(folder).summary
@@ -107,13 +107,13 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _lacks(folder: Path, name: str) -> str:
-    """What is wrong with the file of checkpoint `name`: missing, empty, or nothing."""
+    """Returns what is wrong with the file of checkpoint `name`: missing, empty, or nothing."""
     path = Files(folder).checkpoint(name)
     return "missing" if not path.is_file() else "" if path.stat().st_size else "empty"
 
 
 def _diagnose_checkpoints(folder: Path) -> list[Finding]:
-    """Are best.ckpt and last.ckpt there, and are they more than names?"""
+    """Diagnoses best.ckpt and last.ckpt that are missing or empty."""
     from vaelab.evaluation.findings.health import Finding
 
     lacking = {name: lacks for name in CHECKPOINTS if (lacks := _lacks(folder, name))}
@@ -129,7 +129,7 @@ def _diagnose_checkpoints(folder: Path) -> list[Finding]:
 
 
 def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
-    """The findings that training wrote into summary.json."""
+    """Reads the findings that training wrote into summary.json."""
     from vaelab import runs
     from vaelab.evaluation.findings.health import Finding
 
@@ -144,7 +144,7 @@ def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
 
 
 def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Finding]]:
-    """What was evaluated and its findings; None and none without an evaluation."""
+    """Returns what was evaluated and its findings; None and none without an evaluation."""
     from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
     from vaelab.evaluation.findings.health import Finding
 
@@ -153,12 +153,12 @@ def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Fi
         return None, []
     evaluation = read_json(path, AGAIN)
     if "figures" not in evaluation:
-        raise damaged(path, "it has no figures", AGAIN)
+        raise damaged(path, "it has no metrics", AGAIN)
     figures, subject, checkpoint = (_part(evaluation, key, path) for key in ("figures", "subject", "checkpoint"))
     try:
         findings = diagnose_evaluation(figures, {"images": evaluation.get("images")} | subject)
     except (TypeError, OverflowError) as error:
-        raise damaged(path, "a figure is no number", AGAIN) from error
+        raise damaged(path, "a metric is no number", AGAIN) from error
     name, epoch = checkpoint.get("name"), checkpoint.get("epoch")
     if name == "best" and best.get("epoch") not in (None, epoch):
         evidence = f"{path.name} is of epoch {epoch}, and the best checkpoint is now of epoch {best['epoch']}"
@@ -167,7 +167,7 @@ def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Fi
 
 
 def _part(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """An object within a JSON object; empty if it is missing or null. Raises UserError if it is anything else."""
+    """Returns an object within a JSON object; empty if missing or null. Raises UserError if it is anything else."""
     part = {} if content.get(key) is None else content[key]
     if not isinstance(part, dict):
         from vaelab import runs
@@ -177,7 +177,7 @@ def _part(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:
-    """Lines of a heading, what is said and, below, the remedy if there is one, aligned and as wide as the terminal."""
+    """Formats lines of a heading, its text and, below, the remedy if any, aligned and as wide as the terminal."""
     width, indent = shutil.get_terminal_size((120, 24)).columns, max((len(name) for name, _, _ in rows), default=0) + 2
     lines = []
     for name, says, remedy in rows:

@@ -1,4 +1,4 @@
-"""`vaelab explain`: the ideas behind a VAE, each as a figure and as numbers beside their known answers."""
+"""`vaelab explain` shows the ideas behind a VAE, each as a figure and as numbers beside their known answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUPS = 10
-"""Independent estimates of each bound, at least."""
+"""Fewest independent estimates of each bound."""
 
 
 class Explain(NamedTuple):
-    """What `vaelab explain` takes; conf/explain.yaml says what each is."""
+    """The keys of conf/explain.yaml, which explains them."""
 
     topic: Literal["kl", "reparameterisation", "bound", "capacity"] | None
     out: Annotated[str, Field(min_length=1)]
@@ -164,4 +164,4 @@ TOPICS: dict[str, Callable[[Explain], tuple[list[str], Figure]]] = {
     "bound": _bound,
     "capacity": _capacity,
 }
-"""The topics in their order: each gives the lines to print and the figure."""
+"""Topics in their order, each with the function that returns the lines to print and the figure."""

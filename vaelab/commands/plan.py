@@ -1,4 +1,4 @@
-"""`vaelab plan`: the jobs of a sweep before they run."""
+"""`vaelab plan` shows the jobs of a sweep before they run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def job(task: Any) -> None:
-    """Hydra's job. task: the config of a single run, or of a sweep what `PlanSweeper` found."""
+    """Hydra's job: plans and prints. task: the config of a single run, or what `PlanSweeper` found of a sweep."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -64,13 +64,13 @@ def job(task: Any) -> None:
 
 
 def _numbers(found: Sequence[Row], reason: str) -> str:
-    """Which jobs are refused for a reason."""
+    """Names the jobs that are refused for a reason."""
     numbers = [str(row.number) for row in found if row.refused == reason]
     return "all jobs" if 1 < len(numbers) == len(found) else f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
 
 
 def _check(folder: Path, key: str) -> None:
-    """Raises UserError if what is planned cannot be put into this folder."""
+    """Raises UserError if the planned runs cannot be put into this folder."""
     from vaelab.training.checks import check_unused
 
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""`vaelab report`: redraws the figures of a run or a sweep, and writes report.html into its folder."""
+"""`vaelab report` redraws the figures of a run or a sweep, and writes report.html into its folder."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def job(config: Any) -> None:
 
 
 def _place(out: str | None, folder: Path) -> Path:
-    """Where the page goes. Raises UserError if it cannot."""
+    """Returns the path of the page. Raises UserError if it cannot be written there."""
     path = Files(folder).report if out is None else Path(out)
     key = f"out={path}"
     if path.suffix not in (".html", ".htm"):

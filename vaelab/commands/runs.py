@@ -1,4 +1,4 @@
-"""`vaelab runs`: the runs and sweeps on this disk, in a table."""
+"""`vaelab runs` lists the runs and sweeps on this disk, in a table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _for_hydra(arguments: list[str]) -> list[str]:
-    """The arguments as Hydra's grammar has them: paths become `runs=[…]`, and text is quoted."""
+    """Writes the arguments in Hydra's grammar: paths become `runs=[…]`, and text is quoted."""
     if {"-m", "--multirun"} & set(arguments):
         raise UserError("runs lists runs that are there: leave out -m")
     paths, others = [], []
@@ -70,7 +70,7 @@ def _for_hydra(arguments: list[str]) -> list[str]:
 
 
 def job(config: Any) -> None:
-    """Hydra's job: reads what is there, prints it, writes the file."""
+    """Hydra's job: reads the runs, prints the table, writes the file."""
     from vaelab.core.config import options
 
     asked = options(Options, config)
@@ -111,7 +111,7 @@ def _output(output: str | None) -> Path | None:
 
 
 def _pairs(where: str | None) -> dict[str, list[str]]:
-    """The values that each key may have."""
+    """Parses `where=` into the values that each key may have."""
     pairs: dict[str, list[str]] = {}
     for pair in (where or "").split(",") if where is not None else []:
         key, equals, value = (part.strip() for part in pair.partition("="))
@@ -122,7 +122,7 @@ def _pairs(where: str | None) -> dict[str, list[str]]:
 
 
 def _selected(found: list[Run], wanted: dict[str, list[str]], listed: Listed) -> list[Run]:
-    """The runs that have what is wanted. Raises UserError for a key that none of them has, and for no status."""
+    """Selects the runs that have what is wanted. Raises UserError for a key that no run has, or an unknown status."""
     states = sorted({*overview.STATES, *(run.status for run in found)})
     if unknown := [value for value in wanted.get("status", []) if value not in states]:
         raise UserError(f"where=status={unknown[0]}: must be one of {', '.join(states)}")
@@ -135,13 +135,13 @@ def _selected(found: list[Run], wanted: dict[str, list[str]], listed: Listed) ->
 
 
 def _shown(found: list[Run], show: str | None, listed: Listed) -> list[str]:
-    """The keys and figures to show. Raises UserError for one that no run has."""
+    """Returns the keys and metrics to show. Raises UserError for one that no run has."""
     keys = [key.strip() for key in (show or "").strip("[]").split(",")] if show is not None else []
     if not all(keys):
         raise UserError(f"show={show}: write show=key, or several with commas between them")
     for key in keys:
         if found and all(listed.value(run, key) is MISSING for run in found):
-            raise UserError(f"show={key}: no run here has such a key or figure{listed.meant(found, key)}")
+            raise UserError(f"show={key}: no run here has such a key or metric{listed.meant(found, key)}")
     return keys
 
 
@@ -157,7 +157,7 @@ def _same(value: Any, text: str) -> bool:
 
 
 def _ordered(found: list[Run], sort: str | None, listed: Listed) -> list[Run]:
-    """Best first, and the newest first among equals; runs without the key or figure come last."""
+    """Sorts runs, best first, and the newest first among equals; runs without the key or metric come last."""
     found = sorted(found, key=lambda run: (-run.began, str(run.folder)))
     if sort is None:
         return found
@@ -165,15 +165,15 @@ def _ordered(found: list[Run], sort: str | None, listed: Listed) -> list[Run]:
     values = [listed.value(run, key) for run in found]
     if found and all(value is MISSING for value in values):
         if close := listed.meant(found, key):
-            raise UserError(f"sort={sort}: no run here has such a key or figure{close}")
+            raise UserError(f"sort={sort}: no run here has such a key or metric{close}")
         tested = sorted({name for run in found for name in run.metrics if name.startswith("test/")})
         there = ", ".join([*COLUMNS, *tested])
         raise UserError(
-            f"sort={sort}: no run here has such a key or figure\n  there are {there}, and all of the config"
+            f"sort={sort}: no run here has such a key or metric\n  there are {there}, and all of the config"
         )
     judged = sorted({run.best["by"] for run in found if run.best.get("by")}) if key == "best" else [key]
     if len(judged) > 1:
-        raise UserError(f"sort={sort}: the best of these runs are by {' and by '.join(judged)}: name one figure")
+        raise UserError(f"sort={sort}: the best of these runs are by {' and by '.join(judged)}: name one metric")
     flip = (metric("".join(judged)).better == "max") != other_way
     pairs = list(zip(values, found, strict=True))
     having = [(value, run) for value, run in pairs if value is not MISSING]
@@ -185,7 +185,7 @@ def _ordered(found: list[Run], sort: str | None, listed: Listed) -> list[Run]:
 
 
 def _write(path: Path, found: Sequence[Run], listed: Listed) -> None:
-    """All runs with all their settings and figures, whole or not at all."""
+    """Writes all runs with all their settings and metrics, whole or not at all."""
     records = [
         run._asdict()
         | {"folder": str(run.folder), "sweep": str(run.sweep) if run.sweep else None}

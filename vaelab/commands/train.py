@@ -1,4 +1,4 @@
-"""`vaelab train`: from a config to a run folder, or to a sweep of them."""
+"""`vaelab train` trains a config into a run folder, or a sweep of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     except Exception:
         if not sweeps.begun:
             raise
-        traceback.print_exc()  # of a launcher: what its jobs have come to is told all the same
+        traceback.print_exc()  # an error of a launcher: the state of its jobs is printed all the same
         code = 1
     try:
         return max([code, *(sweeps.close(sweep, code == 2) for sweep in sweeps.release())])
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _with_resumed(arguments: list[str]) -> list[str]:
-    """The arguments as Hydra gets them: `resume=RUN` becomes the run's own, then those given now."""
+    """Returns the arguments for Hydra: `resume=RUN` becomes the run's own, then those given now."""
     given = {command.key_of(a): a for a in arguments}
     _, _, resume = given.get("resume", "").partition("=")
     command.check_folders(arguments)
@@ -61,8 +61,8 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     saved = {key: argument for key, argument in saved.items() if not key.startswith(former)}
     for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
         del saved[key], now[key]  # added then, taken away now
-    own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
-    return own + list((saved | now).values())
+    flags = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
+    return flags + list((saved | now).values())
 
 
 PROCESSES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")

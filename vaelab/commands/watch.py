@@ -1,4 +1,4 @@
-"""`vaelab watch`: a run or a sweep that is training, live in the terminal, from its files alone."""
+"""`vaelab watch` shows a run or a sweep that is training, live in the terminal, from its files alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vaelab.core.words import number
 from vaelab.runs import Files, SweepFiles, overview, read_config_if_any, runs_below, sweep_of
 
 SPARK = 32
-"""Characters of a small curve."""
+"""Most characters of a small curve."""
 NO_LIMIT = 10_000
-"""Characters and lines where the output is no terminal."""
+"""Width and height, in characters and lines, where the output is no terminal."""
 SETTLED = 10.0
 """Seconds without a running job after which a sweep is over, where no lock tells."""
 WORDS = {"finished": "done", "stopped": "it was killed"}
@@ -36,7 +36,7 @@ class Options(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a run is. epochs: done. total: steps, None where it is not known yet."""
+    """Progress of a run. epochs: done. total: steps, None where it is not known yet."""
 
     epochs: int
     of: int | None
@@ -45,12 +45,12 @@ class Progress(NamedTuple):
 
     @property
     def done(self) -> float:
-        """From 0 to 1."""
+        """The fraction that is done, from 0 to 1."""
         return self.step / self.total if self.total else 0.0
 
 
 class View(NamedTuple):
-    """What the terminal shows, and whether it will change."""
+    """The lines that the terminal shows, and whether they will change."""
 
     lines: list[str]
     live: bool
@@ -76,12 +76,12 @@ def job(config: Any) -> None:
 
 
 def _find(asked: str) -> Path:
-    """The folder to watch. `last` is the newest run, or the sweep that it is a job of."""
+    """Finds the folder to watch. `last` is the newest run, or the sweep that it is a job of."""
     if asked == "last":
-        found = list(runs_below([Path("outputs")]))
-        if not found:
+        candidates = list(runs_below([Path("outputs")]))
+        if not candidates:
             raise UserError("run=last: there is no run under ./outputs yet; vaelab train makes one")
-        newest = max(found, key=lambda run: overview.modified(Files(run).log))
+        newest = max(candidates, key=lambda run: overview.modified(Files(run).log))
         return sweep_of(newest) or newest
     folder = Path(asked)
     if not folder.is_dir():
@@ -92,7 +92,7 @@ def _find(asked: str) -> Path:
 
 
 def _show(watched: Watched, refresh: float) -> None:
-    """Draws over what it drew before, until nothing changes any more."""
+    """Redraws the view in place, until nothing changes any more."""
     if not sys.stdout.isatty():
         print("\n".join(watched.look(NO_LIMIT, NO_LIMIT).lines))
         return
@@ -124,7 +124,7 @@ class Watched:
         self.settings: dict[Path, dict[str, Any]] = {}
 
     def look(self, width: int, height: int) -> View:
-        """What there is to see now, in at most so many characters and lines."""
+        """Returns the current view, in at most `width` characters and `height` lines."""
         runs = [overview.read(folder, self.options) for folder in runs_below([self.folder])]
         if len(runs) == 1 and runs[0].folder == self.folder:
             lines, live = self._run(runs[0], width), runs[0].status == "running"
@@ -147,8 +147,8 @@ class Watched:
             lines += ["", f"best {run.best['by']} {number(run.best['value'])} in epoch {run.best['epoch']}"]
         if run.error:
             lines += ["", *run.error.strip().splitlines()[:2]]
-        if said := _warnings(run.folder):
-            lines += ["", *(line for text in said for line in _wrapped(text, width))]
+        if warnings := _warnings(run.folder):
+            lines += ["", *(line for text in warnings for line in _wrapped(text, width))]
         return lines
 
     def _bar(self, run: overview.Run, progress: Progress, width: int) -> str:
@@ -164,7 +164,7 @@ class Watched:
         return bar(progress.done, width - len(text)) + text
 
     def _rows(self, folder: Path) -> list[dict[str, float]]:
-        """metrics.csv, read again when it has changed; a row that is just being written waits for the next look."""
+        """Reads metrics.csv, again when it has changed; a row that is just being written waits for the next look."""
         from vaelab import runs
 
         changed = overview.modified(Files(folder).metrics)
@@ -190,16 +190,16 @@ class Watched:
     def _settings(self, folder: Path) -> dict[str, Any]:
         if folder not in self.settings:
             try:
-                found = read_config_if_any(folder)
+                config = read_config_if_any(folder)
             except UserError:
                 return {}
-            if not found:  # the run is about to begin
+            if not config:  # the run is about to begin
                 return {}
-            self.settings[folder] = found
+            self.settings[folder] = config
         return self.settings[folder]
 
     def _rate(self, run: overview.Run, progress: Progress) -> float | None:
-        """Steps per second since the first look; before anything was seen to change, since the run began."""
+        """Returns steps per second since the first look; since the run began if nothing has changed yet."""
         written = overview.modified(Files(run.folder).metrics)
         began, step = self.first.setdefault(run.folder, (written, progress.step))
         if written - began < 1:
@@ -235,9 +235,9 @@ class Watched:
             best = f"{run.best['by']} {number(run.best['value'])}" if run.best.get("by") else ""
             return f"{start}  {best:28}" + (f"  {duration(run.seconds)}" if run.seconds else "")
         progress, rows = self._progress(run), self._rows(run.folder)
-        found = [name for name in ("val/elbo", "val/reconstruction", "step/loss") if any(name in row for row in rows)]
-        series = [row[found[0]] for row in rows if found[0] in row] if found else []
-        newest = f"{found[0]} {number(series[-1])}" if series else ""
+        logged = [name for name in ("val/elbo", "val/reconstruction", "step/loss") if any(name in row for row in rows)]
+        series = [row[logged[0]] for row in rows if logged[0] in row] if logged else []
+        newest = f"{logged[0]} {number(series[-1])}" if series else ""
         start, epoch = f"{start}  {newest:28}  ", f" {progress.epochs}/{progress.of or '?'}  "
         room = width - len(start) - len(epoch)
         return start + bar(progress.done, room) + epoch + spark(series, min(16, room - BAR - 5))
@@ -247,7 +247,7 @@ class Watched:
 
 
 def _figures(rows: list[dict[str, float]], width: int) -> list[str]:
-    """A line per figure: its newest value in training and validation, and a small curve."""
+    """Formats a line per metric: its newest value in training and validation, and a small curve."""
     lines = []
     logged = {key.rpartition("/")[2] for row in rows for key in row if "/" in key}
     for name in in_order([name for name in logged if metric(name).colour or metric(name).brief]):
@@ -267,17 +267,17 @@ def _figures(rows: list[dict[str, float]], width: int) -> list[str]:
             + "".join(f"{cell:>11}" for cell in newest)
             + f"  {spark(curve, min(SPARK, width - 39))}".rstrip()
         )
-    return [f"{'':15}{'train':>11}{'val':>11}", *lines] if lines else ["no figures yet"]
+    return [f"{'':15}{'train':>11}{'val':>11}", *lines] if lines else ["no metrics yet"]
 
 
 def _warnings(folder: Path) -> list[str]:
-    """The last warnings of run.log."""
+    """Returns the last two warnings of run.log."""
     try:
         text = Files(folder).log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    found = [line.partition(" WARNING ")[2] for line in text.splitlines() if " WARNING " in line]
-    return list(dict.fromkeys(found))[-2:]
+    warnings = [line.partition(" WARNING ")[2] for line in text.splitlines() if " WARNING " in line]
+    return list(dict.fromkeys(warnings))[-2:]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -1,1 +1,1 @@
-"""The commands that look at one trained run, or work with its model."""
+"""Commands that look at one trained run, or work with its model."""

@@ -1,4 +1,4 @@
-"""`vaelab decode`: images of codes, as PNG files."""
+"""`vaelab decode` turns codes into images, as PNG files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vaelab.runs.trained import Trained
 
 SOFTWARE = "vaelab decode"
-"""The mark in the files written here."""
+"""Mark in the files that vaelab decode writes."""
 
 
 class Options(NamedTuple):
@@ -60,7 +60,7 @@ def job(config: Any) -> None:
 
 
 def read(path: str) -> dict[str, Any]:
-    """All arrays of an .npz file, as numpy has them. Raises UserError if it is missing, damaged or of another kind."""
+    """Reads all arrays of an .npz file into numpy. Raises UserError if it is missing, damaged or of another kind."""
     import numpy as np
 
     try:
@@ -79,7 +79,7 @@ def read(path: str) -> dict[str, Any]:
 
 
 def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
-    """The codes to decode, [N, ...], on the CPU. Raises UserError if they are not of the model."""
+    """Returns the codes to decode, [N, ...], on the CPU. Raises UserError if they are not of the model."""
     import torch
 
     layout = model.layout
@@ -109,7 +109,7 @@ def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
 
 
 def _labels(arrays: dict[str, Any], model: Any, asked: Options, count: int) -> Tensor | None:
-    """Classes to decode with, [N] int64, None unless the model is conditional: `label`, or those of the file."""
+    """Returns classes to decode with, [N] int64, of `label` or of the file; None unless the model is conditional."""
     import torch
 
     if not model.conditional:
@@ -132,7 +132,7 @@ def _labels(arrays: dict[str, Any], model: Any, asked: Options, count: int) -> T
 
 
 def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
-    """A file name for each row, in the sub-folder that the image was in; numbers where the file has no names."""
+    """Returns a file name for each row, in the image's former sub-folder; numbers where the file has no names."""
     if "files" not in arrays:
         return [f"{row:06d}.png" for row in range(count)]
     files = arrays["files"]
@@ -142,16 +142,16 @@ def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
     for name in names:
         if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
             raise UserError(f"codes={path}: `files` holds {str(name)!r}, which would lie outside the folder out=")
-    made = [str(name.with_suffix(".png")) for name in names]
-    if len({name.lower() for name in made}) < count:  # a.jpg beside a.png
-        made = [f"{name}.png" for name in names]
-    if len(set(made)) < count:
+    written = [str(name.with_suffix(".png")) for name in names]
+    if len({name.lower() for name in written}) < count:  # a.jpg beside a.png
+        written = [f"{name}.png" for name in names]
+    if len(set(written)) < count:
         raise UserError(f"codes={path}: `files` holds a name twice: each row is written to a file of its own")
-    return made
+    return written
 
 
 def _folder(asked: Options, names: list[str]) -> Path:
-    """The folder to write into: a new one, or one that holds nothing but images which are written anew."""
+    """Returns the folder to write into: a new one, or one that holds nothing but images which are written anew."""
     out = Path(asked.out).expanduser()
     if out.exists() and not out.is_dir():
         raise UserError(f"out={asked.out}: this is a file: name a folder")
@@ -192,7 +192,7 @@ def _decode(trained: Trained, codes: Tensor, labels: Tensor | None, names: list[
 
 
 def _is_own(path: Path) -> bool:
-    """Whether an image was written here, and is no original of the same name."""
+    """Whether an image was written by vaelab decode, and is no original of the same name."""
     from PIL import Image
 
     try:
@@ -203,7 +203,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _save(picture: Any, path: Path) -> None:
-    """[H, W, C] uint8 as PNG, grey or RGB, whole or not at all."""
+    """Writes [H, W, C] uint8 as PNG, grey or RGB, whole or not at all."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -216,11 +216,13 @@ def _save(picture: Any, path: Path) -> None:
 
 
 def _other_run(arrays: dict[str, Any], trained: Trained) -> str:
-    """A line if the codes say that another model made them, else nothing."""
+    """Returns a line if the codes say that another model made them, else nothing."""
     try:
         about = json.loads(str(arrays["about"]))
-        made = (about["run"], about["model"])
+        source = (about["run"], about["model"])
     except (KeyError, TypeError, ValueError):  # codes of the user's own making
         return ""
-    own = (trained.config["run"]["name"], type(trained.model).__name__)
-    return "" if made == own else f"note: the codes are of {made[1]} {made[0]}, the images by {own[1]} {own[0]}"
+    this = (trained.config["run"]["name"], type(trained.model).__name__)
+    return (
+        "" if source == this else f"note: the codes are of {source[1]} {source[0]}, the images by {this[1]} {this[0]}"
+    )

@@ -1,4 +1,4 @@
-"""`vaelab encode`: codes of the user's own images, as an .npz file."""
+"""`vaelab encode` turns the user's own images into codes, as an .npz file."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def job(config: Any) -> None:
 
 
 def _labels(found: Found, model: Any, label: int | None) -> Tensor | None:
-    """The images' classes, [N] int64, or None where neither the model nor the folders have any.
+    """Returns the images' classes, [N] int64, or None where neither the model nor the folders have any.
 
-    Of a conditional model: `label` for all, or the class folders, which are the model's classes in
+    For a conditional model: `label` for all, or the class folders, which are the model's classes in
     alphabetical order, as dataset=folder has them, or where they are fewer are named by their numbers.
     """
     import torch
@@ -95,7 +95,7 @@ def _labels(found: Found, model: Any, label: int | None) -> Tensor | None:
 
 
 def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Tensor]:
-    """The codes of all images by their names in the file, [N, ...]; images are decoded a batch at a time."""
+    """Returns the codes of all images by their names in the file, [N, ...]; images are read a batch at a time."""
     import torch
     from tqdm import tqdm
 
@@ -120,7 +120,7 @@ def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str,
 
 
 def _about(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Any]:
-    """What the codes are of: plain data for the file."""
+    """Describes the origin of the codes: plain data for the file."""
     from vaelab import __version__, runs
 
     point = runs.read_checkpoint(runs.checkpoint_path(trained.folder, trained.checkpoint))

@@ -1,4 +1,4 @@
-"""`vaelab export`: a model's weights as safetensors, and its encoder and decoder as ONNX files."""
+"""`vaelab export` writes a model's weights as safetensors, and its encoder and decoder as ONNX files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def job(config: Any) -> None:
 
 
 def _earlier(out: Path) -> list[str]:
-    """ONNX files of an earlier export, which would be of other weights. Raises UserError for others' files."""
+    """Returns ONNX files of an earlier export, which would be of other weights. Raises UserError for others' files."""
     from vaelab.runs import exported
 
     if out.exists() and not out.is_dir():
@@ -78,7 +78,7 @@ def _earlier(out: Path) -> list[str]:
 
 
 def describe(trained: Any) -> dict[str, Any]:
-    """What model.json says: the model's config, its sizes, what it takes and gives, and where it comes from."""
+    """Returns the content of model.json: the model's config, sizes, inputs and outputs, and origin."""
     import torch
 
     from vaelab import __version__, runs
@@ -116,7 +116,7 @@ def describe(trained: Any) -> dict[str, Any]:
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:
-    """What of model.json goes into the ONNX files: text by name."""
+    """Returns the entries of model.json that go into the ONNX files: text by name."""
     import json
 
     kept = ("class", "shape", "num_classes", "latents", "likelihood", "pixel_range", "images", "run", "versions")

@@ -1,4 +1,4 @@
-"""`vaelab interpolate`: from one image to another through the latent space, or between four."""
+"""`vaelab interpolate` goes from one image to another through the latent space, or between four."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODES = {"both": ["linear", "spherical"], "linear": ["linear"], "spherical": ["s
 
 @dataclass(frozen=True)
 class Options(viewing.Options):
-    """Keys of conf/interpolate.yaml; `from` is no name in Python, and `start` here."""
+    """The keys of conf/interpolate.yaml; `from` is no name in Python, and `start` here."""
 
     start: Any
     to: Any
@@ -78,7 +78,7 @@ def _options(config: Any) -> Options:
 
 
 def _wanted(asked: Options) -> list[tuple[str, int | str]]:
-    """The images to go between, each with the key that names it. Raises UserError for what cannot be."""
+    """Returns the images to go between, each with the key that names it. Raises UserError if that is impossible."""
     if asked.corners is None:
         return [("from", viewing.one_image(asked.start, "from")), ("to", viewing.one_image(asked.to, "to"))]
     four = viewing.images_named(asked.corners, "corners")
@@ -88,7 +88,7 @@ def _wanted(asked: Options) -> list[tuple[str, int | str]]:
 
 
 def _drawing(trained: Trained, asked: Options, images: Tensor, codes: Tensor, labels: Tensor | None) -> Any:
-    """The figure of the paths between two images and their codes, [2, d], or of the grid between four, [4, d]."""
+    """Draws the paths between two images and their codes, [2, d], or the grid between four, [4, d]."""
     import torch
 
     from vaelab.figures import walks
@@ -109,7 +109,7 @@ def _drawing(trained: Trained, asked: Options, images: Tensor, codes: Tensor, la
 
 
 def _apart(a: Tensor, b: Tensor) -> str:
-    """Distance and angle between codes, in words."""
+    """Words the distance and angle between codes."""
     import torch
 
     angle = torch.rad2deg(torch.cosine_similarity(a, b, 0).clamp(-1, 1).acos())

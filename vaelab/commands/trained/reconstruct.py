@@ -1,4 +1,4 @@
-"""`vaelab reconstruct`: images, what a model makes of them, and how far apart the two are."""
+"""`vaelab reconstruct` shows images, a model's reconstructions of them, and how far apart the two are."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from vaelab.runs.trained import Trained
 
 IN_A_FIGURE = 256
-"""Images that a figure can hold, each three times."""
+"""Most images of a figure, which shows each three times."""
 BATCH = 256
 """Images of the split that are read together."""
 
 
 @dataclass(frozen=True)
 class Options(viewing.Options):
-    """Keys of conf/reconstruct.yaml."""
+    """The keys of conf/reconstruct.yaml."""
 
     n: PositiveInt
     image: Any
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 
 def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, reconstructs, writes, says how far off it is."""
+    """Hydra's job: checks what is asked, reconstructs, writes, prints the errors."""
     import torch
 
     from vaelab.core.config import options
@@ -62,9 +62,9 @@ def job(config: Any) -> None:
     else:
         viewing.write_images(path, kind, count, ((images, labels) for _, images, labels in made))
     mse = torch.cat(errors)
-    figures_of = {"mean": mse.mean(), "median": mse.quantile(0.5), "least": mse.min(), "greatest": mse.max()}
+    statistics = {"mean": mse.mean(), "median": mse.quantile(0.5), "least": mse.min(), "greatest": mse.max()}
     print(f"mean squared error per pixel, black 0 and white 1, of {count:,} image{'s'[: count > 1]}")
-    print("  ".join([f"  {name} {value:.5f}" for name, value in figures_of.items()][: None if count > 1 else 1]))
+    print("  ".join([f"  {name} {value:.5f}" for name, value in statistics.items()][: None if count > 1 else 1]))
     print(f"{kind}: {path}")
 
 
@@ -80,7 +80,7 @@ def _check(asked: Options, kind: str, wanted: list[int | str] | None) -> None:
 
 
 def _chosen(trained: Trained, asked: Options, wanted: list[int | str] | None) -> tuple[int, Iterable[Any]]:
-    """How many images there are, and batches of them, as the model sees them, with labels."""
+    """Returns how many images there are, and batches of them, as the model sees them, with labels."""
     if wanted is None:
         index = viewing.spread(trained, asked.split, asked.n)
         return len(index), (trained.batch(asked.split, part) for part in index.split(BATCH))
@@ -91,7 +91,7 @@ def _chosen(trained: Trained, asked: Options, wanted: list[int | str] | None) ->
 def _made(
     trained: Trained, batches: Iterable[Any], errors: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Originals and reconstructions as unit images, and labels; the error of each image goes to `errors`."""
+    """Yields originals and reconstructions as unit images, and labels; the error of each image goes to `errors`."""
     from vaelab.inference import coding
 
     model = trained.model

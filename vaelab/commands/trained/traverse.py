@@ -1,4 +1,4 @@
-"""`vaelab traverse`: what each latent dimension changes in a picture."""
+"""`vaelab traverse` shows what each latent dimension changes in a picture."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from vaelab.runs.trained import Trained
 
 ROWS = 20
-"""Dimensions that are drawn unless all are asked for."""
+"""Most dimensions that are drawn unless all are asked for."""
 IN_A_FIGURE = 8192
-"""Images that a figure can hold, and"""
+"""Most images of a figure."""
 IN_A_COLUMN = 512
 
 
 @dataclass(frozen=True)
 class Options(viewing.Options):
-    """Keys of conf/traverse.yaml."""
+    """The keys of conf/traverse.yaml."""
 
     dims: Any
     range: Annotated[float, Field(gt=0, le=1e6)]
@@ -40,7 +40,7 @@ class Options(viewing.Options):
 
 
 class Start(NamedTuple):
-    """Where a traversal starts. code: [1, d]. labels: [1] or None. name: in words."""
+    """The start of a traversal. code: [1, d]. labels: [1] or None. name: in words."""
 
     code: Tensor
     labels: Tensor | None
@@ -48,10 +48,10 @@ class Start(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """The axes in the order of their use.
+    """The axes of the latents in the order of their use.
 
-    dims: [d]. used: how much each is. centre, scale: [d] each, of what a step is measured in; None where that is
-    the prior's 0 and 1.
+    dims: [d]. used: how much each is used. centre, scale: [d] each, origin and unit of the steps; None where these
+    are the prior's 0 and 1.
     """
 
     dims: list[int]
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 
 def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, moves along the dimensions, draws, prints what they hold."""
+    """Hydra's job: checks what is asked, moves along the dimensions, draws, prints how much they are used."""
     import torch
 
     from vaelab.core.config import options
@@ -89,25 +89,25 @@ def job(config: Any) -> None:
     images = paths.traverse(
         trained.model, start.code, rows, values, start.labels, trained.pixel_range, axes.scale, axes.centre
     )
-    measure, unit, own = axes.used.unit or f"of {axes.used.word}", walks.PLAIN, start.code[0]
+    measure, unit, at = axes.used.unit or f"of {axes.used.word}", walks.PLAIN, start.code[0]
     if axes.scale is not None and axes.centre is not None:
-        unit, own = walks.DEVIATIONS, (own - axes.centre) / axes.scale
+        unit, at = walks.DEVIATIONS, (at - axes.centre) / axes.scale
     names = [f"{trained.model.layout.axis(j)}\n{used[j]:.2f} {measure}" for j in rows]
     title = f"{trained.config['run']['name']}: one dimension at a time, from {start.name}"
-    style.save(walks.traversals(images, values, names, title, own[rows], unit), path)
+    style.save(walks.traversals(images, values, names, title, at[rows], unit), path)
     print(f"from {start.name}" + ("" if axes.scale is None else "; values are standard deviations from the mean code"))
     head = f"{axes.used.word} ({axes.used.unit})" if axes.used.unit else axes.used.word
     print(f"{'dimension':>9} {head:>10} {'own value':>10}")
     for j in rows:
         name = str(j) if len(trained.model.layout.levels) == 1 else f"{j} ({trained.model.layout.axis(j)})"
-        print(f"{name:>9} {used[j]:10.3f} {float(own[j]):10.2f}")
+        print(f"{name:>9} {used[j]:10.3f} {float(at[j]):10.2f}")
     if left := len(axes.dims) - len(rows) if dims is None else 0:
         print(f"{left} more, none of more than {axes.used.values[ROWS]:.3f}: dims=all draws them, too")
     print(f"figure: {path}")
 
 
 def _dims(value: Any) -> list[int] | None:
-    """The dimensions that are asked for, None for all. Raises UserError for what cannot be any."""
+    """Returns the dimensions that are asked for, None for all. Raises UserError for values that are no dimensions."""
     if value is None or value == "all":
         return None
     dims = value if isinstance(value, list) else [value]
@@ -117,7 +117,7 @@ def _dims(value: Any) -> list[int] | None:
 
 
 def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
-    """Raises UserError for what this model cannot do."""
+    """Raises UserError for options that do not fit the model."""
     count = model.layout.require_axes(type(model).__name__, "traverse")
     viewing.check_label(model, asked.label)
     axes = range(count) if asked.level is None else model.layout.span(asked.level)
@@ -139,7 +139,7 @@ def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
 
 
 def _axes(trained: Trained, split: str, level: str | None) -> Axes:
-    """The dimensions from the most to the least used, by images of the split: all, or those of a level."""
+    """Returns the dimensions from the most to the least used, by images of the split: all, or those of a level."""
     import torch
 
     from vaelab.inference import coding, paths
@@ -158,7 +158,7 @@ def _axes(trained: Trained, split: str, level: str | None) -> Axes:
 
 
 def _start(trained: Trained, asked: Options, wanted: int | str | None) -> Start:
-    """The code of the image, or the prior's mean; decoded as class `label` if one is asked for."""
+    """Returns the code of the image, or the prior's mean; decoded as class `label` if one is asked for."""
     import torch
 
     from vaelab.inference import coding
