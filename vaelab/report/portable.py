@@ -128,7 +128,7 @@ class _Carrier:
         return {"kind": type(module).__name__.lower(), "slope": slope}, size
 
     def _norm(self, module: nn.BatchNorm1d | nn.BatchNorm2d, size: Size) -> tuple[Layer, Size]:
-        """In eval mode a batch norm is a scale and a shift of each channel."""
+        """Describes a batch norm, which in eval mode is a scale and a shift of each channel."""
         if module.running_mean is None or module.running_var is None:
             raise _NotPortableError
         scale = (module.running_var.double() + module.eps).rsqrt()
@@ -141,7 +141,7 @@ class _Carrier:
         return None, tuple(int(part) for part in module.unflattened_size)
 
     def _convolution(self, module: nn.Conv2d | nn.ConvTranspose2d, size: Size) -> tuple[Layer, Size]:
-        """Stride 1, or transposed with any stride: what decoders are made of."""
+        """Describes a convolution of stride 1, or a transposed one of any stride: decoders are made of these."""
         up = isinstance(module, nn.ConvTranspose2d)
         square = len(set(module.kernel_size)) == len(set(module.stride)) == len(set(module.padding)) == 1
         plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"

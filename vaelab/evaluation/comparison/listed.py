@@ -33,7 +33,7 @@ class Listed:
     """Lookup of runs' values; their configs are read when first needed, a millisecond each."""
 
     def __init__(self, options: dict[str, str]):
-        """options: names of what `_target_`s select."""
+        """Takes `options`, the names of what `_target_`s select."""
         self._options = options
         self._read: dict[Path, Config] = {}
 

@@ -1,4 +1,4 @@
-"""What happens around the training steps: schedules, learning rates, warnings, pictures, the progress bar."""
+"""Callbacks around the training steps: schedules, learning rates, warnings, pictures, the progress bar."""
 
 from vaelab.training.callbacks.anneal import Anneal, LearningRate, Plateau
 from vaelab.training.callbacks.checkpoint import EMA, LastOnException, RunCheckpoint, WholeFile

@@ -26,7 +26,7 @@ CLOSE = 0.01
 
 
 def _plain(schedule: Schedule) -> Schedule:
-    """The schedule without a subclass of partial around it: Hydra's authorises its target anew at every call."""
+    """Returns the schedule without a subclass of partial around it: Hydra's authorises its target at every call."""
     if isinstance(schedule, functools.partial):
         return functools.partial(schedule.func, *schedule.args, **schedule.keywords)
     return schedule

@@ -31,7 +31,7 @@ class WholeFile(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints at epochs' ends, whose memory of the best one survives a move of the run folder.
+    """Saves checkpoints at epochs' ends, as Lightning does; its memory of the best survives a move of the run folder.
 
     The best is looked for among the epochs that had the values which the run's schedules end with: beta or
     C on the way are another objective, with another optimum. Until then the newest epoch is kept.
@@ -174,7 +174,7 @@ def _forget_begun_step(trainer: pl.Trainer) -> None:
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's moving average of the weights; scheduled scalars are not averaged but as they stand.
+    """Averages the weights exponentially, as Lightning does; scheduled scalars are not averaged but stay as they are.
 
     decay: of the average, per step.
     """
