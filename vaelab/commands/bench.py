@@ -29,7 +29,7 @@ def job(config: Any) -> None:
     with open_dict(config), TemporaryDirectory() as folder:
         config.run.dir, config.run.overrides, config.run.config_dir = folder, [], None
         plain = resolved(config)
-        hydra.cfg = None  # or Lightning would rerun this command line in every process
+        hydra.cfg = None  # otherwise Lightning would rerun this command line in every process
         bench = plain.pop("bench")
         output = _check(bench, plain)
         from vaelab.training.checks import check_run

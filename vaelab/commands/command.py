@@ -154,7 +154,7 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     def guarded(config: Any) -> Any:
         try:
             return task(config)
-        except Exception as error:  # raised below: Hydra would print words of its own about it
+        except Exception as error:  # raised below, since Hydra would print its own report
             failures.append(error)
 
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -177,7 +177,7 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         return end_of_pipe()
     except OSError as error:
-        begun = error in failures  # before, Hydra had only the run folder to make
+        begun = error in failures  # before the task, Hydra writes nothing but the run folder
         fault = begun and (name == "train" or error.errno not in (EACCES, EPERM, EROFS, ENOSPC))
         if traceback_wanted or fault or error.filename is None:
             raise
@@ -253,7 +253,7 @@ def _message(error: Exception, name: str, arguments: list[str]) -> str:
 
 def _near(word: str, known: list[str]) -> str:
     parent = word.rpartition(".")[0]
-    siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]  # a shared parent is no likeness
+    siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]  # a shared parent makes no keys alike
     last = difflib.get_close_matches(word.rpartition(".")[2], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
     near = [f"{parent}.{last[0]}"] if last else difflib.get_close_matches(word, known, 1, 0.65)
     return f"; did you mean {near[0]}?" if near else ""

@@ -91,7 +91,7 @@ def _write(out: Path, splits: Any, about: dict[str, Any]) -> None:
 
     for split in splits:
         if isinstance(split, FileSplit):
-            split.verify()  # before hours of decoding, not after
+            split.verify()  # checked before hours of decoding, not after
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         header = layout(splits[0].shape, splits, about | {"vaelab": __version__})
@@ -128,7 +128,7 @@ def _lock(file: BinaryIO, out: Path, partial: Path) -> None:
     """Raises UserError if another process writes the file or has just done so; the lock ends with this process."""
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # there is no fcntl on Windows
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,7 +45,7 @@ def job(task: Any) -> None:
 
     sweep = task if isinstance(task, plan.Planned) else plan.Planned(None, [plan.resolved(task)], None)
     hydra: Any = HydraConfig.instance()
-    hydra.cfg = None  # or Lightning would rerun this command line in every process
+    hydra.cfg = None  # otherwise Lightning would rerun this command line in every process
     (asked, *_) = [options(Options, OmegaConf.create(config.pop("plan"))) for config in sweep.jobs]
     output = command.file_to_write("plan.output", asked.output)
     if sweep.jobs[0]["resume"] is not None:

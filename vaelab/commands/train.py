@@ -60,7 +60,7 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     former = PROCESSES if "accelerator" in given else ("trainer.strategy.",) if "trainer.strategy" in given else ()
     saved = {key: argument for key, argument in saved.items() if not key.startswith(former)}
     for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
-        del saved[key], now[key]  # added then, taken away now
+        del saved[key], now[key]  # a key that was added then and is removed now
     flags = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
     return flags + list((saved | now).values())
 
@@ -99,7 +99,7 @@ def job(config: Any) -> str:
     title = f"[{hydra.job.num}] {' '.join(overrides)}" if in_sweep else ""
     try:
         plain = resolved(config)
-        instance.cfg = None  # or Lightning would rerun this command line in every process
+        instance.cfg = None  # otherwise Lightning would rerun this command line in every process
         if in_sweep:
             run = sweeps.do(plain, run, title, hydra.launcher)
         else:

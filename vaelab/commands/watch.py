@@ -97,7 +97,7 @@ def _show(watched: Watched, refresh: float) -> None:
         print("\n".join(watched.look(NO_LIMIT, NO_LIMIT).lines))
         return
     drawn = 0
-    sys.stdout.write("\x1b[?25l")  # no cursor
+    sys.stdout.write("\x1b[?25l")  # hides the cursor
     try:
         while True:
             size = shutil.get_terminal_size((100, 24))
@@ -119,8 +119,8 @@ class Watched:
 
     def __init__(self, folder: Path, options: dict[str, str]):
         self.folder, self.options = folder, options
-        self.rows: dict[Path, tuple[float, list[dict[str, float]]]] = {}  # with the time of the file
-        self.first: dict[Path, tuple[float, int]] = {}  # when metrics.csv was written with which step
+        self.rows: dict[Path, tuple[float, list[dict[str, float]]]] = {}  # time and rows of each metrics.csv
+        self.first: dict[Path, tuple[float, int]] = {}  # modification time and step at the first look
         self.settings: dict[Path, dict[str, Any]] = {}
 
     def look(self, width: int, height: int) -> View:

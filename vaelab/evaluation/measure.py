@@ -80,7 +80,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
 def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
     """Returns test images of another data set, made as the model's own are: binarised, and in their range."""
     config = config | {name: own[name] for name in ("binarize", "pixel_range")}
-    unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # the same files anywhere
+    unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # downloads are the same anywhere
     what = {name: value for name, value in config.items() if name not in unsaid}
     return Part(f"{config['_target_'].rpartition('.')[2]} {what}", open_data(config, "ood", model).test)
 
@@ -108,7 +108,7 @@ def measure(
                     section, failed = None, failed | (set() if isinstance(reason, Unsupported) else {name})
                     evaluation["skipped"][name] = str(reason)
                 if fresh:
-                    path.unlink(missing_ok=True)  # of other weights
+                    path.unlink(missing_ok=True)  # the arrays of an earlier evaluation are of other weights
                     fresh = False
                 _replace(evaluation, name, section, path)
                 evaluation["seconds"][name] = round(time.monotonic() - started, 2)
@@ -216,7 +216,7 @@ def section_lines(evaluation: dict[str, Any], section: str) -> list[str]:
         if (name.endswith("_se") and name.removesuffix("_se") in values) or (
             name == "dimensions" and "active" in values
         ):
-            continue  # beside the metric that they belong to
+            continue  # shown beside the metric that they belong to
         error = f" ± {number(values[f'{name}_se'])}" if f"{name}_se" in values else ""
         of = f" of {values['dimensions']:.0f}" if name == "active" else ""
         shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else number(value)

@@ -55,7 +55,7 @@ def gaussians(mean: float, std: float, samples: int) -> Gaussians:
     ends = torch.tensor([mean - 10 * std, mean + 10 * std, -4.0, 4.0], dtype=torch.float64)
     wide = torch.linspace(float(ends.min()), float(ends.max()), 4001, dtype=torch.float64)
     fine = torch.linspace(mean - 10 * std, mean + 10 * std, 4001, dtype=torch.float64)
-    z = torch.cat([wide, fine]).unique()  # the second, so that a narrow q is not missed
+    z = torch.cat([wide, fine]).unique()  # the second grid keeps a narrow q from being missed
     integrand = q.log_prob(z).exp() * (q.log_prob(z) - p.log_prob(z))
     draws = q.sample((samples,))
     return Gaussians(

@@ -155,7 +155,7 @@ def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
     for level in (0, 0.5, 1):
         sheet.say(left + level * width, sheet.bottom + 4, f"{level:g}", va="top")
     sheet.say(left + width / 2, sheet.bottom + LINE + 4, "level of a pixel", va="top", fontsize=NORMAL)
-    written_up_to = LINE / 2  # how far up words go
+    written_up_to = LINE / 2  # height of the last label
     for power in range(1, int(math.log10(max(1.0, histograms.max().item()))) + 1, 2):
         up = sheet.height * math.log1p(10**power) / float(most)
         for top in sheet.tops:
@@ -183,7 +183,7 @@ def _blocks(rows: dict[str, Tensor], columns: int, captions: Sequence[str] = ())
     head = LINE if captions else 0
     above = [head] + [GAP] * (len(parts) - 1)
     above += [head + BLOCK, *above[1:]] * (len(tiles) // len(parts) - 1)
-    pitch = max((len(caption) for caption in captions), default=0) * 9  # pixels of a letter, at most
+    pitch = max((len(caption) for caption in captions), default=0) * 9  # a letter takes at most 9 pixels
     sheet = Sheet(tiles, above, [0] + [max(GAP, pitch - tiles.shape[-1])] * (columns - 1))
     sheet.name_rows([*rows] * (len(tiles) // len(parts)))
     for i, caption in enumerate(captions):

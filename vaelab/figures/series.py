@@ -91,5 +91,5 @@ def schedule(rows: Rows, name: str, time: str) -> tuple[np.ndarray, np.ndarray]:
     ends = {row["step"]: row["epoch"] + 1 for row in rows if f"train/{name}" in row}
     steps, epochs = np.array([0, *ends]), np.array([0, *ends.values()])
     rate = (epochs[-1] - epochs[-2]) / max(1, steps[-1] - steps[-2])
-    beyond = np.maximum(0, x - steps[-1]) * rate  # an epoch that did not end
+    beyond = np.maximum(0, x - steps[-1]) * rate  # steps of an epoch that did not end
     return np.interp(x, steps, epochs) + beyond, y

@@ -197,7 +197,7 @@ def _traversals(s: Scene) -> Figure | None:
     dims, values = dims[:ROWS], torch.linspace(-REACH, REACH, STEPS)
     start = coding.codes(s.model, s.few.images[:1], s.one)
     centre, scale, unit = torch.zeros(start.shape[1]), torch.ones(start.shape[1]), walks.PLAIN
-    if not layout.standard:  # there is no prior that says what is far
+    if not layout.standard:  # no prior gives the scale
         centre, scale, unit = s.codes.mean(0), s.codes.std(0, unbiased=False), walks.DEVIATIONS
     made = paths.traverse(s.model, start, dims.tolist(), values, s.one, s.data.pixel_range, scale, centre)
     names = [

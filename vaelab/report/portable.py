@@ -112,7 +112,7 @@ class _Carrier:
     # --- layers: each gives its description, None if it does nothing, and the size of what comes out ----------
 
     def _linear(self, module: nn.Linear, size: Size) -> tuple[Layer, Size]:
-        if module.in_features != math.prod(size):  # what is decoded is made of the code
+        if module.in_features != math.prod(size):  # the layer does not take the code alone
             raise _NotPortableError
         self.products += module.weight.numel()
         layer = {"kind": "linear", "inputs": module.in_features, "outputs": module.out_features}
@@ -124,7 +124,7 @@ class _Carrier:
     def _activation(self, module: nn.Module, size: Size) -> tuple[Layer, Size]:
         if getattr(module, "approximate", "none") != "none":
             raise _NotPortableError
-        slope = getattr(module, "negative_slope", getattr(module, "alpha", 0.0))  # of LeakyReLU, ELU
+        slope = getattr(module, "negative_slope", getattr(module, "alpha", 0.0))  # the slope of LeakyReLU, or ELU
         return {"kind": type(module).__name__.lower(), "slope": slope}, size
 
     def _norm(self, module: nn.BatchNorm1d | nn.BatchNorm2d, size: Size) -> tuple[Layer, Size]:

@@ -185,7 +185,7 @@ def report(entity: str, project: str, name: str) -> Any:
     blocks: list[Any] = []
     for block in REPORT:
         if isinstance(block, tuple):
-            runs = wr.Runset(name="all runs", groupby=[f"config.{MODEL}"])  # of the report's own project
+            runs = wr.Runset(name="all runs", groupby=[f"config.{MODEL}"])  # runs of the report's own project
             blocks.append(wr.PanelGrid(runsets=[runs], panels=_placed([_panel(panel, MODEL) for panel in block])))
         elif block.startswith("# "):
             blocks.append(wr.H1(block[2:]))

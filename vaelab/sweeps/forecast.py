@@ -229,11 +229,11 @@ def _measure(config: dict[str, Any], run: Path, steps: int) -> Kind:
         return Kind(trainer.world_size, None)
     clock = Clock(steps)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-    logging.getLogger("vaelab").setLevel(logging.ERROR)  # how far a schedule came is not what was asked
+    logging.getLogger("vaelab").setLevel(logging.ERROR)  # warnings of unfinished schedules do not matter here
     try:
         with lightning_errors():
             trainer.fit(model, datamodule=data)
-    except DivergenceError:  # of this job, and others of its kind learn more slowly
+    except DivergenceError:  # this job diverges; others of its kind may learn more slowly
         pass
     except SystemExit:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from None
@@ -257,7 +257,7 @@ class Clock(pl.Callback):
         self.started = self.started or self.mark
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.warm < WARM or self.counted + 1 >= self.steps:  # a GPU has done what it was given
+        if self.warm < WARM or self.counted + 1 >= self.steps:  # a timed step has to be complete on a GPU
             synchronise(trainer.strategy.root_device)
         now = time.perf_counter()
         took, self.mark = now - self.mark, now
@@ -273,7 +273,7 @@ class Clock(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         took = time.perf_counter() - self.validating
-        self.mark += took  # it is no part of the epoch's end
+        self.mark += took  # validation is no part of the epoch's end
         self.validations.append(took / max(1, sum(trainer.num_val_batches)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -63,7 +63,7 @@ def resolved(config: Any) -> dict[str, Any]:
     from vaelab.core.config import resolved as as_plain
 
     with open_dict(config):
-        if hydra := config.pop("hydra", None):  # of a sweep
+        if hydra := config.pop("hydra", None):  # the config of a sweep
             config.run.dir = str(runs.shown(hydra.runtime.output_dir))
         config.run.overrides, config.run.config_dir = [], None
         return as_plain(config)

@@ -70,7 +70,7 @@ def _claim(folder: Path) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
+    except ImportError:  # there is no fcntl on Windows
         pass
     except OSError as error:
         raise UserError(

@@ -51,7 +51,7 @@ def measure(config: dict[str, Any], run: Path, steps: int, rounds: int) -> dict[
     bare = BareLoop(twin, data, trainer)
     probe = Probe(bare, steps, rounds)
     trainer.callbacks.append(probe)  # type: ignore[attr-defined]
-    logging.getLogger("vaelab").setLevel(logging.ERROR)  # how far a schedule came is not what was asked
+    logging.getLogger("vaelab").setLevel(logging.ERROR)  # warnings of unfinished schedules do not matter here
     with lightning_errors():
         trainer.fit(model, datamodule=data)
     if not probe.lab:
@@ -159,14 +159,14 @@ class Probe(pl.Callback):
         waited = time.perf_counter()
         synchronise(self.loop.device)
         ours = (self.spent + time.perf_counter() - waited) / self.counted
-        self.peak = self.peak or peak_memory(self.loop.device)  # before the bare loop has any
+        self.peak = self.peak or peak_memory(self.loop.device)  # measured before the bare loop takes any
         started = time.perf_counter()
         for _ in range(self.steps):
             self.loop.step()
         synchronise(self.loop.device)
         theirs = (time.perf_counter() - started) / self.steps
         parts = self._split()
-        if self.round:  # the first warms up
+        if self.round:  # the first round warms up
             self.lab.append(ours)
             self.bare.append(theirs)
             for part, seconds in parts.items():
@@ -206,7 +206,7 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    if sys.platform == "linux":  # where getrusage counts the parent's memory before the process began
+    if sys.platform == "linux":  # there getrusage counts the parent's memory from before the process began
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     import resource

@@ -86,7 +86,7 @@ def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
     from vaelab.report import build as report
 
     try:
-        model.to(trainer.strategy.root_device)  # Lightning has taken it away
+        model.to(trainer.strategy.root_device)  # Lightning has moved it off the device
         figures = report.of_run(run, model, data, Files(run).report)
         for logger in trainer.loggers:
             if isinstance(logger, PictureLogger):

@@ -43,7 +43,7 @@ class FullySharded(OpenFSDP):
     def wrap(self, model: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
-        single = [p for p in model.parameters() if p.ndim == 0]  # FSDP takes none of these: each process has them
+        single = [p for p in model.parameters() if p.ndim == 0]  # FSDP takes no scalars: each process has them
         for parameter in single:
             parameter.data = parameter.data.to(self.root_device)
             parameter.register_post_accumulate_grad_hook(_average)

@@ -336,5 +336,5 @@ def _netrc_has_key() -> bool:
     path = os.environ.get("NETRC")
     try:
         return any("wandb" in host for host in netrc.netrc(path).hosts)
-    except (OSError, netrc.NetrcParseError):  # whose message may hold a part of the file
+    except (OSError, netrc.NetrcParseError):  # the error's message may hold a part of the file
         return False

@@ -33,7 +33,7 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
             check_run(config, run)
             _train(config, run)
     except Exception as error:
-        began = not used and Files(run).config.exists()  # a file of its data broke in the middle
+        began = not used and Files(run).config.exists()  # a file of its data broke during training
         if (in_sweep and not used) or began or not isinstance(error, UserError):
             record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
         raise
@@ -48,7 +48,7 @@ def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
     None for as many as it takes.
     """
     die_with_parent()
-    # a job is one on its machine, whatever has started it: Lightning is not to look for SLURM's other tasks
+    # a job is the only one on its machine, whatever started it: Lightning must not look for SLURM's other tasks
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "vaelab", "_job", str(run)]
@@ -68,7 +68,7 @@ def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
                     ended = True
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(0.5)  # a wait without end cannot be interrupted from another thread, as Ray does
-        except BaseException:  # Ctrl-C, or submitit's end of the time
+        except BaseException:  # raised by Ctrl-C, or by submitit at the time limit
             child.terminate()
             child.wait()
             raise
@@ -98,7 +98,7 @@ def child(run: str) -> int:
     die_with_parent()
     given = json.load(sys.stdin)
     if os.getppid() != given["parent"]:
-        return 1  # it has ended already
+        return 1  # the parent has ended already
     try:
         attempt(given["config"], Path(run), in_sweep=True)
     except Exception:
@@ -126,7 +126,7 @@ def end_jobs() -> None:
                 process.terminate()
                 others.append(process)
     psutil.wait_procs(sessions, timeout=60)
-    for process in others:  # one of submitit's that has not begun its job passes over SIGTERM
+    for process in others:  # a process of submitit that has not begun its job ignores SIGTERM
         with suppress(psutil.Error):
             process.kill()
 
@@ -148,12 +148,12 @@ def worker(run: str) -> int:
     from vaelab.training.fit import fit
 
     path = Path(run)
-    die_with_parent(signal.SIGKILL)  # it would wait for the first process for ever
+    die_with_parent(signal.SIGKILL)  # otherwise it would wait for the first process for ever
     try:
         fit(runs.read_config(path), path)
     except (UserError, DivergenceError):  # the first process reports it
         return 1
-    except SystemExit:  # all were asked to stop; Lightning kills them all if one of them ends otherwise than well
+    except SystemExit:  # all were asked to stop; Lightning kills them all if one ends with an error
         return 0
     return 0
 
@@ -166,7 +166,7 @@ def _claimed(run: Path) -> Iterator[None]:
     """Keeps any other process from training into the run folder; a lock that ends with this process."""
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # there is no fcntl on Windows
         yield
         return
     try:
@@ -186,7 +186,7 @@ def _train(config: dict[str, Any], run: Path) -> None:
     """Trains in this process, and puts back what training changes about it."""
     from vaelab.training.fit import fit
 
-    sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # what Lightning starts further processes with
+    sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # Lightning starts further processes with these
     environment = {name: os.environ.get(name) for name in (*LAUNCH_VARIABLES, "PYTORCH_NVML_BASED_CUDA_CHECK")}
     try:
         fit(config, run)
@@ -201,7 +201,7 @@ def _train(config: dict[str, Any], run: Path) -> None:
         sys.argv = sys_argv
         _leave_process_group(environment)
         if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # or a sweep's next job would log into this run
+            sys.modules["wandb"].finish()  # otherwise a sweep's next job would log into this run
 
 
 def _leave_process_group(environment: dict[str, str | None]) -> None:

@@ -139,7 +139,7 @@ class WandB(WandbLogger):
         except wandb.Error as error:
             log.warning("W&B cannot be reached (%s): logging offline", str(error).splitlines()[0])
             experiment = wandb.init(**arguments, mode="offline")
-        # Lightning does so for the runs it makes itself
+        # as Lightning does for the runs it makes itself
         experiment.define_metric("trainer/global_step")
         experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         super().__init__(experiment=experiment, save_dir=str(run))

@@ -143,7 +143,7 @@ def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
         if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
             raise UserError(f"codes={path}: `files` holds {str(name)!r}, which would lie outside the folder out=")
     written = [str(name.with_suffix(".png")) for name in names]
-    if len({name.lower() for name in written}) < count:  # a.jpg beside a.png
+    if len({name.lower() for name in written}) < count:  # such as a.jpg beside a.png
         written = [f"{name}.png" for name in names]
     if len(set(written)) < count:
         raise UserError(f"codes={path}: `files` holds a name twice: each row is written to a file of its own")
@@ -198,7 +198,7 @@ def _is_own(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get("Software") == SOFTWARE
-    except OSError:  # also no image
+    except OSError:  # raised for files that are no image, too
         return False
 
 

@@ -16,7 +16,7 @@ FROM_TRAINING = {metric.name: metric.evaluated for metric in TRAINING if metric.
 
 BOOKKEEPING = (
     *("run.", "sweep.", "logger.", "test.", "report.", "resume.", "seed.", "callbacks.pictures."),
-    *("callbacks.anneal.", "callbacks.learning_rate.", "callbacks.averaging."),  # copies of groups
+    *("callbacks.anneal.", "callbacks.learning_rate.", "callbacks.averaging."),  # copies of config groups
     *("trainer.default_root_dir.", "trainer.enable_progress_bar.", "trainer.enable_model_summary."),
     *("dataset.storage.", "dataset.num_workers.", "dataset.download."),
 )
@@ -164,7 +164,7 @@ def flat_settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, 
     tree = config | parts | {"model": {k: v for k, v in model.items() if k not in parts}}
     dropped = BOOKKEEPING
     dropped += ("dataset.seed.",) if dataset.get("seed") == config["seed"] else ()
-    dropped += ("dataset.root.",) if "download" in dataset else ()  # the same files wherever they lie
+    dropped += ("dataset.root.",) if "download" in dataset else ()  # downloaded files are the same wherever they lie
     return {key: value for key, value in _flat(tree, "", options).items() if not f"{key}.".startswith(dropped)}
 
 

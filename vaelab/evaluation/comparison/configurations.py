@@ -232,7 +232,7 @@ def rank(rows: Sequence[Configuration], figure: str) -> Ranking:
         return ranking
     sets, differing = comparable(rows, figure, agree)
     for name, values in differing.items():
-        if "data" not in differing or _differing(values) != "log_likelihood_is":  # which follows from the binarisation
+        if "data" not in differing or _differing(values) != "log_likelihood_is":  # this follows from the binarisation
             ranking.refused.append((name, _difference(values)))
     if label_free:
         given = {

@@ -79,7 +79,7 @@ class Listed:
         node: Any = config.tree
         for part in key.split("."):
             if not isinstance(node, dict) or part not in node:
-                return config.overrides.get(key, MISSING)  # of a group that leaves no key, as experiment
+                return config.overrides.get(key, MISSING)  # of a group that leaves no key, such as experiment
             node = node[part]
         return node
 

@@ -131,7 +131,7 @@ def _diagnose_spikes(rows: list[dict[str, float]]) -> list[Finding]:
         return []
     steps, values = windows.T
     length = np.diff(steps, prepend=2 * steps[0] - steps[1])
-    if length.min() <= 0:  # no row of training
+    if length.min() <= 0:  # there is no row of training
         return []
     around = np.stack([np.roll(values, shift) for shift in (-3, -2, -1, 1, 2, 3)])[:, 3:-3]
     above = (values[3:-3] - np.median(around, 0)) * np.sqrt(length[3:-3] / length.max())

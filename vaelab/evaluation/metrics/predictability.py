@@ -126,7 +126,7 @@ def _forest(x: np.ndarray, y: np.ndarray, is_continuous: bool, seed: int):
 
     kind = RandomForestRegressor if is_continuous else RandomForestClassifier
     settings = {"max_features": None, "min_samples_leaf": 2, "oob_score": True, "random_state": seed}
-    with warnings.catch_warnings():  # of 10,000 rows one or two are in every tree's sample
+    with warnings.catch_warnings():  # one or two of 10,000 rows are in every tree's sample
         warnings.filterwarnings("ignore", message="Some inputs do not have OOB scores")
         forests = [kind(TREES, max_depth=depth, **settings).fit(x, y) for depth in DEPTHS]
     best = max(forest.oob_score_ for forest in forests)

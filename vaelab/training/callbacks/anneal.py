@@ -152,7 +152,7 @@ class Plateau(pl.Callback):
             factor=self.factor,
             patience=self.patience,
             threshold=self.threshold,
-            threshold_mode="abs",  # a relative one goes the wrong way on a negative metric such as the ELBO
+            threshold_mode="abs",  # a relative threshold goes the wrong way on a negative metric such as the ELBO
             min_lr=self.min_lr,
             eps=0.0,
         )

@@ -37,8 +37,8 @@ class RunCheckpoint(ModelCheckpoint):
     C on the way are another objective, with another optimum. Until then the newest epoch is kept.
     """
 
-    on_train_batch_end = pl.Callback.on_train_batch_end  # nothing: no work in a step
-    scheduled: dict[str, float] | None = None  # the values of the schedules that the best one was trained with
+    on_train_batch_end = pl.Callback.on_train_batch_end  # does nothing in a step
+    scheduled: dict[str, float] | None = None  # schedules' values with which the best one was trained
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Any = None) -> bool:
         schedules = next((c for c in trainer.callbacks if isinstance(c, Anneal)), None)  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ class LastOnException(pl.Callback):
     def __init__(self, path: Path | None):
         self.path = path
         self.asked = 0  # the signal that asks to stop
-        self.agreed = False  # that all processes stop
+        self.agreed = False  # whether all processes stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._listen(trainer)

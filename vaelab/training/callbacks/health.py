@@ -69,7 +69,7 @@ class Health(pl.Callback):
             kl, capacity = (trainer.callback_metrics[f"train/{k}"].item() for k in ("kl", "capacity"))
             findings += diagnose_capacity(kl, capacity, model.capacity.item())
         if "codebook_usage" in figures:
-            # the training epoch's: a small validation set cannot choose every code
+            # usage in the training epoch: a small validation set cannot choose every code
             usage, perplexity = (
                 trainer.callback_metrics[f"train/{k}"].item() for k in ("codebook_usage", "perplexity")
             )

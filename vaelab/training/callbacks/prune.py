@@ -24,7 +24,7 @@ class Prune(pl.Callback):
         self.place = place
         self.pruned = False
         self.trial: Any = None
-        self.reported = -1  # the last epoch that was: one is reported once, whatever the run is resumed from
+        self.reported = -1  # the last epoch reported: each is reported once, whatever the run is resumed from
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, value = trainer.current_epoch, trainer.callback_metrics.get(self.place.metric)
