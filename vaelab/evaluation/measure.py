@@ -80,7 +80,12 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
 def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
     """Returns test images of another data set, made as the model's own are: binarised, and in their range."""
     config = config | {name: own[name] for name in ("binarize", "pixel_range")}
-    unsaid = {*SPEED, "_target_", "seed", *(["root"] if "download" in config else [])}  # downloads are the same anywhere
+    unsaid = {
+        *SPEED,
+        "_target_",
+        "seed",
+        *(["root"] if "download" in config else []),
+    }  # downloads are the same anywhere
     what = {name: value for name, value in config.items() if name not in unsaid}
     return Part(f"{config['_target_'].rpartition('.')[2]} {what}", open_data(config, "ood", model).test)
 

@@ -61,7 +61,7 @@ class Files:
         return sorted(path.parent.name for path in self.priors.glob("*/prior.safetensors"))
 
     def evaluation(self, split: str, prior: str | None = None) -> Path:
-        """Path of the evaluation of the test, val or train images, under the model's own prior or one that was fitted."""
+        """Path of the evaluation of the test, val or train images, under the model's own prior or a fitted one."""
         folder = self.folder if prior is None else self.prior(prior).parent
         return folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
 
