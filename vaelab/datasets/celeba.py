@@ -32,7 +32,7 @@ class CelebA(ImageFiles):
     size: PositiveInt
 
     def load(self) -> tuple[FileSplit, FileSplit]:
-        """Raises UserError if files are missing or the list cannot be read."""
+        """Lists the images. Raises UserError if files are missing or the list cannot be read."""
         names = ["celeba/list_eval_partition.txt", "celeba/img_align_celeba/000001.jpg"]
         partition = find_files(self.root, names, self.download, _fetch)[0]
         folder = partition.parent / "img_align_celeba"

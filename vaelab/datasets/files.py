@@ -222,7 +222,7 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """Converts to grey or RGB. PIL would clip 16-bit grey at 255 instead of scaling it."""
+    """Converts an image to grey or RGB. PIL would clip 16-bit grey at 255 instead of scaling it."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

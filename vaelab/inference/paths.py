@@ -84,7 +84,7 @@ def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 
 def between_four(corners: Tensor, steps: int) -> Tensor:
-    """Interpolates four codes bilinearly, [steps, steps, d]. corners: [4, d], from top left to bottom right."""
+    """Interpolates four codes bilinearly: [steps, steps, d]. corners: [4, d], top left and right, then bottom."""
     top, bottom = line(corners[0], corners[1], steps), line(corners[2], corners[3], steps)
     t = torch.linspace(0, 1, steps, dtype=corners.dtype)[:, None, None]
     return torch.lerp(top, bottom, t)

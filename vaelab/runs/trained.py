@@ -85,7 +85,7 @@ def _device(name: str) -> str:
 
 
 def open_data(config: dict[str, Any], key: str, model: Any) -> Any:
-    """Opens the data set of a config, the value of `key`. Raises UserError unless its images fit the model."""
+    """Opens the data set of a config, which the user knows as `key`. Raises UserError unless it fits the model."""
     check(config, key)
     data = build(config)
     try:
