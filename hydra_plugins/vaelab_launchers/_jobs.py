@@ -1,4 +1,4 @@
-"""What launchers share whose jobs run in other processes, of this machine or of others."""
+"""Setting up and losing jobs that run in other processes, for the launchers that start them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vaelab.runs import Files
 from vaelab.runs.jobs import compose, folder_of, wait_for
 
 ENDED = ("finished", "pruned", "failed", "diverged", "interrupted")
-"""States that a job has written itself."""
+"""States of an ended job that it has written into its summary.json itself."""
 
 
 class Jobs(NamedTuple):
-    """What every job needs to be set up: what Hydra knows in the parent, and its working folder."""
+    """Jobs of a sweep, with what each needs to be set up: what Hydra knows in the parent, and its working folder."""
 
     context: HydraContext
     config: DictConfig
@@ -29,7 +29,7 @@ class Jobs(NamedTuple):
     folder: str
 
     def __call__(self, number: int, overrides: list[str]) -> JobReturn:
-        """A job, in its own process: Hydra is set up as in the parent."""
+        """Runs a job, in its own process: Hydra is set up as in the parent."""
         os.chdir(self.folder)
         setup_globals()
         Singleton.set_state(self.singletons)
@@ -44,17 +44,17 @@ class Jobs(NamedTuple):
         return result
 
     def lost(self, number: int, overrides: Sequence[str], status: str, reason: str, text: str) -> JobReturn:
-        """The result of a job that gave none back. How it ended is noted, if it has not said so itself.
+        """Makes the result of a job that gave none back, and notes how it ended, if it has not done so itself.
 
-        status: `failed` or `interrupted`. reason: in a line. text: all that is known, for its run.log.
+        status: `failed` or `interrupted`. reason: why, in a line. text: all that is known, for its run.log.
         """
         from vaelab import runs
         from vaelab.core.config import resolved
         from vaelab.training import launch
 
         config = compose(self.context.config_loader, self.config, number, overrides)
-        own = {key: value for key, value in config.items() if key != "hydra"}
-        plain = resolved(OmegaConf.masked_copy(config, list(own)))
+        keys = {key: value for key, value in config.items() if key != "hydra"}
+        plain = resolved(OmegaConf.masked_copy(config, list(keys)))
         run = folder_of(Path(config.hydra.runtime.output_dir), plain)
         wait_for(run)
         if runs.read_summary(run).get("status") not in ENDED:

@@ -1,4 +1,4 @@
-"""The launcher: one remote task of Ray per job."""
+"""The launcher on Ray: one remote task per job."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Settings(NamedTuple):
 
 
 class RayLauncher(Launcher):
-    """`hydra/launcher=ray`. A job whose process dies is a failed one, and the others go on."""
+    """Launcher of `hydra/launcher=ray`. A job whose process dies is a failed one, and the others go on."""
 
     def __init__(self, cpus: Any, gpus: Any, address: Any, init: Any):
-        """The keys as they come from the config; `setup` checks them."""
+        """Takes the keys as they come from the config; `setup` checks them."""
         super().__init__()
         self.given = dict(zip(Settings._fields, (cpus, gpus, address, init), strict=True))
 
@@ -46,7 +46,7 @@ class RayLauncher(Launcher):
         self.context, self.config, self.task = hydra_context, config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the jobs, as many at once as there is room for. Returns what became of each, in their order."""
+        """Runs the jobs, as many at once as there is room for. Returns the result of each, in their order."""
         import ray
 
         setup_globals()
@@ -56,13 +56,13 @@ class RayLauncher(Launcher):
         jobs = Jobs(self.context, self.config, self.task, Singleton.get_state(), os.getcwd())
         # a process per job: nothing of one is left for the next, and one that dies takes no other along
         remote = ray.remote(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus, max_retries=0, max_calls=1)(_run)
-        there, numbered = ray.put(jobs), list(enumerate(job_overrides, initial_job_idx))
-        tasks = [remote.remote(there, number, list(overrides)) for number, overrides in numbered]
+        shared, numbered = ray.put(jobs), list(enumerate(job_overrides, initial_job_idx))
+        tasks = [remote.remote(shared, number, list(overrides)) for number, overrides in numbered]
         try:
             return [self._result(task, jobs, *job) for task, job in zip(tasks, numbered, strict=True)]
         except KeyboardInterrupt:
             for task in tasks:
-                ray.cancel(task)  # as Ctrl-C in each job, which saves its last checkpoint
+                ray.cancel(task)  # acts as Ctrl-C in each job, which saves its last checkpoint
             ray.wait(tasks, num_returns=len(tasks), timeout=30)
             raise
 
@@ -79,12 +79,12 @@ class RayLauncher(Launcher):
                     f"hydra.launcher.address={self.settings.address}: Ray does not start ({reason})"
                 ) from error
         if self.settings.address != "local":
-            return  # a cluster may grow
-        there = ray.cluster_resources()
+            return  # a cluster may grow until a job fits
+        resources = ray.cluster_resources()
         for key, name, wanted in (("cpus", "CPU", self.settings.cpus), ("gpus", "GPU", self.settings.gpus)):
-            if wanted > there.get(name, 0):
-                has = f"{there.get(name, 0):g}"
-                raise UserError(f"hydra.launcher.{key}={wanted:g}: a job can have no more than this machine, {has}")
+            if wanted > resources.get(name, 0):
+                most = f"{resources.get(name, 0):g}"
+                raise UserError(f"hydra.launcher.{key}={wanted:g}: a job can have no more than this machine, {most}")
 
     def _result(self, task: Any, jobs: Jobs, number: int, overrides: Sequence[str]) -> JobReturn:
         """Waits for a job. One whose process died is interrupted, and goes on when the sweep is given again."""

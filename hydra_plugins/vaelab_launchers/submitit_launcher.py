@@ -32,15 +32,15 @@ SHARED = {
 
 
 class SubmititLauncher(Launcher):
-    """In the place of hydra-submitit-launcher's, with its keys: here, a job that is lost takes no other along."""
+    """Base class in place of hydra-submitit-launcher's, with its keys: a job that is lost takes no other along."""
 
     cluster: str
 
     def __init__(self, submitit_folder: str, max_num_timeout: int = 0, **parameters: Any):
-        """The keys as they come from the config.
+        """Takes the keys as they come from the config.
 
-        submitit_folder: for submitit's own files. max_num_timeout: how often a job that has run out of
-        its time is queued again. parameters: submitit's, which checks them.
+        submitit_folder: folder for submitit's own files. max_num_timeout: how often a job that has run out of
+        its time is queued again. parameters: those of submitit, which checks them.
         """
         super().__init__()
         self.folder, self.max_num_timeout = submitit_folder, max_num_timeout
@@ -51,7 +51,7 @@ class SubmititLauncher(Launcher):
         self.executor = self._executor()
 
     def _executor(self) -> Any:
-        """What submits jobs. Raises UserError for parameters that it does not take, or where there is no SLURM."""
+        """Makes the executor that submits jobs. Raises UserError for a wrong parameter, or without SLURM."""
         import submitit
 
         if self.parameters.get("tasks_per_node", 1) != 1 or self.parameters.get("nodes", 1) != 1:
@@ -67,13 +67,13 @@ class SubmititLauncher(Launcher):
         return executor
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submits the jobs and waits for all. Returns what became of each, in their order."""
+        """Submits the jobs and waits for all. Returns the result of each, in their order."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         jobs = Jobs(self.context, self.config, self.task, Singleton.get_state(), os.getcwd())
         numbered = [(number, list(overrides)) for number, overrides in enumerate(job_overrides, initial_job_idx)]
-        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # of submitit's processes: Ctrl-C is for this one
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # submitit's processes inherit it: Ctrl-C is for this one
         try:
             submitted = self.executor.map_array(Submitted(jobs), *zip(*numbered, strict=True))
         finally:
@@ -106,19 +106,19 @@ class Submitted:
         return self.jobs(number, overrides)
 
     def checkpoint(self, number: int, overrides: list[str]) -> Any:
-        """The same job again, which goes on from its last checkpoint."""
+        """Submits the same job again, which goes on from its last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, number, overrides)
 
 
 class LocalLauncher(SubmititLauncher):
-    """`hydra/launcher=submitit_local`."""
+    """Launcher of `hydra/launcher=submitit_local`: jobs are processes of this machine."""
 
     cluster = "local"
 
 
 class SlurmLauncher(SubmititLauncher):
-    """`hydra/launcher=submitit_slurm`."""
+    """Launcher of `hydra/launcher=submitit_slurm`: jobs are an array of jobs of a SLURM cluster."""
 
     cluster = "slurm"

@@ -1,1 +1,1 @@
-"""`hydra/sweeper=optuna`: searches a space of configs for the best figures."""
+"""`hydra/sweeper=optuna`: searches a space of configs for the best metrics."""

@@ -1,4 +1,4 @@
-"""What became of trials: read from their run folders, told to the study, printed at the end."""
+"""Outcomes of trials: read from their run folders, told to the study, printed at the end."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from vaelab.core.files import write_text
 from vaelab.training.summary import number
 
 RESULTS = "optimization_results.json"
+"""Name of the file of a search's results, in the folder of its sweep."""
 
 
 class Outcome(NamedTuple):
     """How a trial's job ended.
 
     status: `finished`, `pruned`, `interrupted` (another start goes on with it) or `failed`. run: its
-    folder. values: the objectives of a finished one. error: why it failed. figures: what it measured.
+    folder. values: the objectives of a finished one. error: why it failed. metrics: names of what it measured.
     """
 
     status: str
     run: Path | None
     values: list[float]
     error: str
-    figures: list[str]
+    metrics: list[str]
 
 
 def read(result: Any, objectives: Mapping[str, str]) -> Outcome:
-    """The outcome of a job, from the summary.json of its run folder alone."""
+    """Reads the outcome of a job from the summary.json of its run folder alone."""
     run, raised = _folder(result), ""
     if isinstance(result, JobReturn) and result.status == JobStatus.FAILED:
         raised = str(result._return_value)
@@ -42,22 +43,22 @@ def read(result: Any, objectives: Mapping[str, str]) -> Outcome:
         summary = runs.read_summary(run) if run is not None else {}
     except UserError as error:
         summary, raised = {}, str(error)
-    figures = summary.get("metrics", {})
+    metrics = summary.get("metrics", {})
     status, error = str(summary.get("status")), str(summary.get("error") or raised or "its run left no summary.json")
     if status in ("pruned", "interrupted"):
-        return Outcome(status, run, [], "", list(figures))
+        return Outcome(status, run, [], "", list(metrics))
     if status != "finished":
-        return Outcome("failed", run, [], error.strip().splitlines()[0], list(figures))
-    if absent := [name for name in objectives if name not in figures]:
-        return Outcome("failed", run, [], f"{absent[0]} is not among its figures", list(figures))
-    values = [float(figures[name]) for name in objectives]
+        return Outcome("failed", run, [], error.strip().splitlines()[0], list(metrics))
+    if absent := [name for name in objectives if name not in metrics]:
+        return Outcome("failed", run, [], f"{absent[0]} is not among its metrics", list(metrics))
+    values = [float(metrics[name]) for name in objectives]
     if not all(map(math.isfinite, values)):
-        return Outcome("failed", run, [], f"{' and '.join(objectives)} came to {values}", list(figures))
-    return Outcome("finished", run, values, "", list(figures))
+        return Outcome("failed", run, [], f"{' and '.join(objectives)} came to {values}", list(metrics))
+    return Outcome("finished", run, values, "", list(metrics))
 
 
 def _folder(result: Any) -> Path | None:
-    """A job's run folder: what it returned, or where Hydra put it; None if the launcher lost it."""
+    """Finds a job's run folder: what it returned, or where Hydra put it; None if the launcher lost it."""
     if not isinstance(result, JobReturn):
         return None
     if result.status == JobStatus.COMPLETED and isinstance(result.return_value, str):
@@ -70,8 +71,8 @@ def tell(study: Any, trial: Any, outcome: Outcome, sweep: Path) -> None:
     from optuna.trial import TrialState
 
     names = study.user_attrs["search"]["optimize"]
-    said = figures_said(dict(zip(names, outcome.values, strict=False))) or outcome.error
-    print(f"trial {trial.number}: {outcome.status}  {said}".rstrip())
+    text = metrics_text(dict(zip(names, outcome.values, strict=False))) or outcome.error
+    print(f"trial {trial.number}: {outcome.status}  {text}".rstrip())
     if outcome.status == "interrupted":
         return
     if outcome.run is not None:
@@ -82,7 +83,7 @@ def tell(study: Any, trial: Any, outcome: Outcome, sweep: Path) -> None:
     study.tell(trial, outcome.values or None, states[outcome.status])
 
 
-def figures_said(values: Mapping[str, float]) -> str:
+def metrics_text(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
@@ -112,13 +113,13 @@ def conclude(study: Any, sweep: Path) -> None:
     content = {"optimize": objectives, "study": study.study_name, "trials": counts, "best": best}
     write_text(sweep / RESULTS, json.dumps(content, indent=2) + "\n")
 
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    states = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     ends = " and ".join(f"{name} ({end})" for name, end in objectives.items())
-    what = "the best" if len(objectives) == 1 else f"{len(best)} that no other beats in every figure"
-    print(f"\n{len(trials)} trials ({said}); {what} by {ends}:" if best else f"\n{len(trials)} trials ({said})")
+    what = "the best" if len(objectives) == 1 else f"{len(best)} that no other beats in every metric"
+    print(f"\n{len(trials)} trials ({states}); {what} by {ends}:" if best else f"\n{len(trials)} trials ({states})")
     for row in best:
         parameters = " ".join(f"{key}={_short(value)}" for key, value in row["parameters"].items())
-        print(f"  {figures_said(row['values'])}  {parameters}\n    run: {_shown(sweep / str(row['run']))}")
+        print(f"  {metrics_text(row['values'])}  {parameters}\n    run: {_shown(sweep / str(row['run']))}")
     print(f"search: {_shown(sweep / RESULTS)}")
 
 

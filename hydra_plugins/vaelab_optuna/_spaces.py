@@ -14,8 +14,8 @@ TAGS = {"log", "int"}
 class Space(NamedTuple):
     """Values that a key can take.
 
-    key: the config key or group. written: the same with the `+` or `@package` that the user gave it.
-    distribution: Optuna's.
+    key: the config key or group. written: the key with the `+` or `@package` that the user gave it.
+    distribution: that of Optuna.
     """
 
     key: str
@@ -23,7 +23,7 @@ class Space(NamedTuple):
     distribution: Any
 
     def suggest(self, trial: Any) -> Any:
-        """A trial's value."""
+        """Asks a trial for its value of the key."""
         d = self.distribution
         if hasattr(d, "choices"):
             return trial.suggest_categorical(self.key, d.choices)
@@ -31,17 +31,17 @@ class Space(NamedTuple):
         return suggest(self.key, d.low, d.high, step=d.step, log=d.log)
 
     def override(self, value: Any) -> str:
-        """The argument that gives a job this value."""
+        """Returns the argument that gives a job this value of the key."""
         return f"{self.written}={value}"
 
     @property
     def choices(self) -> list[Any]:
-        """What the key is chosen from; an end of the space if that is no choice."""
+        """Values that the key is chosen from; the lower end of the space where it is no choice."""
         return list(getattr(self.distribution, "choices", ())) or [self.distribution.low]
 
 
 def space(override: Override) -> Space:
-    """The space that an argument such as `model.beta=interval(1,16)` describes. Raises UserError if it is none."""
+    """Reads the space in an argument such as `model.beta=interval(1,16)`. Raises UserError if it is none."""
     from optuna.distributions import CategoricalDistribution
 
     key, sweep = override.key_or_group, override.value()
@@ -65,7 +65,7 @@ def space(override: Override) -> Space:
 
 
 def _interval(sweep: IntervalSweep, tags: set[str]) -> Any:
-    """From one end to the other: real numbers, or integers where `int(…)` or `tag(int, …)` says so."""
+    """Makes the distribution of an interval: real numbers, or integers where `int(…)` or `tag(int, …)` says so."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     low, high = sweep.start, sweep.end
@@ -79,7 +79,7 @@ def _interval(sweep: IntervalSweep, tags: set[str]) -> Any:
 
 
 def _range(sweep: RangeSweep, tags: set[str]) -> Any:
-    """The numbers of `range(start, stop, step)`, which does not reach its stop."""
+    """Makes the distribution of `range(start, stop, step)`, which does not reach its stop."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     values = sorted(sweep.range())
@@ -94,7 +94,7 @@ def _range(sweep: RangeSweep, tags: set[str]) -> Any:
 
 
 def _choices(override: Override) -> list[Any]:
-    """Numbers as numbers, anything else as it is written on the command line."""
+    """Lists the values of a choice: numbers as numbers, anything else as it is written on the command line."""
     values = list(override.sweep_iterator())
     if not all(type(value) in (int, float) for value in values):
         values = list(override.sweep_string_iterator())

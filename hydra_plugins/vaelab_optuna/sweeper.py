@@ -1,4 +1,4 @@
-"""The sweeper: asks Optuna for trials, hands them to the launcher as jobs, and tells Optuna what became of them."""
+"""The sweeper of a search: asks Optuna for trials, hands them to the launcher as jobs, tells Optuna their outcomes."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ class Settings(NamedTuple):
 
     @property
     def objectives(self) -> dict[str, Any]:
-        """The figures to optimise, each with its better end, `max` or `min`. Raises UserError if one is not known."""
+        """The metrics to optimise, each with its better end, `max` or `min`. Raises UserError if one is not known."""
         names = [self.optimize] if isinstance(self.optimize, str) else self.optimize
         given = [self.direction] if isinstance(self.direction, str) else self.direction
         if not names:
-            raise UserError("optimize= is empty: name a figure, such as optimize=val/elbo")
+            raise UserError("optimize= is empty: name a metric, such as optimize=val/elbo")
         if given is not None and len(given) != len(names):
-            raise UserError(f"direction: {len(given)} for {len(names)} figures: give max or min for each of optimize=")
+            raise UserError(f"direction: {len(given)} for {len(names)} metrics: give max or min for each of optimize=")
         ends = given or [metric(name).better or None for name in names]
         for name, end in zip(names, ends, strict=True):
-            part, _, figure = name.rpartition("/")
-            near = difflib.get_close_matches(figure, KNOWN, 1, 0.7)
-            if near and figure not in KNOWN:
-                raise UserError(f"optimize={name}: no such figure; did you mean {part}/{near[0]}?")
+            part, _, last = name.rpartition("/")
+            near = difflib.get_close_matches(last, KNOWN, 1, 0.7)
+            if near and last not in KNOWN:
+                raise UserError(f"optimize={name}: no such metric; did you mean {part}/{near[0]}?")
             if end is None:
                 raise UserError(f"optimize={name}: is more of it better or less? add direction=max or direction=min")
         return dict(zip(names, ends, strict=True))
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`. A trial's number is its job's, and its figures are read from the job's summary.json."""
+    """Sweeper of `hydra/sweeper=optuna`: a trial is a job of the same number, its metrics those of summary.json."""
 
     hydra_context: Any
     config: Any
@@ -76,7 +76,7 @@ class OptunaSweeper(Sweeper):
         study_name: Any,
         params: Any,
     ):
-        """The keys as they come from the config; `setup` checks them."""
+        """Takes the keys as they come from the config; `setup` checks them."""
         super().__init__()
         given = (optimize, direction, n_trials, n_jobs, pruning, sampler, storage, study_name, params)
         self.given = dict(zip(Settings._fields, given, strict=True))
@@ -101,13 +101,13 @@ class OptunaSweeper(Sweeper):
             return
         if len(self.objectives) > 1:
             raise UserError(
-                f"pruning={self.settings.pruning} judges by one figure: leave it out, or all but one of them"
+                f"pruning={self.settings.pruning} judges by one metric: leave it out, or all but one of them"
             )
         if not (name := next(iter(self.objectives))).startswith("val/"):
-            raise UserError(f"pruning={self.settings.pruning} needs a figure of validation, val/…, and not {name}")
+            raise UserError(f"pruning={self.settings.pruning} needs a metric of validation, val/…, and not {name}")
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Runs the search. Returns what the launcher gave back, batch by batch."""
+        """Runs the search. Returns the results of the jobs, batch by batch."""
         from vaelab.training import studies
 
         studies.quieten()
@@ -123,12 +123,12 @@ class OptunaSweeper(Sweeper):
             outcomes = [_outcome.read(result, self.objectives) for result in results]
             for trial, outcome in zip(batch, outcomes, strict=True):
                 _outcome.tell(self.study, trial, outcome, self.folder)
-            self._check_figures(outcomes)
+            self._check_metrics(outcomes)
         _outcome.conclude(self.study, self.folder)
         return returns
 
     def first(self, arguments: list[str]) -> list[str]:
-        """The arguments of a job at the first value of every space."""
+        """Returns the arguments of a job at the first value of every space."""
         self._read(arguments)
         groups = [s.override(s.choices[0]) for s in self.groups]
         config = self._compose(*groups)
@@ -142,8 +142,8 @@ class OptunaSweeper(Sweeper):
 
         loader = self.hydra_context.config_loader
         given = {argument.partition("=")[0].lstrip("+") for argument in arguments}
-        own = [f"{key}={value}" for key, value in self.settings.params.items() if key.lstrip("+") not in given]
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*own, *arguments])
+        params = [f"{key}={value}" for key, value in self.settings.params.items() if key.lstrip("+") not in given]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *arguments])
         self.fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         spaces = [space(o) for o in overrides if o.is_sweep_override()]
         if not spaces:
@@ -152,7 +152,7 @@ class OptunaSweeper(Sweeper):
         self.groups = [s for s in spaces if s.key in groups]
         self.scalars = [s for s in spaces if s.key not in groups]
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.search = {  # what a study is of; it may move
+        self.search = {  # what a study searches for; paths may change
             "arguments": sorted(str(o.input_line) for o in overrides if o.key_or_group not in PATHS),
             "optimize": self.objectives,
         }
@@ -165,10 +165,12 @@ class OptunaSweeper(Sweeper):
         configs = [self._compose(*choice.values()) for choice in choices]
         for s in self.scalars:
             fitting = (c for c, config in zip(choices, configs, strict=True) if _takes(config, s))
-            self._compose(*next(fitting, first).values(), s.override(s.choices[0]))  # Hydra says what is wrong with it
+            self._compose(
+                *next(fitting, first).values(), s.override(s.choices[0])
+            )  # Hydra says what is wrong with a key
 
     def _compose(self, *chosen: str) -> DictConfig:
-        """The config of a job with these arguments beside the fixed ones."""
+        """Composes the config of a job with these arguments beside the fixed ones."""
         if chosen not in self.composed:
             loader = self.hydra_context.config_loader
             self.composed[chosen] = loader.load_sweep_config(self.config, [*self.fixed, *chosen])
@@ -177,7 +179,7 @@ class OptunaSweeper(Sweeper):
     # --- trials ---------------------------------------------------------------------------------
 
     def _open(self) -> Any:
-        """The study, new or of an earlier start of the same search."""
+        """Opens the study, new or of an earlier start of the same search. Raises UserError if it is of another."""
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -207,9 +209,9 @@ class OptunaSweeper(Sweeper):
         return study
 
     def _batches(self) -> Iterator[list[Any]]:
-        """Trials to run, at most `n_jobs` at once and numbered in a row, as launchers number jobs.
+        """Yields trials to run, at most `n_jobs` at once and numbered in a row, as launchers number jobs.
 
-        First those that an earlier start left unfinished, then new ones. Where a batch ends depends on
+        Those that an earlier start left unfinished come first, then new ones. Where a batch ends depends on
         the trials' numbers alone, and so does the sampler's seed: a search that was interrupted goes on as
         if it had not been.
         """
@@ -227,7 +229,7 @@ class OptunaSweeper(Sweeper):
             yield [self._ask(i) for i in range(done, min(done + size - done % size, self.settings.n_trials))]
 
     def _ask(self, number: int) -> Any:
-        """A new trial. Keys that the chosen options of groups do not have are no part of it."""
+        """Asks the study for a new trial. Keys that the chosen options of groups do not have are no part of it."""
         from hydra.utils import instantiate
 
         sampler = dict(self.settings.sampler)
@@ -245,7 +247,7 @@ class OptunaSweeper(Sweeper):
         return trial
 
     def _job(self, trial: Any) -> list[str]:
-        """The arguments of a trial's job."""
+        """Returns the arguments of a trial's job."""
         from vaelab.commands import command
         from vaelab.training import studies
 
@@ -257,19 +259,19 @@ class OptunaSweeper(Sweeper):
             job.append(f"++hydra.job.env_set.{studies.VARIABLE}={command.in_quotes(place.dumps())}")
         return job
 
-    def _check_figures(self, outcomes: Sequence[_outcome.Outcome]) -> None:
-        """Ends a search whose trials finish, but without what it looks for; the corrected one begins anew."""
+    def _check_metrics(self, outcomes: Sequence[_outcome.Outcome]) -> None:
+        """Ends a search whose trials finish without the metric that it optimises; the corrected one begins anew."""
         import optuna
         from optuna.trial import TrialState
 
         from vaelab.training import studies
 
-        known = [outcome.figures for outcome in outcomes if outcome.figures]
-        absent = [name for name in self.objectives if known and not any(name in figures for figures in known)]
+        known = [outcome.metrics for outcome in outcomes if outcome.metrics]
+        absent = [name for name in self.objectives if known and not any(name in metrics for metrics in known)]
         if absent and not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             names = ", ".join(sorted(known[0]))
             optuna.delete_study(study_name=self.settings.study_name, storage=studies.storage(self.storage))
-            raise UserError(f"optimize={absent[0]}: no run has such a figure; they have {names}")
+            raise UserError(f"optimize={absent[0]}: no run has such a metric; they have {names}")
 
 
 def _takes(config: DictConfig, s: Space) -> bool:
@@ -282,7 +284,7 @@ def _takes(config: DictConfig, s: Space) -> bool:
 
 
 def _sqlite(path: Path) -> str:
-    """The URL of a file, with the characters quoted that mean something in it."""
+    """Returns the URL of a database file, with the characters quoted that mean something in it."""
     from sqlalchemy.engine import URL
 
     return URL.create("sqlite", database=str(path)).render_as_string()

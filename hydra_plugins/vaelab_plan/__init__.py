@@ -1,1 +1,1 @@
-"""`vaelab plan -m`: a sweeper that runs nothing."""
+"""Sweeper of `vaelab plan -m`, which runs nothing."""

@@ -20,7 +20,7 @@ from vaelab.sweeps.plan import Planned, resolved
 class PlanSweeper(Sweeper):
     """Hands the task all jobs of a sweep at once, as `Planned`.
 
-    of: Hydra's config of the sweeper that would run them.
+    of: Hydra's config of the sweeper that would run the jobs.
     """
 
     hydra_context: Any
@@ -37,21 +37,21 @@ class PlanSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         trials, jobs = self._search(arguments) if "n_trials" in self.of else (None, self._grid(arguments))
         bar = tqdm(jobs, desc="composing", unit="job", delay=2, leave=False, disable=None)
-        # one is resolved before the next is composed, which Hydra's own values would then be of
+        # one is resolved before the next is composed: Hydra's own values are then those of the next
         loader = self.hydra_context.config_loader
         configs = [resolved(compose(loader, self.config, number, job)) for number, job in enumerate(bar)]
         task: Any = self.task
         return task(Planned(self.config, configs, trials))
 
     def _grid(self, arguments: list[str]) -> Sequence[Sequence[str]]:
-        """The arguments of every job of Hydra's own sweeper."""
-        own = [f"{key}={value}" for key, value in (self.of.params or {}).items()]
+        """Lists the arguments of every job that Hydra's own sweeper would run."""
+        params = [f"{key}={value}" for key, value in (self.of.params or {}).items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*own, *arguments]), None)
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *arguments]), None)
         return jobs
 
     def _search(self, arguments: list[str]) -> tuple[int, Sequence[Sequence[str]]]:
-        """How many trials a search has, and the arguments of one at the first value of every space."""
+        """Returns how many trials a search has, and the arguments of one at the first value of every space."""
         with open_dict(self.config):
             self.config.hydra.sweeper = self.of
         search: Any = Plugins.instance().instantiate_sweeper(
