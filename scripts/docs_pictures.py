@@ -27,13 +27,13 @@ PICTURES = {
     "cvae": ("mnist_cvae", "classes"),
     "vqvae": ("mnist_vqvae", "code_maps"),
 }
-"""Of each page: the run, and which of its figures."""
+"""Run and figure that each page of docs/ shows."""
 CONSTRAINTS = {"Lagrangian": ("mnist_capacity", style.BLUE), "l1, as published": ("mnist_capacity_l1", style.VERMILION)}
 
 
 @style.styled
 def capacities(runs: dict[str, tuple[Path, str]]) -> Any:
-    """KL with C, and reconstruction, of runs with different constraints, each in its colour."""
+    """Draws KL with C, and reconstruction, of runs with different constraints, each in its colour."""
     figure, (left, right) = style.new(9, 3.2, 1, 2)
     for name, (run, colour) in runs.items():
         rows = [row for row in read_metrics(run) if "step/kl" in row]

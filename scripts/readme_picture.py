@@ -18,7 +18,7 @@ from vaelab.figures.pixels import grid, pairs, save_png
 from vaelab.runs import read_config
 
 GAP = 24
-"""White pixels between the two halves."""
+"""Width of the white gap between the two halves, in pixels."""
 
 
 def main() -> None:

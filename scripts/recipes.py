@@ -22,8 +22,8 @@ from typing import NamedTuple
 OUTPUTS = Path("outputs/recipes")
 
 
-class Figure(NamedTuple):
-    """What a recipe must reach: a name, how to get it from run folders, and the interval it must lie in."""
+class Target(NamedTuple):
+    """What a recipe must reach: a metric, how to get it from run folders, and the interval it must lie in."""
 
     recipe: str
     what: str
@@ -50,7 +50,7 @@ def metric(recipe: str, name: str) -> Callable[[dict[str, Path]], float]:
 
 
 def widest_gap(recipe: str) -> Callable[[dict[str, Path]], float]:
-    """The largest |epoch mean of KL - epoch mean of C| from a fifth of the ramp on, nats."""
+    """Returns a function for the largest |epoch mean of KL - epoch mean of C| from a fifth of the ramp on, nats."""
 
     def value(runs: dict[str, Path]) -> float:
         with (runs[recipe] / "metrics.csv").open(newline="") as file:
@@ -61,7 +61,7 @@ def widest_gap(recipe: str) -> Callable[[dict[str, Path]], float]:
 
 
 def mse_over_variance(recipe: str) -> Callable[[dict[str, Path]], float]:
-    """Mean squared error of the test reconstructions over the variance of the test images (about their mean)."""
+    """Returns a function that computes the MSE of the test reconstructions over the variance of the test images."""
 
     def value(runs: dict[str, Path]) -> float:
         import torch
@@ -88,32 +88,32 @@ def gain(better: str, worse: str) -> Callable[[dict[str, Path]], float]:
     return lambda runs: metric(better, "test/elbo")(runs) - metric(worse, "test/elbo")(runs)
 
 
-FIGURES = [
-    Figure("mnist_vae", "test ELBO", metric("mnist_vae", "test/elbo"), -103.0, -45.53),
-    Figure("mnist_vae_small", "test ELBO", metric("mnist_vae_small", "test/elbo"), -106.2, -105.0),
-    Figure("mnist_ppca", "train ELBO", metric("mnist_ppca", "train/elbo"), 181.655, 182.155),
-    Figure("mnist_ppca", "train KL", metric("mnist_ppca", "train/kl"), 20.83, 21.23),
-    Figure("mnist_capacity", "train KL, last epoch", metric("mnist_capacity", "train/kl"), 24.9, 25.1),
-    Figure("mnist_capacity", "widest gap of KL and C", widest_gap("mnist_capacity"), 0.0, 0.15),
-    Figure("mnist_capacity", "train reconstruction", metric("mnist_capacity", "train/reconstruction"), 45.53, 83.0),
-    Figure(
+TARGETS = [
+    Target("mnist_vae", "test ELBO", metric("mnist_vae", "test/elbo"), -103.0, -45.53),
+    Target("mnist_vae_small", "test ELBO", metric("mnist_vae_small", "test/elbo"), -106.2, -105.0),
+    Target("mnist_ppca", "train ELBO", metric("mnist_ppca", "train/elbo"), 181.655, 182.155),
+    Target("mnist_ppca", "train KL", metric("mnist_ppca", "train/kl"), 20.83, 21.23),
+    Target("mnist_capacity", "train KL, last epoch", metric("mnist_capacity", "train/kl"), 24.9, 25.1),
+    Target("mnist_capacity", "widest gap of KL and C", widest_gap("mnist_capacity"), 0.0, 0.15),
+    Target("mnist_capacity", "train reconstruction", metric("mnist_capacity", "train/reconstruction"), 45.53, 83.0),
+    Target(
         "mnist_capacity_5000",
         "train reconstruction, ramp of 5,000 steps",
         metric("mnist_capacity_5000", "train/reconstruction"),
         45.53,
         86.0,
     ),
-    Figure(
+    Target(
         "mnist_capacity_l1",
         "train reconstruction, as published",
         metric("mnist_capacity_l1", "train/reconstruction"),
         150.0,
         205.65,
     ),
-    Figure("mnist_cvae", "test ELBO", metric("mnist_cvae", "test/elbo"), -102.0, -45.53),
-    Figure("mnist_cvae_twin", "test ELBO", metric("mnist_cvae_twin", "test/elbo"), -105.0, -45.53),
-    Figure("mnist_cvae", "test ELBO above its twin's", gain("mnist_cvae", "mnist_cvae_twin"), 2.0, 20.0),
-    Figure("mnist_vqvae", "test MSE / variance", mse_over_variance("mnist_vqvae"), 0.0, 0.047),
+    Target("mnist_cvae", "test ELBO", metric("mnist_cvae", "test/elbo"), -102.0, -45.53),
+    Target("mnist_cvae_twin", "test ELBO", metric("mnist_cvae_twin", "test/elbo"), -105.0, -45.53),
+    Target("mnist_cvae", "test ELBO above its twin's", gain("mnist_cvae", "mnist_cvae_twin"), 2.0, 20.0),
+    Target("mnist_vqvae", "test MSE / variance", mse_over_variance("mnist_vqvae"), 0.0, 0.047),
 ]
 
 
@@ -131,19 +131,19 @@ def main() -> int:
             command = ["vaelab", "train", *TRAIN[name], f"dataset.root={options.root}", f"run.dir={runs[name]}"]
             print("$", *command, flush=True)
             subprocess.run(command, check=True)
-    lines = ["| recipe | figure | reached | bound | |", "|---|---|---|---|---|"]
+    lines = ["| recipe | metric | reached | bound | |", "|---|---|---|---|---|"]
     missed = False
-    for figure in FIGURES:
-        if figure.recipe in names and all((runs[n] / "summary.json").exists() for n in names):
+    for target in TARGETS:
+        if target.recipe in names and all((runs[n] / "summary.json").exists() for n in names):
             try:
-                value = figure.value(runs)
-            except FileNotFoundError:  # a comparison with a recipe that was not asked for
+                value = target.value(runs)
+            except FileNotFoundError:  # it compares with a recipe that was not asked for
                 continue
-            held = figure.low <= value <= figure.high
+            held = target.low <= value <= target.high
             missed |= not held
-            bound = f"{figure.low:g} to {figure.high:g}"
+            bound = f"{target.low:g} to {target.high:g}"
             lines.append(
-                f"| {figure.recipe} | {figure.what} | {value:.4g} | {bound} | {'held' if held else 'missed'} |"
+                f"| {target.recipe} | {target.what} | {value:.4g} | {bound} | {'held' if held else 'missed'} |"
             )
     table = "\n".join(lines)
     (OUTPUTS / "table.md").write_text(table + "\n")

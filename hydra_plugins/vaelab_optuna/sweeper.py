@@ -165,9 +165,7 @@ class OptunaSweeper(Sweeper):
         configs = [self._compose(*choice.values()) for choice in choices]
         for s in self.scalars:
             fitting = (c for c, config in zip(choices, configs, strict=True) if _takes(config, s))
-            self._compose(
-                *next(fitting, first).values(), s.override(s.choices[0])
-            )  # Hydra says what is wrong with a key
+            self._compose(*next(fitting, first).values(), s.override(s.choices[0]))  # Hydra says what is wrong with it
 
     def _compose(self, *chosen: str) -> DictConfig:
         """Composes the config of a job with these arguments beside the fixed ones."""

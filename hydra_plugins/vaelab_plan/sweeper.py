@@ -37,7 +37,7 @@ class PlanSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         trials, jobs = self._search(arguments) if "n_trials" in self.of else (None, self._grid(arguments))
         bar = tqdm(jobs, desc="composing", unit="job", delay=2, leave=False, disable=None)
-        # one is resolved before the next is composed: Hydra's own values are then those of the next
+        # each is resolved before the next is composed, which sets Hydra's own values anew
         loader = self.hydra_context.config_loader
         configs = [resolved(compose(loader, self.config, number, job)) for number, job in enumerate(bar)]
         task: Any = self.task

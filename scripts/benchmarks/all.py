@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/all.py --root data     all of them; see the single scripts for what they measure
     python scripts/benchmarks/all.py startup         some of them
-    python scripts/benchmarks/all.py --render        none: only the page, from the results that are there
+    python scripts/benchmarks/all.py --render        none: only the page, from the saved results
 
 On the page a table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
@@ -24,20 +24,20 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(page: Path) -> None:
-    """Rewrites the tables on the page that have a result."""
+    """Rewrites the tables on a page that have a saved result."""
 
-    def table(found: re.Match[str]) -> str:
-        start, name, end = found.groups()
+    def table(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
         if not (RESULTS / f"{name}.json").exists():
             print(f"{page.name}: no result for the table {name}; it stays as it is", file=sys.stderr)
-            return found.group()
+            return match.group()
         return f"{start}{markdown(name)}\n{end}"
 
     page.write_text(MARKED.sub(table, page.read_text()))
 
 
 def flags(options: argparse.Namespace, script: str) -> list[str]:
-    """What a script is given of the options."""
+    """Returns the command-line options that a script is given."""
     names = ["rounds", "threads", *OWN.get(script, [])]
     given = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name) is not None]
     switches = ["quick"] + (["all"] if script == "training" else [])

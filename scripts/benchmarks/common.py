@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, what was measured on, tables. Not a command."""
+"""Helpers that the benchmarks share: interleaved timing, the machine, tables. Not a command."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import torch
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 Row = dict[str, Any]
-"""label; seconds, one per round, and ratios to the reference in the same rounds, where time was taken;
+"""A row of a table. label; seconds, one per round, and ratios to the reference in the same rounds, where it is timed;
 extra: further columns of the table, as text."""
 
 
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
-    """A parser with what all benchmarks take; rounds: how many by default."""
+    """Makes a parser with the options of all benchmarks. rounds: how many by default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
@@ -35,7 +35,7 @@ def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; sets the number of threads, here and for processes started from here."""
+    """Parses the options and sets the number of threads, here and for processes started from here."""
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
@@ -48,7 +48,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def clock(device: torch.device | str = "cpu") -> float:
-    """Seconds, once everything queued on the device is done."""
+    """Reads the clock, in seconds, once everything queued on the device is done."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -71,7 +71,7 @@ def interleave(functions: dict[str, Callable[[], float]], rounds: int) -> dict[s
 
 
 def compare(seconds: dict[str, list[float]], reference: str, group: str = "") -> list[Row]:
-    """A row per name, with the ratios to `reference` within each round."""
+    """Makes a row per name, with the ratios to `reference` within each round."""
     return [
         {
             "label": f"{group}: {name}" if group else name,
@@ -95,9 +95,9 @@ def fresh_process(code: str, *arguments: str) -> str:
 
 
 def peak_memory(anew: bool = False) -> int:
-    """Most bytes that this process has had resident, or if `anew` has now, from which the count goes on.
+    """Returns the peak resident bytes of this process; `anew` starts the peak again at what it holds now.
 
-    Not ru_maxrss where it can be helped: on Linux it starts at what the parent process held.
+    ru_maxrss is the last resort: on Linux it starts at what the parent process held.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -111,7 +111,7 @@ def peak_memory(anew: bool = False) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
+    """Describes the machine and the versions that the numbers were measured with."""
     versions = {}
     for name in ("torch", "pytorch_lightning", "vector_quantize_pytorch", "pythae"):
         try:
@@ -157,7 +157,7 @@ def save(name: str, rows: list[Row], notes: str, keep: bool) -> None:
 
 
 def markdown(name: str) -> str:
-    """The saved table NAME in Markdown."""
+    """Returns the saved table `name` in Markdown."""
     return _table(json.loads((RESULTS / f"{name}.json").read_text()))
 
 

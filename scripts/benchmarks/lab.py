@@ -24,7 +24,7 @@ from vaelab.datasets.splits import TensorSplit
 class Probe(pl.Callback):
     """Takes the time of whole epochs, checkpoints and logging included, and lets others run in between.
 
-    Only at the starts of epochs: a hook of a batch would change what is measured.
+    It acts at the starts of epochs alone: a hook of a batch would change what is measured.
     """
 
     epochs = 1
@@ -36,7 +36,7 @@ class Probe(pl.Callback):
         if trainer.current_epoch > 0:
             Probe.seconds.append(clock(device) - self.started)
         if len(Probe.seconds) == Probe.epochs:
-            trainer.should_stop = True  # before the first batch of this epoch
+            trainer.should_stop = True  # takes effect before the first batch of this epoch
             return
         if Probe.between is not None:
             Probe.between(trainer)
@@ -69,13 +69,13 @@ class Shares(pl.Callback):
 
 @functools.cache
 def noise(size: int, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Random bytes, [size, *shape] uint8."""
+    """Draws random bytes, [size, *shape] uint8."""
     return torch.randint(256, (size, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(kw_only=True, eq=False)
 class Noise(Fake):
-    """Images of random bytes, in place of `dataset=fake`: a large set in no time and no more memory than its own."""
+    """Data set of random bytes, in place of `dataset=fake`: a large set in no time and no more memory than its own."""
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
         sizes = (self.size, -(-self.size // 5))
@@ -85,7 +85,7 @@ class Noise(Fake):
 
 
 def noise_set(size: int) -> list[str]:
-    """The arguments that choose `size` such images of 1x28x28."""
+    """Returns the arguments that choose `Noise` with `size` images of 1x28x28."""
     return ["dataset=fake", "dataset._target_=lab.Noise", f"dataset.size={size}", "dataset.batch_size=128"]
 
 
@@ -97,7 +97,7 @@ class Screen(io.StringIO):
 
 
 def train(arguments: list[str], epochs: int, between: Callable[[pl.Trainer], None] | None = None) -> list[float]:
-    """Seconds of each of the first `epochs` epochs of `vaelab train`, with its defaults for logs and checkpoints.
+    """Times each of the first `epochs` epochs of `vaelab train`, in seconds, with its default logs and checkpoints.
 
     between: called with the trainer before each of them, while the clock stands.
     """
@@ -108,9 +108,9 @@ def train(arguments: list[str], epochs: int, between: Callable[[pl.Trainer], Non
         contextlib.redirect_stdout(screen),
         contextlib.redirect_stderr(screen),
     ):
-        # one more epoch is begun: then the time of the last one is known
-        own = [f"trainer.max_epochs={epochs + 1}", "dataset.val_size=0", "test=false", f"run.dir={folder}/run"]
-        code = main(["train", *own, "+callbacks.probe._target_=lab.Probe", *arguments])
+        # the time of the last epoch is known when one more begins
+        overrides = [f"trainer.max_epochs={epochs + 1}", "dataset.val_size=0", "test=false", f"run.dir={folder}/run"]
+        code = main(["train", *overrides, "+callbacks.probe._target_=lab.Probe", *arguments])
     if code:
         raise SystemExit(f"{screen.getvalue()}\nvaelab train {' '.join(arguments)} failed")
     return Probe.seconds

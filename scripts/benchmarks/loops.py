@@ -28,7 +28,7 @@ Terms = dict[str, Tensor]
 
 
 class Data(NamedTuple):
-    """images: [N, C, H, W] uint8. labels: [N], of 10 classes. batch: images per step."""
+    """The data of a loop. images: [N, C, H, W] uint8. labels: [N], of 10 classes. batch: images per step."""
 
     images: Tensor
     labels: Tensor
@@ -51,7 +51,7 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class AE(nn.Module):
-    """Every model returns the loss and what it is made of. step: how many were made before."""
+    """An autoencoder, base class of the models: each returns the loss and its terms. step: steps made before."""
 
     cross_entropy = staticmethod(bernoulli)
 
@@ -63,11 +63,11 @@ class AE(nn.Module):
         return {"loss": self.cross_entropy(self.decoder(self.encoder(x)), x)}
 
     def after_step(self) -> None:
-        """What follows an optimiser step."""
+        """Does what follows an optimiser step."""
 
 
 class VAE(AE):
-    """over: steps in which beta goes from 1 to `beta`."""
+    """A VAE or beta-VAE. over: steps in which beta goes from 1 to `beta`."""
 
     def __init__(self, network: Network, shape: tuple[int, int, int], latent: int = 20, beta: float = 1, over: int = 1):
         nn.Module.__init__(self)
@@ -84,7 +84,7 @@ class VAE(AE):
 
 
 class Capacity(VAE):
-    """The lab's defaults: C to 25 nats in 5,000 steps, gamma 1,000, latents 10."""
+    """A VAE with controlled capacity at the lab's defaults: C to 25 nats in 5,000 steps, gamma 1,000, latents 10."""
 
     multiplier: Tensor
 
@@ -121,7 +121,7 @@ class CVAE(VAE):
 
 
 class VQVAE(AE):
-    """512 codes of 64 by moving averages; normal pixels with one learned scale. Idle codes are not restarted."""
+    """A VQ-VAE of 512 codes of 64, moving averages; normal pixels, one learned scale. Idle codes are not restarted."""
 
     codes: Tensor
     sizes: Tensor
@@ -157,7 +157,7 @@ class VQVAE(AE):
 
 
 def model(variant: str, data: Data) -> AE:
-    """The variant by hand, with the lab's default network and values."""
+    """Makes the variant by hand, with the lab's default network and values."""
     shape: Any = tuple(data.images.shape[1:])
     small, wide = MLP([400, 400], "relu", False), MLP([512, 256], "relu", False)
     conv = Conv([32, 64], "relu", False, 0)
@@ -184,40 +184,40 @@ LAB = {
     "cvae": ["model=cvae"],
     "vqvae": ["model=vqvae"],
 }
-"""What `vaelab train` is given for the same."""
+"""Arguments of `vaelab train` for the same variants."""
 
 
 # --- loops ------------------------------------------------------------------------------------
 
 
 def bare(variant: str, data: Data) -> Loop:
-    """The least that trains it: bytes in one tensor, batches by index, fused Adam; no logging, nothing read back."""
+    """Makes the least loop that trains: bytes in a tensor, batches by index, fused Adam; no logs, nothing read back."""
     net = model(variant, data)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
     images, labels, batch = data
-    device, made = images.device, 0
+    device, done = images.device, 0
 
     def loop(steps: int) -> float:
-        nonlocal made
+        nonlocal done
         started = clock(device)
         order = torch.randperm(len(images), device=device)[: steps * batch]
         for index in order.split(batch):
             x = images[index].float().div_(255)
-            loss = net(x, labels[index], made)["loss"]
+            loss = net(x, labels[index], done)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             net.after_step()
-            made += 1
+            done += 1
         return clock(device) - started
 
     return loop
 
 
 def graphed(variant: str, data: Data) -> Loop:
-    """The bare loop with its step captured once as a CUDA graph and replayed: the least that a GPU allows.
+    """Makes the bare loop with its step captured once as a CUDA graph and replayed: the least that a GPU allows.
 
-    What the host counts is captured as it stands at first: a beta or C that moves does not move here.
+    Numbers that the host counts are captured as they stand at first: a beta or C that moves does not move here.
     """
     net = model(variant, data)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True, capturable=True)
@@ -234,7 +234,7 @@ def graphed(variant: str, data: Data) -> Loop:
 
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # as capture wants it: what is allocated once is allocated before
+    with torch.cuda.stream(aside):  # capture needs all memory that is allocated once to be allocated before
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(aside)
@@ -251,12 +251,12 @@ def graphed(variant: str, data: Data) -> Loop:
             graph.replay()
         return clock(device) - started
 
-    loop.__dict__["kept"] = net, optimizer  # the graph knows where their memory is, and holds none of it
+    loop.__dict__["kept"] = net, optimizer  # the graph uses their memory, but does not keep it alive
     return loop
 
 
 class Pictures(MNIST):
-    """torchvision's MNIST with ToTensor, one picture at a time, of images that are there already."""
+    """torchvision's MNIST with ToTensor, one picture at a time, of images in memory."""
 
     def __init__(self, data: Data):
         self.data, self.targets = data.images.cpu().squeeze(1), data.labels.cpu()
@@ -264,31 +264,31 @@ class Pictures(MNIST):
 
 
 def squashed(raw: Tensor, x: Tensor) -> Tensor:
-    """The same objective as `bernoulli` from probabilities."""
+    """Computes the same objective as `bernoulli` from probabilities."""
     return F.binary_cross_entropy(raw.sigmoid(), x, reduction="sum") / len(x)
 
 
 def tutorial(variant: str, data: Data) -> Loop:
-    """As tutorials have it: torchvision's pictures one by one, a sigmoid before the loss, Adam by default,
-    every figure read at every step, a bar."""
+    """Makes a loop as tutorials have it: torchvision's pictures one by one, a sigmoid before the loss, Adam by
+    default, every metric read at every step, a bar."""
     net = model(variant, data)
     net.cross_entropy = squashed
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     loader = DataLoader(Pictures(data), batch_size=data.batch, shuffle=True)
-    device, made = data.images.device, 0
+    device, done = data.images.device, 0
 
     def loop(steps: int) -> float:
-        nonlocal made
+        nonlocal done
         started = clock(device)
         totals: dict[str, float] = {}
         bar = tqdm(loader, total=steps)
         for step, (x, labels) in enumerate(bar, 1):
-            terms = net(x.to(device), labels.to(device), made)
+            terms = net(x.to(device), labels.to(device), done)
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
             net.after_step()
-            made += 1
+            done += 1
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.item()
             bar.set_postfix({name: total / step for name, total in totals.items()}, refresh=False)
@@ -300,7 +300,7 @@ def tutorial(variant: str, data: Data) -> Loop:
 
 
 class Default(pl.LightningModule):
-    """A model in a LightningModule with four figures logged per step."""
+    """A model in a LightningModule with four metrics logged per step."""
 
     def __init__(self, net: AE):
         super().__init__()
@@ -330,7 +330,7 @@ class Stopwatch(pl.Callback):
 
 
 def lightning(variant: str, data: Data, folder: Path) -> Loop:
-    """Lightning with its defaults: its Trainer, loader, logger, bar and checkpoints, floats in a TensorDataset."""
+    """Makes a loop of Lightning's defaults: Trainer, loader, logger, bar and checkpoints, a TensorDataset of floats."""
     module = Default(model(variant, data))
     dataset = TensorDataset(data.images.cpu().float().div(255), data.labels.cpu())
     loader = DataLoader(dataset, batch_size=data.batch, shuffle=True)

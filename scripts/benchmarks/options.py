@@ -32,9 +32,9 @@ DEFAULT = "float32"
 def run(
     network: Network, shape: tuple[int, int, int], batch: int, chosen: tuple[str, ...], steps: int
 ) -> Callable[[], float]:
-    """A function that makes `steps` steps and returns the seconds of one.
+    """Returns a function that makes `steps` steps and returns the seconds of one.
 
-    chosen: of bfloat16, compile and channels_last.
+    chosen: those of bfloat16, compile and channels_last that are on.
     """
     torch.manual_seed(0)
     model = VAE(shape, None, network, Bernoulli(), latent_dim=20)
@@ -63,7 +63,7 @@ def run(
 
 def measure(case: str, steps: int, rounds: int, quick: bool) -> list[Row]:
     make, shape, batch = CASES[case]
-    torch.compiler.reset()  # what was compiled for the case before
+    torch.compiler.reset()  # forgets what was compiled for the case before
     switches = ["bfloat16", "compile"] if case.startswith("MLP") else ["bfloat16", "compile", "channels_last"]
     sizes = range(1, 2 if quick else len(switches) + 1)
     chosen = {" + ".join(names): names for size in sizes for names in itertools.combinations(switches, size)}
@@ -85,7 +85,7 @@ def main() -> int:
     rows: list[Row] = []
     for case in CASES:
         rows += measure(case, 2 if options.quick else 30, options.rounds, options.quick)
-    notes = "Seconds per step of the lab's VAE on the processor; ratios are to float32, compiled by nothing."
+    notes = "Seconds per step of the lab's VAE on the CPU; ratios are to float32, compiled by nothing."
     save("options", rows, notes, keep=not options.quick)
     return 0
 

@@ -1,6 +1,7 @@
-"""Epochs of pythae's trainer on the MLP VAE, each when a line comes in; started by training.py --pythae. Not a command.
+"""Runs epochs of pythae's trainer on the MLP VAE, each when a line comes in. Not a command.
 
-Runs in an environment of its own with pythae 0.1.2, so it imports nothing of the lab.
+Started by training.py --pythae, it runs in an environment of its own with pythae 0.1.2, so it imports
+nothing of the lab.
 """
 
 import sys

@@ -24,9 +24,9 @@ DIM = 64
 SIZES = [((128, 32, 32), 512), ((8, 32, 32), 8192)]
 QUICK = [((8, 16, 16), 64), ((4, 8, 8), 128)]
 Shape = tuple[int, int, int]
-"""(B, h, w) of a feature map."""
+"""Batch size, height and width of a feature map: (B, h, w)."""
 Output = tuple[Tensor, Tensor]
-"""Vectors [B, D, h, w], and a loss that is a scalar."""
+"""Output of a candidate: vectors [B, D, h, w], and a loss that is a scalar."""
 
 
 def unchunked(flat: Tensor, codes: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def cdist(flat: Tensor, codes: Tensor) -> Tensor:
 
 
 def by_hand(search: Callable[[Tensor, Tensor], Tensor], codes: Tensor) -> Callable[[Tensor], Output]:
-    """What GradientCodebook returns, with another search."""
+    """Makes a function that returns what GradientCodebook does, with another search."""
 
     def forward(z: Tensor) -> Output:
         flat = z.detach().movedim(1, -1).flatten(0, -2)
@@ -51,7 +51,7 @@ def by_hand(search: Callable[[Tensor, Tensor], Tensor], codes: Tensor) -> Callab
 
 
 def tutorial(codes: Tensor) -> Callable[[Tensor], Output]:
-    """As tutorials have it: all squares written out with their gradients, one-hot rows times the codes."""
+    """Makes a quantizer as tutorials do: all squares written out with their gradients, one-hot rows times the codes."""
 
     def forward(z: Tensor) -> Output:
         z = z.permute(0, 2, 3, 1).contiguous()
@@ -89,7 +89,7 @@ LAB = "lab, GradientCodebook"
 
 
 def candidates(count: int) -> dict[str, Callable[[], Callable[[Tensor], Output]]]:
-    """How to make each, with `count` codes."""
+    """Maps the label of each candidate to a function that makes it, with `count` codes."""
 
     def codes() -> Tensor:
         return torch.randn(count, DIM).requires_grad_()
@@ -113,7 +113,7 @@ def feature_map(shape: Shape) -> Tensor:
 
 
 def step(forward: Callable[[Tensor], Output], z: Tensor, slope: Tensor) -> float:
-    """Seconds of forward and backward with `slope` as the gradient of the vectors."""
+    """Measures the seconds of forward and backward with `slope` as the gradient of the vectors."""
     z.grad = None
     started = clock()
     vectors, loss = forward(z)
@@ -122,9 +122,11 @@ def step(forward: Callable[[Tensor], Output], z: Tensor, slope: Tensor) -> float
 
 
 def extra_memory(label: str, shape: Shape, count: int) -> int:
-    """Bytes that a step adds to what is resident before, in this process. The gradient of z is there before."""
+    """Measures the bytes that a step adds to this process's resident memory. The gradient of z is there before."""
     forward = candidates(count)[label]()
-    step(forward, feature_map((1, 2, 2)), torch.ones(1, DIM, 2, 2))  # what libraries allocate once
+    step(
+        forward, feature_map((1, 2, 2)), torch.ones(1, DIM, 2, 2)
+    )  # libraries allocate some memory once, at the first step
     z, slope = feature_map(shape), torch.ones(shape[0], DIM, *shape[1:])
     z.grad = torch.zeros_like(z)
     gc.collect()
@@ -135,7 +137,7 @@ def extra_memory(label: str, shape: Shape, count: int) -> int:
 
 
 def statistics(shape: Shape, count: int) -> dict[str, Callable[[], float]]:
-    """Sum and number of the vectors that chose each code, in two ways."""
+    """Returns functions that time the sum and number of the vectors that chose each code, in two ways."""
     total = shape[0] * shape[1] * shape[2]
     flat, indices = torch.randn(total, DIM), torch.randint(count, (total,))
 
@@ -158,14 +160,14 @@ def measure(shape: Shape, count: int, rounds: int) -> list[Row]:
     total = shape[0] * shape[1] * shape[2]
     group = f"N={total}, K={count}"
     z, slope = feature_map(shape), torch.ones(shape[0], DIM, *shape[1:])
-    made = {label: make() for label, make in candidates(count).items()}
-    runs = {label: lambda forward=forward: step(forward, z, slope) for label, forward in made.items()}
+    forwards = {label: make() for label, make in candidates(count).items()}
+    runs = {label: lambda forward=forward: step(forward, z, slope) for label, forward in forwards.items()}
     rows = compare(interleave(runs, rounds), LAB, group)
     code = "import sys, quantizer as q; print(q.extra_memory(sys.argv[1], eval(sys.argv[2]), int(sys.argv[3])))"
-    for row, label in zip(rows, made, strict=True):
+    for row, label in zip(rows, forwards, strict=True):
         row["extra"] = {"extra memory": f"{int(fresh_process(code, label, repr(shape), str(count))) / 2**20:,.0f} MiB"}
-    own, *_ = counters = statistics(shape, count)
-    return rows + compare(interleave(counters, rounds), own, f"{group}, EMA statistics")
+    reference, *_ = counters = statistics(shape, count)
+    return rows + compare(interleave(counters, rounds), reference, f"{group}, EMA statistics")
 
 
 def main() -> int:

@@ -26,10 +26,10 @@ RUNS = {
 
 
 def measure(label: str, choices: list[str], epochs: int) -> tuple[Row, float]:
-    """A row, and the test figure that selects the best checkpoint."""
+    """Measures a run: its row, and the test metric that selects the best checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        own = ["accelerator=cpu", f"trainer.max_epochs={epochs}", f"run.dir={folder}/run"]
-        if vaelab(["train", "+callbacks.shares._target_=lab.Shares", *own, *choices]):
+        overrides = ["accelerator=cpu", f"trainer.max_epochs={epochs}", f"run.dir={folder}/run"]
+        if vaelab(["train", "+callbacks.shares._target_=lab.Shares", *overrides, *choices]):
             raise SystemExit(f"vaelab train {' '.join(choices)} failed")
         metrics = json.loads((Path(folder) / "run" / "summary.json").read_text())["metrics"]
     name = "test/elbo" if "test/elbo" in metrics else "test/reconstruction"
@@ -48,11 +48,11 @@ def main() -> int:
     parser.add_argument("--root", help="where MNIST lies, as torchvision puts it")
     options = parse(parser)
     data = ["dataset=mnist", f"dataset.root={options.root}"] if options.root else ["dataset=digits"]
-    rows, figures = [], {}
+    rows, metrics = [], {}
     for label, choices in RUNS.items():
-        row, figures[label] = measure(label, [*data, *choices], options.rounds)
+        row, metrics[label] = measure(label, [*data, *choices], options.rounds)
         rows.append(row)
-    plain, narrow = figures["vae"], figures["vae, precision=bf16-mixed"]
+    plain, narrow = metrics["vae"], metrics["vae, precision=bf16-mixed"]
     notes = f"""{options.rounds} epochs of {"MNIST" if options.root else "digits"} with the defaults of `vaelab train`.
         Validation, and all else (checkpoints, health, pictures): shares of the fit. bfloat16 changes the test ELBO by
         {narrow - plain:+.2f} nats."""

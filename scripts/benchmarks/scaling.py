@@ -29,7 +29,7 @@ SHAPE, BATCH = (1, 28, 28), 128
 
 
 def vae(latent_dim: int) -> Model:
-    """The model of `model=vae`."""
+    """Makes the model of `model=vae`."""
     return VAE(SHAPE, 10, MLP([400, 400], "relu", False), Bernoulli(), latent_dim)
 
 
@@ -38,27 +38,27 @@ def vae_conv() -> Model:
 
 
 def vqvae(num_embeddings: int) -> Model:
-    """The model of `model=vqvae`."""
+    """Makes the model of `model=vqvae`."""
     codebook = partial(EMACodebook, restart_after=100, decay=0.99, epsilon=1e-5)
     network, likelihood = Conv([32, 64], "relu", False, 0), GaussianLearned(1.0)
     return VQVAE(SHAPE, 10, network, likelihood, codebook, num_embeddings, 64, 0.25)
 
 
 def flops(model: Model) -> float:
-    """Floating-point operations of matrix products and convolutions per image, forward and backward."""
+    """Counts floating-point operations of matrix products and convolutions per image, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         model.objective(model.terms(Batch(torch.rand(BATCH, *SHAPE)), model.noise(BATCH))).backward()
     return counter.get_total_flops() / BATCH
 
 
 def activations(model: Model) -> int:
-    """Bytes that autograd keeps of one batch for the backward pass, parameters not counted."""
-    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    """Counts the bytes that autograd keeps of one batch for the backward pass, parameters not counted."""
+    parameters = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 
@@ -68,7 +68,7 @@ def activations(model: Model) -> int:
 
 
 def per_image(choices: list[str], images: int) -> Callable[[], float]:
-    """A function that trains for an epoch and returns its seconds per image."""
+    """Returns a function that trains for an epoch and returns its seconds per image."""
     return lambda: train(["accelerator=cpu", *noise_set(images), *choices], 1)[0] / images
 
 
@@ -105,14 +105,14 @@ def scaling(rounds: int, quick: bool) -> list[Row]:
 
 
 def imports_only() -> int:
-    """Peak bytes of a process that imports what training imports."""
+    """Measures the peak bytes of a process that imports what training imports."""
     import pytorch_lightning  # noqa: F401
 
     return peak_memory()
 
 
 def peak_of_run(choices: list[str]) -> int:
-    """Peak bytes of this process after `vaelab train` for an epoch."""
+    """Measures the peak bytes of this process after `vaelab train` for an epoch."""
     train(["accelerator=cpu", *choices], 1)
     return peak_memory()
 

@@ -18,14 +18,14 @@ from common import HERE, arguments, compare, interleave, parse, save
 
 
 class FirstStep(pl.Callback):
-    """Leaves the moment after the first step; see `first_step`. At the end of an epoch of one step, not of a batch."""
+    """Writes the time after the first step, for `first_step`: at the end of an epoch of one step, not of a batch."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         Path(os.environ["FIRST_STEP"]).write_text(str(time.time()))
 
 
 def process(*command: str, code: int = 0) -> Callable[[], float]:
-    """A function that runs Python with these arguments and returns the seconds until it ended with exit code `code`."""
+    """Returns a function that runs Python with these arguments and measures the seconds until it ends with `code`."""
 
     def run() -> float:
         started = time.perf_counter()
@@ -39,13 +39,13 @@ def process(*command: str, code: int = 0) -> Callable[[], float]:
 
 
 def first_step(*choices: str) -> float:
-    """Seconds from the start of `vaelab train` to the end of its first optimiser step."""
+    """Measures the seconds from the start of `vaelab train` to the end of its first optimiser step."""
     with tempfile.TemporaryDirectory() as folder:
         moment = Path(folder) / "moment"
         paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "FIRST_STEP": str(moment)}
-        own = ["trainer.max_steps=1", "test=false", "accelerator=cpu", f"run.dir={folder}/run"]
-        command = ["-m", "vaelab", "train", *own, "+callbacks.first._target_=startup.FirstStep", *choices]
+        overrides = ["trainer.max_steps=1", "test=false", "accelerator=cpu", f"run.dir={folder}/run"]
+        command = ["-m", "vaelab", "train", *overrides, "+callbacks.first._target_=startup.FirstStep", *choices]
         started = time.time()
         done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
         if done.returncode:

@@ -57,7 +57,7 @@ class Timed:
 
 
 class _Waiting:
-    """A data set whose training loader is timed."""
+    """Mixin of a data set whose training loader is timed."""
 
     def train_dataloader(self) -> Timed:
         return Timed(super().train_dataloader())  # type: ignore[misc]
@@ -81,9 +81,9 @@ def drop(path: Path) -> None:
 
 
 def epochs(path: Path, cold: bool, choices: list[str]) -> tuple[float, float]:
-    """Seconds of an epoch of `vaelab train`, and those of them that it waited. For a process of its own.
+    """Measures the seconds of an epoch of `vaelab train`, and those of them that it waited. For a process of its own.
 
-    Of two epochs after the first, which starts the workers, the one that was disturbed less.
+    It is the less disturbed of two epochs after the first, which starts the workers.
     """
     kind = "folder" if path.is_dir() else "prepared"
     waited: list[float] = []
@@ -101,7 +101,7 @@ def epochs(path: Path, cold: bool, choices: list[str]) -> tuple[float, float]:
 
 
 def timed_epochs(path: Path, cold: bool, choices: list[str], waits: list[float]) -> float:
-    """`epochs` in a process of its own; adds the share of the epoch that it waited to `waits`."""
+    """Runs `epochs` in a process of its own; adds the share of the epoch that it waited to `waits`."""
     code = "import json, sys, pathlib, streaming\n"
     code += "print(json.dumps(streaming.epochs(pathlib.Path(sys.argv[1]), sys.argv[2] == 'True', sys.argv[3:])))"
     seconds, waited = json.loads(fresh_process(code, str(path), str(cold), *choices))
@@ -133,13 +133,13 @@ def training(file: Path, folder: Path | None, rounds: int) -> list[Row]:
 
 
 def read_bytes() -> int:
-    """Bytes that this process has had read from the disk."""
+    """Returns the bytes that this process has had read from the disk."""
     line = next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("read_bytes"))
     return int(line.split()[1])
 
 
 def one_pass(path: Path, order: torch.Tensor, block: int, ahead: bool, advice: int, taken: list[int]) -> float:
-    """Seconds to read the training images once in this order, in this process, from a cold file."""
+    """Measures the seconds to read the training images once in this order, in this process, from a cold file."""
     drop(path)
     header = read_header(path)
     split = PreparedSplit(path, header, "train")
@@ -182,7 +182,7 @@ def orders(file: Path, rounds: int) -> list[Row]:
 
 @contextlib.contextmanager
 def prepared(folder: Path | None, count: int) -> Iterator[Path]:
-    """A prepared file of the folder's images, or of made-up ones."""
+    """Yields a prepared file of the folder's images, or of made-up ones."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as place:
         file = Path(place) / "images.vaelab"
         chosen = ["dataset=fake", f"dataset.image_shape=[3,{SIDE},{SIDE}]", f"dataset.size={count}"]

@@ -61,7 +61,7 @@ class Pythae:
 
 
 def rivals(variant: str, data: Data, options: Any, stack: ExitStack) -> dict[str, Loop]:
-    """The loops beside the lab's."""
+    """Makes the loops that are measured beside the lab's."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     loops = {"bare loop": bare(variant, data)}
     if data.images.is_cuda:
@@ -78,7 +78,7 @@ def rivals(variant: str, data: Data, options: Any, stack: ExitStack) -> dict[str
 
 
 def measure(variant: str, options: Any) -> list[Row]:
-    """Rows of one variant: the median of an epoch, and ratios to the bare loop."""
+    """Measures one variant: the median of an epoch, and ratios to the bare loop."""
     if options.root:
         chosen = ["dataset=mnist", f"dataset.root={options.root}", f"dataset.batch_size={BATCH}"]
     else:
@@ -101,9 +101,9 @@ def measure(variant: str, options: Any) -> list[Row]:
             others[name].append(loops[name](steps))
 
     with ExitStack() as stack:
-        epochs = options.rounds + 1  # the first one warms up
-        own = train([*LAB[variant], *chosen, *limit, f"accelerator={options.accelerator}"], epochs, between)
-    seconds = {name: taken[1:] for name, taken in ({"lab": own} | others).items()}
+        epochs = options.rounds + 1  # the first epoch warms up
+        lab_seconds = train([*LAB[variant], *chosen, *limit, f"accelerator={options.accelerator}"], epochs, between)
+    seconds = {name: taken[1:] for name, taken in ({"lab": lab_seconds} | others).items()}
     rows = compare(seconds, "bare loop", variant)
     for row in rows:
         row["extra"] = {"per step": f"{1e3 * statistics.median(row['seconds']) / steps:.2f} ms"}
@@ -122,7 +122,7 @@ def main() -> int:
     if unknown := set(options.variants) - set(LAB):
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     if options.pythae and options.accelerator != "cpu":
-        parser.error("--pythae is measured on the processor only")
+        parser.error("--pythae is measured on the CPU only")
     rows: list[Row] = []
     for variant in options.variants:
         rows += measure(variant, options)

@@ -1,9 +1,9 @@
-"""Everything of the lab that needs a GPU, in one go: correctness, then speed. One JSON file and a log come of it.
+"""Checks everything of the lab that needs a GPU, in one go: correctness, then speed. Writes one JSON file and a log.
 
     python scripts/gpu/check.py --out results                            random images in place of MNIST
     python scripts/gpu/check.py --out results --root PACK                where scripts/gpu/pack.py has written
     python scripts/gpu/check.py --out results --stages tests variants    some of it
-    python scripts/gpu/check.py --out results --cpu                      a rehearsal, tiny, on the processor
+    python scripts/gpu/check.py --out results --cpu                      a rehearsal, tiny, on the CPU
 
 Stages: tests (`pytest -m gpu`), variants (each trains in three precisions, resumes, is evaluated, exported
 and drawn), search (chunk sizes of the code search), training (the lab beside other loops), options (precision,
@@ -41,7 +41,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def vaelab(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Runs one command. Returns its exit code, seconds and, if it failed, what it said last."""
+    """Runs one command. Returns its exit code, seconds and, if it failed, the end of its output."""
     started = time.monotonic()
     done = subprocess.run(
         [*VAELAB, *arguments], cwd=folder, env=environment(1), capture_output=True, text=True, timeout=300
@@ -56,7 +56,7 @@ def vaelab(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def tests(options: argparse.Namespace) -> Any:
-    """The tests that only a GPU can pass."""
+    """Runs the tests that only a GPU can pass."""
     if options.cpu:
         return "left out: they need a GPU"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "6", "--tb=short", "tests/test_gpu.py"]
@@ -65,9 +65,9 @@ def tests(options: argparse.Namespace) -> Any:
 
 
 def variant(folder: Path, model: str, precision: str, accelerator: str) -> dict[str, Any]:
-    """A variant's life: trained twice and once with an interruption, evaluated, exported, drawn."""
+    """Takes a variant through its life: trained twice and once with an interruption, evaluated, exported, drawn."""
     chosen = [f"model={model}", f"accelerator={accelerator}", f"trainer.precision={precision}", "dataset.batch_size=64"]
-    chosen.append("schedule=constant")  # one that is a part of the run would be another in a shorter run
+    chosen.append("schedule=constant")  # a schedule over a part of the run would differ in a shorter run
     long, short = (f"trainer.max_epochs={epochs}" for epochs in (4, 2))
     result: dict[str, Any] = {"train": vaelab(folder, "train", *chosen, long, "run.dir=whole")}
     result["again"] = vaelab(folder, "train", *chosen, long, "report=false", "run.dir=again")
@@ -93,7 +93,7 @@ def variant(folder: Path, model: str, precision: str, accelerator: str) -> dict[
 
 
 def variants(options: argparse.Namespace) -> Any:
-    """Every variant in every precision, several at a time."""
+    """Checks every variant in every precision, several at a time."""
     models = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
     cases = [(models[0], PRECISIONS[0])] if options.cpu else itertools.product(models, PRECISIONS)
 
@@ -113,7 +113,7 @@ def variants(options: argparse.Namespace) -> Any:
 
 
 def search(options: argparse.Namespace) -> Any:
-    """Microseconds of the nearest-code search by the number of distances held at a time."""
+    """Measures the microseconds of the nearest-code search by the number of distances held at a time."""
     from vaelab.nn.quantizers import search as code_search
 
     device = "cpu" if options.cpu else "cuda"
@@ -130,7 +130,7 @@ def search(options: argparse.Namespace) -> Any:
 
 
 def timed(function: Callable[[], Any], rounds: int = 7, calls: int = 20) -> float:
-    """Microseconds of a call, the median of several rounds."""
+    """Measures the microseconds of a call, the median of several rounds."""
     from common import clock
 
     device, taken = "cuda" if torch.cuda.is_available() else "cpu", []
@@ -155,7 +155,7 @@ def benchmark(name: str, options: argparse.Namespace, *arguments: str) -> Any:
 
 
 def training(options: argparse.Namespace) -> Any:
-    """The lab beside a bare loop, a captured one and Lightning's defaults."""
+    """Measures training with the lab beside a bare loop, a captured one and Lightning's defaults."""
     data = ["--root", str(options.root)] if options.root else []
     rounds = [] if options.cpu else ["--rounds", "4"]
     chosen = ["vae"] if options.cpu else options.variants
@@ -164,7 +164,7 @@ def training(options: argparse.Namespace) -> Any:
 
 
 def options_of_training(options: argparse.Namespace) -> Any:
-    """`vaelab bench` of the options that pay on a GPU."""
+    """Measures, by `vaelab bench`, the options that pay on a GPU."""
     data = ["dataset=mnist", f"dataset.root={options.root}"] if options.root else []
     cases = {
         "float32": [],
@@ -178,13 +178,13 @@ def options_of_training(options: argparse.Namespace) -> Any:
     for (model, chosen), (case, more) in itertools.product(models.items(), cases.items()):
         if options.cpu and case != "float32":
             continue
-        figures = options.out / "bench.json"
+        output = options.out / "bench.json"
         steps = ["bench.steps=2", "bench.rounds=2"] if options.cpu else ["bench.steps=100", "bench.rounds=5"]
         device = f"accelerator={'cpu' if options.cpu else 'gpu'}"
-        arguments = [*chosen, *more, *data, device, *steps, f"bench.output={figures}"]
+        arguments = [*chosen, *more, *data, device, *steps, f"bench.output={output}"]
         done = vaelab(options.out, "bench", *arguments)
-        result[f"{model}, {case}"] = done | (json.loads(figures.read_text()) if not done["code"] else {})
-        (options.out / "options.json").write_text(json.dumps(result, indent=1))  # of a run that is cut off
+        result[f"{model}, {case}"] = done | (json.loads(output.read_text()) if not done["code"] else {})
+        (options.out / "options.json").write_text(json.dumps(result, indent=1))  # kept if the run is cut off
     return result
 
 
@@ -210,10 +210,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a folder for results.json and the runs")
     parser.add_argument("--root", type=Path, help="where pack.py wrote, or where MNIST lies")
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES), metavar="NAME")
-    parser.add_argument("--variants", nargs="*", default=list(TIMED), metavar="NAME", help="that training measures")
+    parser.add_argument(
+        "--variants", nargs="*", default=list(TIMED), metavar="NAME", help="variants that training measures"
+    )
     parser.add_argument("--jobs", type=int, default=16, help="variants at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=4, help="of the timed programs (default: %(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="a rehearsal on the processor, with tiny sizes")
+    parser.add_argument("--threads", type=int, default=4, help="threads of the timed programs (default: %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="a rehearsal on the CPU, with tiny sizes")
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)

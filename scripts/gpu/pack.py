@@ -36,7 +36,7 @@ def pip(*arguments: str) -> None:
 
 
 def packages(names: list[str], version: str, site: Path) -> None:
-    """Unpacks wheels for Python `version` on 64-bit Linux into `site`; what is only there as source is built here."""
+    """Unpacks wheels for Python `version` on 64-bit Linux into `site`; what is published as source only is built."""
     with tempfile.TemporaryDirectory() as folder:
         platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
         for name in names:
@@ -46,7 +46,7 @@ def packages(names: list[str], version: str, site: Path) -> None:
                 target = ["--no-deps", "--only-binary=:all:", f"--python-version={version}", *platforms]
                 pip("download", *target, "--dest", folder, name)
         pydantic = next(Path(folder).glob("pydantic-*.whl"), None)
-        if pydantic is not None:  # which needs one exact version of its core
+        if pydantic is not None:  # pydantic needs one exact version of its core
             with zipfile.ZipFile(pydantic) as wheel:
                 metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
                 lines = wheel.read(metadata).decode().splitlines()
@@ -63,8 +63,10 @@ def main() -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the machine (default: %(default)s)")
-    parser.add_argument("--packages", nargs="*", default=list(LACKING), metavar="NAME", help="what it lacks")
+    parser.add_argument(
+        "--python", default="3.12", metavar="VERSION", help="Python of the machine (default: %(default)s)"
+    )
+    parser.add_argument("--packages", nargs="*", default=list(LACKING), metavar="NAME", help="packages that it lacks")
     parser.add_argument("--root", type=Path, help="where MNIST lies, to take it along")
     options = parser.parse_args()
     packages(options.packages, options.python, options.folder / "site")
