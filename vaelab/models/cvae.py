@@ -36,7 +36,7 @@ class CVAE(VAE):
     ):
         if num_classes is None:
             raise UserError("model=cvae needs labels, and this data set has none: use model=vae, or a labelled dataset")
-        if condition == {}:  # the option `none`
+        if condition == {}:  # the option `none` is an empty mapping
             raise UserError("condition=none: model=cvae is conditional on labels: leave it out, or use model=vae")
         condition = condition or partial(Label, dim=label_dim)
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)

@@ -100,7 +100,7 @@ def wait_for(run: Path) -> None:
     """Waits while another process trains in `run`: one about to end, or one that a batch system still runs."""
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows has no fcntl
         return
     with suppress(OSError), Files(run).log.open("a") as file:
         try:

@@ -82,7 +82,7 @@ def locked(path: Path) -> bool:
     """Whether a process holds the file's lock, as one that trains holds run.log's and a sweep holds .lock's."""
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows has no fcntl
         return False
     try:
         with path.open() as file:

@@ -46,7 +46,7 @@ class DiagonalGaussian(Posterior):
         """Computes log q(z|x) from the noise, which loses nothing where the variance is small."""
         z = self.rsample(noise)
         half_log_det = 0.5 * self.logvar.sum(-1)
-        if isinstance(prior, StandardNormal):  # the constants cancel
+        if isinstance(prior, StandardNormal):  # its constants cancel with those of q
             return z, 0.5 * (noise.square() - z.square()).sum(-1) + half_log_det
         constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
         return z, prior.log_prob(z, labels) + 0.5 * noise.square().sum(-1) + half_log_det + constant
