@@ -89,9 +89,7 @@ class Model(Variant, pl.LightningModule):
         with torch.no_grad():
             of_images = {name: term for name, term in terms.items() if term.ndim == 1 and term.is_floating_point()}
             metrics = {"loss": loss} | {name: term.mean() for name, term in of_images.items()}
-            metrics |= {
-                name: getattr(self, name).clone() for name in self.scalars
-            }  # a schedule would change it in place
+            metrics |= {name: getattr(self, name).clone() for name in self.scalars}  # schedules change them in place
             means.update(metrics, self.vectors(terms), len(batch.images))
         return loss, terms
 
