@@ -192,6 +192,7 @@ def _judge(subject: Subject) -> tuple[Judge, float]:
         return subject.bytes_of(_known(subject)), _labels(subject, _known(subject))
 
     classes, seed = subject.data.num_classes, subject.settings.seed
+    assert classes is not None
     judge = cached_judge(read, classes, subject.identity, seed, subject.device, True)
     assert subject.labels is not None
     seen = [judge.classify(subject.unit(batch.images)).cpu() for batch in subject.batches()]

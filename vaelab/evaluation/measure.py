@@ -7,7 +7,7 @@ import math
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsuppor
 from vaelab.runs import Files
 from vaelab.runs.priors import fingerprint
 from vaelab.runs.trained import Trained, open_data
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
 """Options of a data set that its images do not depend on."""
@@ -77,7 +80,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     return Subject(model, data, part, identity, settings, other), about
 
 
-def _other(config: dict[str, Any], own: dict[str, Any], model: Any) -> Part:
+def _other(config: dict[str, Any], own: dict[str, Any], model: Model) -> Part:
     """Returns test images of another data set, made as the model's own are: binarised, and in their range."""
     config = config | {name: own[name] for name in ("binarize", "pixel_range")}
     unsaid = {

@@ -18,6 +18,7 @@ from vaelab.inference.batches import batch_size
 from vaelab.nn.posteriors import Posterior
 
 if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
     from vaelab.models import Model
 
 AT_A_TIME = 20_000
@@ -74,7 +75,7 @@ class Subject:
     """
 
     model: Model
-    data: Any
+    data: ImageData
     part: str
     identity: dict[str, Any]
     settings: Settings

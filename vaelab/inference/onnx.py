@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.model: Any = model
+        self.model: Model = model
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
         outputs: list[Tensor] = [*self.model.encode(images, labels).outputs.values()]
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.model: Any = model
+        self.model: Model = model
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.model.likelihood.mean(self.model.decode(codes, labels))

@@ -67,6 +67,13 @@ class Variant(nn.Module):
         """Whether images are encoded, decoded and sampled with their labels."""
         return self.condition.size > 0
 
+    @property
+    def classes(self) -> int:
+        """Number of classes of the labels that a conditional model is told. Raises ValueError without labels."""
+        if self.num_classes is None:
+            raise ValueError("the data has no labels")
+        return self.num_classes
+
     # --- what a variant implements ------------------------------------------------------------
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:

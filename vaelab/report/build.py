@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vaelab import runs
 from vaelab.runs import Files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vaelab.datasets.base import ImageData
+    from vaelab.models import Model
 
 IMAGES = 1000
 """Most images from which the explorer learns how much each dimension or code is used."""
@@ -30,7 +33,7 @@ def of_folder(
     of_run(folder, trained.model, trained.data, out, figures)
 
 
-def of_run(run: Path, model: Any, data: Any, out: Path, figures: bool = True) -> dict[str, Figure]:
+def of_run(run: Path, model: Model, data: ImageData, out: Path, figures: bool = True) -> dict[str, Figure]:
     """Draws the figures of a run, unless `figures` is False, and writes its page. Returns what was drawn.
 
     model, data: the run's, the data set up. A model with NaN or infinite numbers gets its learning curves alone.

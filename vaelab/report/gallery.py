@@ -26,6 +26,7 @@ from vaelab.runs import Files
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from vaelab.datasets.base import ImageData
     from vaelab.models import Model
     from vaelab.nn.posteriors import Posterior, Usage
 
@@ -53,7 +54,7 @@ class Scene:
     """
 
     model: Model
-    data: Any
+    data: ImageData
     count: int
 
     @cached_property
@@ -100,7 +101,9 @@ def many(shape: tuple[int, ...]) -> int:
     return max(FEW, min(MANY, NUMBERS // math.prod(shape)))
 
 
-def draw(model: Any, data: Any, count: int = FEW, names: Iterable[str] | None = None) -> Iterator[tuple[str, Figure]]:
+def draw(
+    model: Model, data: ImageData, count: int = FEW, names: Iterable[str] | None = None
+) -> Iterator[tuple[str, Figure]]:
     """Draws the figures of a model, one by one with their names: all that apply, or those named.
 
     The model's mode and the global random state are left as they were, between two figures, too.
@@ -128,7 +131,7 @@ def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tupl
             yield "kl_per_dim", curves.kl_per_dimension(values[:, 1], values[:, 2:])
 
 
-def redraw(run: Path, model: Any, data: Any, rows: list[dict[str, float]]) -> dict[str, Figure]:
+def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]]) -> dict[str, Figure]:
     """Draws all figures of a run and saves them into its folder as PNG. rows: of metrics.csv.
 
     Each is saved as soon as it is drawn: those before one that fails are there.
@@ -240,7 +243,7 @@ def _latents(s: Scene) -> Figure | None:
         return None
     points, explained = latents.principal_components(s.codes)
     values, names = s.many.labels, ["class"]
-    if values is None and s.many.factors is not None:
+    if values is None and s.many.factors is not None and s.data.factor_sizes:
         values, names = s.many.factors[:, 0], [next(iter(s.data.factor_sizes))]
     few = values is not None and len(values.unique()) <= latents.MOST_CLASSES
     first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
@@ -290,7 +293,9 @@ def _data(s: Scene) -> Figure:
     batch = s.data.as_model_sees(s.data.train.batch(index).to(s.model.device))
     x, labels, columns = s.unit(batch.images), batch.labels, 8
     groups = (
-        {"all": x} if labels is None else {str(c): x[labels.cpu() == c] for c in range(min(s.data.num_classes, ROWS))}
+        {"all": x}
+        if labels is None
+        else {str(c): x[labels.cpu() == c] for c in range(min(s.data.num_classes or 0, ROWS))}
     )
     groups = {name: group for name, group in groups.items() if len(group)}
     columns = min(columns, max(map(len, groups.values())))

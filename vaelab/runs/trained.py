@@ -84,7 +84,7 @@ def _device(name: str) -> str:
     return name
 
 
-def open_data(config: dict[str, Any], key: str, model: Any) -> Any:
+def open_data(config: dict[str, Any], key: str, model: Model) -> Any:
     """Opens the data set of a config, which the user knows as `key`. Raises UserError unless it fits the model."""
     check(config, key)
     data = build(config)

@@ -10,7 +10,7 @@ import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 
@@ -22,6 +22,10 @@ from vaelab.nn.schedules import ENDLESS, Progress
 from vaelab.sweeps.timing import FOREVER, synchronise
 from vaelab.training.checks import check_run
 from vaelab.training.fit import build_model, lightning_errors, prepare
+
+if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
+    from vaelab.models import Model
 
 WARM = 5
 """Warm-up steps before the first that is timed."""
@@ -112,7 +116,7 @@ class Forecast:
             self.data[key].setup()
         return self.data[key]
 
-    def _kind(self, config: dict[str, Any], model: Any, run: Path, measured: bool) -> Kind:
+    def _kind(self, config: dict[str, Any], model: Model, run: Path, measured: bool) -> Kind:
         """Returns a run's kind: models of the same parts and sizes on the same data, trained alike.
 
         The values of scalars, seeds, schedules and learning rates make no other kind: they cost no time.
@@ -151,7 +155,7 @@ class Length(NamedTuple):
     epochs: int | None
 
 
-def _length(config: dict[str, Any], data: Any, processes: int) -> Length:
+def _length(config: dict[str, Any], data: ImageData, processes: int) -> Length:
     """Computes a run's length by Lightning's rules."""
     trainer = config["trainer"]
     all_of = {part: len(batch_bounds(len(getattr(data, part)), data.batch_size, processes)) for part in PARTS}
@@ -192,7 +196,7 @@ def _limited(count: int, limit: float | None) -> int:
     return count if limit is None else int(count * limit) if isinstance(limit, float) else min(count, limit)
 
 
-def _at_the_end(config: dict[str, Any], model: Any, length: Length) -> dict[str, float]:
+def _at_the_end(config: dict[str, Any], model: Model, length: Length) -> dict[str, float]:
     """Returns the model's scalars as they are when training ends."""
     values = {name: float(getattr(model, name)) for name in model.scalars}
     end = Progress(length.steps, length.steps / length.per_epoch, 1.0) if length.steps else ENDLESS

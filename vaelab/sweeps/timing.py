@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytorch_lightning as pl
@@ -18,6 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from vaelab.core.errors import UserError
 from vaelab.training.fit import build_model, hasten, lightning_errors, prepare
 from vaelab.training.loop import LeanLoop
+
+if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
+    from vaelab.models import Model
 
 FOREVER = {
     "max_epochs": -1,
@@ -85,7 +89,7 @@ class BareLoop:
     model: another one than the lab trains. Batches come from the data's own training split.
     """
 
-    def __init__(self, model: Any, data: Any, trainer: pl.Trainer):
+    def __init__(self, model: Model, data: ImageData, trainer: pl.Trainer):
         self.model, self.data, self.trainer = model, data, trainer
         self.device = trainer.strategy.root_device
         self.optimizer = model.configure_optimizers()

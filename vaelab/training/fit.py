@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +27,10 @@ from vaelab.training.callbacks import KLPerDimension, LastOnException, ProgressL
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger
 from vaelab.training.loop import quicken
+
+if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
+    from vaelab.models import Model
 
 log = logging.getLogger("vaelab")
 
@@ -77,7 +81,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
         print(f"run: {run}")
 
 
-def _report(run: Path, model: Any, data: Any, trainer: pl.Trainer) -> None:
+def _report(run: Path, model: Model, data: ImageData, trainer: pl.Trainer) -> None:
     """Makes figures and report.html of the finished run; the figures go to W&B and TensorBoard, too.
 
     The run is complete by now, and a figure that cannot be drawn does not undo it.
@@ -125,7 +129,7 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     return data, model, trainer
 
 
-def build_model(config: dict[str, Any], data: Any) -> Any:
+def build_model(config: dict[str, Any], data: ImageData) -> Any:
     try:
         model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
     except RuntimeError as error:
@@ -142,7 +146,9 @@ def build_model(config: dict[str, Any], data: Any) -> Any:
     return model
 
 
-def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, checkpoint: Path | None) -> pl.Trainer:
+def _build_trainer(
+    config: dict[str, Any], run: Path, model: Model, data: ImageData, checkpoint: Path | None
+) -> pl.Trainer:
     """Builds Lightning's trainer with the config's callbacks and loggers, and the lab's own."""
     callbacks = [build(node) for node in config["callbacks"].values() if node]
     for callback in callbacks:
@@ -181,7 +187,7 @@ def _build_trainer(config: dict[str, Any], run: Path, model: Any, data: Any, che
     return trainer
 
 
-def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
+def hasten(config: dict[str, Any], model: Model, data: ImageData, device: str) -> None:
     """Applies the memory layout and compilation that the config wants on such a device."""
     if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
         model.to(memory_format=torch.channels_last)
@@ -191,7 +197,7 @@ def hasten(config: dict[str, Any], model: Any, data: Any, device: str) -> None:
         model.compile_terms(data.batch_size)
 
 
-def _take_best_weights(trainer: pl.Trainer, model: Any) -> dict[str, Any]:
+def _take_best_weights(trainer: pl.Trainer, model: Model) -> dict[str, Any]:
     """Gives the model its best checkpoint's weights. Returns which those are: epoch, metric and value.
 
     Without a validated checkpoint the model stays as it ended. (`trainer.test(ckpt_path=...)` would

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,9 @@ from vaelab.core.errors import UserError
 from vaelab.core.renames import upgrade_tensors
 from vaelab.core.types import PositiveInt
 from vaelab.training.loop import OpenFSDP
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 
 class FullySharded(OpenFSDP):
@@ -31,7 +34,7 @@ class FullySharded(OpenFSDP):
         policy = partial(size_based_auto_wrap_policy, min_num_params=min_weights)
         super().__init__(auto_wrap_policy=policy, state_dict_type="full")
 
-    def check(self, trainer: pl.Trainer, model: Any) -> None:
+    def check(self, trainer: pl.Trainer, model: Model) -> None:
         """Raises UserError for what a model in parts cannot do."""
         if not trainer.checkpoint_callbacks:
             raise UserError("accelerator=fsdp: trainer.enable_checkpointing=true is needed to put the model together")

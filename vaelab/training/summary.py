@@ -7,16 +7,20 @@ import math
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaelab import __version__
 from vaelab.core.words import number
+
+if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
+    from vaelab.models import Model
 
 PARTS = ("train", "val", "test")
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf")
 
 
-def opening(config: dict[str, Any], model: Any, data: Any, trainer: Any) -> str:
+def opening(config: dict[str, Any], model: Model, data: ImageData, trainer: Any) -> str:
     """Returns the line that opens a run: model, data, device."""
     shape = "x".join(map(str, data.shape))
     counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
@@ -60,14 +64,15 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def collect(config: dict[str, Any], model: Any, data: Any, trainer: Any, seconds: float) -> dict[str, Any]:
+def collect(config: dict[str, Any], model: Model, data: ImageData, trainer: Any, seconds: float) -> dict[str, Any]:
     """Returns the content of summary.json after training: `best` and the test's metrics are added to it.
 
     `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
     docs/ explains each key.
     """
     pixels, latents = math.prod(data.shape), model.layout.dimensions
-    beta = float(model.beta) if hasattr(model, "beta") else None
+    weight = getattr(model, "beta", None)
+    beta = None if weight is None else float(weight)
     health = [c for c in trainer.callbacks if hasattr(c, "findings")]
     return {
         "status": "finished",

@@ -108,7 +108,7 @@ def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
     return codes
 
 
-def _labels(arrays: dict[str, Any], model: Any, asked: Options, count: int) -> Tensor | None:
+def _labels(arrays: dict[str, Any], model: Model, asked: Options, count: int) -> Tensor | None:
     """Returns classes to decode with, [N] int64, of `label` or of the file; None unless the model is conditional."""
     import torch
 
@@ -116,9 +116,9 @@ def _labels(arrays: dict[str, Any], model: Any, asked: Options, count: int) -> T
         if asked.label is not None:
             raise UserError(f"label={asked.label}: the model does not take labels: leave it out")
         return None
-    classes = f"the model's classes are 0 to {model.num_classes - 1}"
+    classes = f"the model's classes are 0 to {model.classes - 1}"
     if asked.label is not None:
-        if asked.label >= model.num_classes:
+        if asked.label >= model.classes:
             raise UserError(f"label={asked.label}: {classes}")
         return torch.full((count,), asked.label)
     if "labels" not in arrays:
@@ -126,7 +126,7 @@ def _labels(arrays: dict[str, Any], model: Any, asked: Options, count: int) -> T
     labels = arrays["labels"]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"codes={asked.codes}: `labels` must be {count} integers, one for each row")
-    if labels.min() < 0 or labels.max() >= model.num_classes:
+    if labels.min() < 0 or labels.max() >= model.classes:
         raise UserError(f"codes={asked.codes}: `labels` run from {labels.min()} to {labels.max()}, but {classes}")
     return torch.from_numpy(labels.astype("int64"))
 
@@ -176,7 +176,7 @@ def _decode(trained: Trained, codes: Tensor, labels: Tensor | None, names: list[
 
     from vaelab.inference.batches import batch_size
 
-    model: Any = trained.model
+    model = trained.model
     bar = tqdm(total=len(codes), desc="decoding", unit="image", delay=2, leave=False, disable=None)
     with bar, torch.inference_mode():
         for index in torch.arange(len(codes)).split(batch_size(model.shape)):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vaelab.datasets.images import Found
+    from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
 
@@ -61,7 +62,7 @@ def job(config: Any) -> None:
     print(f"codes: {out}")
 
 
-def _labels(found: Found, model: Any, label: int | None) -> Tensor | None:
+def _labels(found: Found, model: Model, label: int | None) -> Tensor | None:
     """Returns the images' classes, [N] int64, or None where neither the model nor the folders have any.
 
     For a conditional model: `label` for all, or the class folders, which are the model's classes in
@@ -73,7 +74,7 @@ def _labels(found: Found, model: Any, label: int | None) -> Tensor | None:
         if label is not None:
             raise UserError(f"label={label}: the model does not take labels: leave it out")
         return found.labels
-    count = model.num_classes
+    count = model.classes
     if label is not None:
         if label >= count:
             raise UserError(f"label={label}: the model's classes are 0 to {count - 1}")
@@ -102,7 +103,7 @@ def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str,
     from vaelab.datasets.images import as_model_sees
     from vaelab.inference.batches import batch_size
 
-    model: Any = trained.model
+    model = trained.model
     binary = trained.dataset["binarize"] != "none"
     parts: list[dict[str, Tensor]] = []
     bar = tqdm(total=len(found.names), desc="encoding", unit="image", delay=2, leave=False, disable=None)

@@ -16,6 +16,7 @@ from vaelab.core.types import NonNegativeFloat, NonNegativeInt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
 IN_A_FIGURE = 1024
@@ -74,7 +75,7 @@ def _check(trained: Trained, asked: Options) -> None:
     """Raises UserError for what this model cannot do."""
     from vaelab.runs import priors
 
-    model: Any = trained.model
+    model = trained.model
     name = type(model).__name__
     if model.prior is None:
         fit = priors.command(trained.folder, "gmm", asked.checkpoint)
@@ -93,15 +94,15 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
 
     from vaelab.inference import coding
 
-    model: Any = trained.model
-    classes = model.num_classes if asked.label == "all" else 1
+    model = trained.model
+    classes = model.classes if asked.label == "all" else 1
     each = -(-asked.n // classes)
 
     def labels(group: int, start: int, size: int) -> Tensor | None:
         if not model.conditional:
             return None
         if asked.label is None:
-            return torch.arange(start, start + size) % model.num_classes
+            return torch.arange(start, start + size) % model.classes
         return torch.full((size,), group if asked.label == "all" else asked.label)
 
     def drawn() -> Iterable[Tensor]:
@@ -127,8 +128,8 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
 
     from vaelab.figures import images as figures
 
-    model: Any = trained.model
-    images, classes = torch.cat([images for images, _ in batches]), model.num_classes
+    model = trained.model
+    images, classes = torch.cat([images for images, _ in batches]), model.classes
     if asked.label == "all":
         return figures.classes(images.unflatten(0, (classes, -1)), [f"class {k}" for k in range(classes)])
     title = f"{trained.config['run']['name']}: samples" + ("" if asked.label is None else f" of class {asked.label}")
@@ -136,18 +137,18 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
     return figures.samples(images, _columns(model, asked, len(images)), title)
 
 
-def _columns(model: Any, asked: Options, count: int) -> int:
+def _columns(model: Model, asked: Options, count: int) -> int:
     """How many of `count` images stand in a row."""
     if asked.label == "all":
         return count
-    in_turn = model.conditional and asked.label is None and model.num_classes <= CLASSES_IN_A_ROW
-    return model.num_classes if in_turn else max(8, round(count**0.5))
+    in_turn = model.conditional and asked.label is None and model.classes <= CLASSES_IN_A_ROW
+    return model.classes if in_turn else max(8, round(count**0.5))
 
 
-def _classes(model: Any, asked: Options, count: int) -> str:
+def _classes(model: Model, asked: Options, count: int) -> str:
     if not model.conditional:
         return ""
     if asked.label is None:
-        return f", classes 0 to {model.num_classes - 1} in turn"
-    each = count // model.num_classes
+        return f", classes 0 to {model.classes - 1} in turn"
+    each = count // model.classes
     return f", {each} of each class, from the same {each} draws of z" if asked.label == "all" else f" as {asked.label}"

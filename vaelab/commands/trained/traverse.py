@@ -16,6 +16,7 @@ from vaelab.core.types import NonNegativeInt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vaelab.models import Model
     from vaelab.nn.posteriors import Usage
     from vaelab.runs.trained import Trained
 
@@ -116,7 +117,7 @@ def _dims(value: Any) -> list[int] | None:
     return dims
 
 
-def _check(model: Any, asked: Options, dims: list[int] | None) -> None:
+def _check(model: Model, asked: Options, dims: list[int] | None) -> None:
     """Raises UserError for options that do not fit the model."""
     count = model.layout.require_axes(type(model).__name__, "traverse")
     viewing.check_label(model, asked.label)
@@ -144,7 +145,7 @@ def _axes(trained: Trained, split: str, level: str | None) -> Axes:
 
     from vaelab.inference import coding, paths
 
-    model: Any = trained.model
+    model = trained.model
     count = min(viewing.LOOKED_AT, max(1, viewing.NUMBERS // math.prod(model.shape)))
     batch = trained.batch(split, viewing.spread(trained, split, count))
     dims, used = paths.usage(model, batch.images, batch.labels)
@@ -163,10 +164,12 @@ def _start(trained: Trained, asked: Options, wanted: int | str | None) -> Start:
 
     from vaelab.inference import coding
 
-    model: Any = trained.model
+    model = trained.model
     labels = None if asked.label is None else torch.tensor([asked.label])
     if wanted is None:
-        return Start(model.require_prior().mean[None].cpu(), labels, viewing.as_class("the prior's mean", asked.label))
+        mean = model.require_prior().mean
+        assert mean is not None  # a prior of vectors has one
+        return Start(mean[None].cpu(), labels, viewing.as_class("the prior's mean", asked.label))
     chosen = viewing.choose(trained, asked.split, [wanted], "image", asked.label, asked.resize)
     code = coding.codes(model, chosen.images, chosen.labels)
     return Start(code, chosen.labels if labels is None else labels, viewing.as_class(chosen.names[0], asked.label))

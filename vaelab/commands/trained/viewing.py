@@ -19,6 +19,7 @@ from vaelab.runs import Files
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -76,14 +77,14 @@ def opened(options: Opening, prior: str | None = None) -> Trained:
     return trained
 
 
-def check_label(model: Any, label: int | None) -> None:
+def check_label(model: Model, label: int | None) -> None:
     """Raises UserError for a label that the model has no use for, or does not know."""
     if label is None:
         return
     if not model.conditional:
         raise UserError(f"label={label}: {type(model).__name__} takes no labels: leave it out, or train model=cvae")
-    if label >= model.num_classes:
-        raise UserError(f"label={label}: the model's classes are 0 to {model.num_classes - 1}")
+    if label >= model.classes:
+        raise UserError(f"label={label}: the model's classes are 0 to {model.classes - 1}")
 
 
 def images_named(value: Any, key: str) -> list[int | str]:

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,9 @@ import torch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Fraction, NonNegativeFloat, NonNegativeInt
 from vaelab.nn.schedules import ENDLESS, Progress
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 log = logging.getLogger("vaelab")
 
@@ -77,7 +80,7 @@ class Anneal(Scheduled):
                 return False
         return True
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Model) -> None:
         """Raises UserError if a schedule names what the model does not have, or is longer than the run."""
         for name, schedule in self.schedules.items():
             _check_length(f"schedule.{name}", schedule)
@@ -118,7 +121,7 @@ class LearningRate(Scheduled):
     def __init__(self, factor: Schedule):
         self.factor = _plain(factor)
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Model) -> None:
         """Raises UserError if the schedule is longer than the run."""
         _check_length("lr_schedule.factor", self.factor)
 
