@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Variant(nn.Module):
 
     monitor = "elbo"
     """The metric that selects the best checkpoint."""
-    best = "max"
+    best: Literal["min", "max"] = "max"
     """Whether the best checkpoint has the greatest (`max`) or the least (`min`) value of `monitor`."""
     scalars: dict[str, float] = {}
     """Names and first values of scalars that a schedule or a controller may set. Each becomes a 0-dim buffer: saved,

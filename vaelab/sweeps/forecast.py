@@ -255,12 +255,14 @@ class Clock(pl.Callback):
         self.ends: list[float] = []
         self.mark = self.validating = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._end_epoch()
         self.mark = time.perf_counter()
         self.started = self.started or self.mark
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Model, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.warm < WARM or self.counted + 1 >= self.steps:  # a timed step has to be complete on a GPU
             synchronise(trainer.strategy.root_device)
         now = time.perf_counter()
@@ -272,15 +274,15 @@ class Clock(pl.Callback):
         if (self.counted >= self.steps and self.spent > SHORT) or (self.counted >= 3 and self.spent > LONG):
             trainer.should_stop = True
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.validating = time.perf_counter()
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         took = time.perf_counter() - self.validating
         self.mark += took  # validation is no part of the epoch's end
         self.validations.append(took / max(1, sum(trainer.num_val_batches)))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._end_epoch()
 
     def _end_epoch(self) -> None:

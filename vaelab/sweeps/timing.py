@@ -146,11 +146,11 @@ class Probe(pl.Callback):
         self.round, self.peak = 0, 0
         self.counted, self.spent = 0, 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         if trainer.num_training_batches < 2:
             raise UserError("dataset.batch_size: an epoch is one batch, and bench times from one to the next: lower it")
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
         if batch_idx > 0:
             self.counted, self.spent = self.counted + 1, self.spent + now - self.last

@@ -47,7 +47,7 @@ def _check_length(key: str, schedule: Schedule) -> None:
 class Scheduled(pl.Callback):
     """A callback that follows training's progress; the length of the run is asked for once."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.batches, self.steps = trainer.num_training_batches, trainer.estimated_stepping_batches
         self.accumulated = trainer.accumulate_grad_batches
 
@@ -148,7 +148,7 @@ class Plateau(pl.Callback):
         self.factor, self.patience, self.threshold, self.min_lr = factor, patience, threshold, min_lr
         self.state: dict[str, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             trainer.optimizers[0],
             mode=pl_module.best,
@@ -162,14 +162,14 @@ class Plateau(pl.Callback):
         if self.state:
             self.scheduler.load_state_dict(self.state)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:
         for group, rate in zip(trainer.optimizers[0].param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._look(trainer, f"val/{pl_module.monitor}")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         if not any(trainer.num_val_batches):
             self._look(trainer, f"train/{pl_module.monitor}")
 

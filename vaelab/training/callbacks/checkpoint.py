@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,9 @@ from vaelab.core.errors import DivergenceError
 from vaelab.core.files import whole
 from vaelab.training import loop
 from vaelab.training.callbacks.anneal import Anneal
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 
 class WholeFile(TorchCheckpointIO):
@@ -86,11 +89,11 @@ class LastOnException(pl.Callback):
         self.asked = 0  # the signal that asks to stop
         self.agreed = False  # whether all processes stop
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._listen(trainer)
         loop.no_question_about_sigterm(trainer)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._listen(trainer)
 
     def _listen(self, trainer: pl.Trainer) -> None:
@@ -109,10 +112,10 @@ class LastOnException(pl.Callback):
         if several:  # Lightning's handler communicates with the other processes, which may be in another exchange
             signal.signal(signal.SIGTERM, handle)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._stop_between_epochs(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Model, *_: Any) -> None:
         if loop.accumulates(trainer):
             return
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -122,7 +125,7 @@ class LastOnException(pl.Callback):
         elif trainer.is_last_batch or (every and trainer.global_step % every == 0):
             self._stop_if_asked(trainer, self.path)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._stop_between_epochs(trainer)
 
     def _stop_between_epochs(self, trainer: pl.Trainer) -> None:
@@ -144,7 +147,7 @@ class LastOnException(pl.Callback):
                 trainer.save_checkpoint(path)
             raise SIGTERMException if terminate else KeyboardInterrupt
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Model, exception: BaseException) -> None:
         averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
         if (
             self.path is None
@@ -182,7 +185,7 @@ class EMA(EMAWeightAveraging):
     def __init__(self, decay: float):
         super().__init__(decay=decay)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Model, *args: Any, **kwargs: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
         assert self._average_model is not None
         for name in pl_module.scalars:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,9 @@ from vaelab.evaluation.findings.health import (
     diagnose_latents,
     diagnose_output,
 )
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 log = logging.getLogger("vaelab")
 
@@ -34,7 +37,7 @@ class Health(pl.Callback):
         self.warned: set[str] = set()
 
     @torch.no_grad()
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         total = trainer.estimated_stepping_batches
         if trainer.global_step < min(1000, max(200, 0.2 * total)):
             return

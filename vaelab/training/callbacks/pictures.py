@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 
@@ -12,6 +12,9 @@ from vaelab.core.types import PositiveInt
 from vaelab.figures.style import rendered
 from vaelab.report import gallery
 from vaelab.training.loggers import PictureLogger
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 log = logging.getLogger("vaelab")
 
@@ -27,7 +30,7 @@ class Pictures(pl.Callback):
     def __init__(self, every_n_epochs: PositiveInt, count: PositiveInt):
         self.every_n_epochs, self.count = every_n_epochs, count
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, PictureLogger)]
         if not trainer.is_global_zero or not loggers or trainer.current_epoch % self.every_n_epochs:
             return
@@ -39,7 +42,7 @@ class Pictures(pl.Callback):
             for logger in loggers:
                 logger.log_bars(name, values, trainer.global_step)
 
-    def _draw(self, trainer: pl.Trainer, pl_module: Any, loggers: Sequence[PictureLogger]) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: Model, loggers: Sequence[PictureLogger]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         for name, figure in gallery.draw(pl_module, data, self.count, gallery.WHILE_TRAINING):
             picture = rendered(figure)

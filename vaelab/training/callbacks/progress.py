@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from vaelab.core.metrics import in_order, metric
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 REFRESH = 0.2
 """Seconds between two refreshes of the bar on a terminal."""
@@ -47,13 +50,15 @@ class ProgressLine(ProgressBar):
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Model, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.monotonic()
         if now - self.shown_at >= (REFRESH if self.terminal else REFRESH_FILE):
             self._show(trainer, pl_module)
             self.shown_at = now
 
-    def _show(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _show(self, trainer: pl.Trainer, pl_module: Model) -> None:
         if not self.enabled or not trainer.is_global_zero:
             return
         figures = {name: pl_module.latest[name] for name in in_order(list(pl_module.latest)) if metric(name).brief}
@@ -68,7 +73,7 @@ class ProgressLine(ProgressBar):
         elif figures:
             print(f"{place} step {trainer.global_step} {words}", file=sys.stderr, flush=True)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         if self.enabled and trainer.is_global_zero:
             self._show(trainer, pl_module)
             self.bar.close()

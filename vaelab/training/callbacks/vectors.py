@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from torch import Tensor
 
 from vaelab.training.loggers import MetricsFile
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
 
 
 class KLPerDimension(pl.Callback):
@@ -20,15 +23,15 @@ class KLPerDimension(pl.Callback):
         self.file, self.epoch = file, 0
         self.written: Tensor | None = None
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.epoch = trainer.current_epoch
         self._write(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         """Writes the last row where training stops in mid-epoch: its metrics come after the callbacks' epoch end."""
         self._write(trainer, pl_module)
 
-    def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: Model) -> None:
         values = pl_module.epoch_vectors.get("train", {}).get("kl_per_dim")
         if values is None or values is self.written:
             return
