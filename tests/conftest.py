@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,18 @@ class Result(NamedTuple):
     @property
     def summary(self) -> dict:
         return json.loads((self.run / "summary.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Undoes what a test did to logging: Hydra's own flags, `--info` say, print through a handler that they leave."""
+    root, hydra = logging.getLogger(), logging.getLogger("hydra")
+    before = root.level, hydra.level
+    handlers = [*root.handlers]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(before[0])
+    hydra.setLevel(before[1])
 
 
 @pytest.fixture
