@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,5 +90,36 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         defaults = [a for a in SMALL if small and a.partition("=")[0] not in given and "resume" not in given]
         code = main(["train", *defaults, *arguments])
         return Result(code, *capsys.readouterr(), folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture
+def finished(train: Callable[..., Result], shared: Path) -> Callable[..., Result]:
+    """Gives a finished run of such arguments as `train` takes: a copy of one that all tests share.
+
+    For tests of what is done with a run. What a training does or prints is not in it: that takes `train`.
+    """
+    count = iter(range(1000))
+
+    def run(*arguments: str, small: bool = True) -> Result:
+        kept = shared / "finished" / hashlib.sha256(repr((arguments, small)).encode()).hexdigest()
+        kept.parent.mkdir(exist_ok=True)
+        folder = Path(f"finished{next(count)}")
+        with kept.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                made = train(*arguments, "run.dir=new", small=small)
+                assert made.code == 0, made.err
+                shutil.move("new", kept)
+        shutil.copytree(kept, folder)
+        return Result(0, "", "", folder)
 
     return run

@@ -21,16 +21,10 @@ VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
 QUICK = ["importance_samples=8", "generated=100", "gap_images=8", "device=cpu"]
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """A folder for the judges, which tests share."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def evaluate(train, monkeypatch, capsys, cache):
-    """Runs `vaelab eval` in this process; the result has the evaluation as `.figures` and so on."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+def evaluate(monkeypatch, capsys, shared):
+    """Runs `vaelab eval` in this process; tests share the judges that it trains."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
 
     def run(*arguments: str):
         code = main(["eval", *[q for q in QUICK if q.partition("=")[0] not in "".join(arguments)], *arguments])
@@ -43,10 +37,8 @@ def read(run: Path, name: str = "evaluation.json") -> dict:
     return json.loads((run / name).read_text())
 
 
-def trained(train, *arguments: str, size: int = 400) -> Path:
-    run = train("network=mlp_512_256", f"dataset.size={size}", "dataset.classes=5", *arguments)
-    assert run.code == 0, run.err
-    return run.run
+def trained(finished, *arguments: str, size: int = 400) -> Path:
+    return finished("network=mlp_512_256", f"dataset.size={size}", "dataset.classes=5", *arguments).run
 
 
 EXPECTED = {
@@ -63,9 +55,9 @@ WITH_POSTERIOR = {"likelihood/log_p_hat", "latents/active", "latents/amortisatio
 
 
 @pytest.mark.parametrize("model", VARIANTS)
-def test_every_variant_is_measured_by_the_same_ruler(train, evaluate, model):
+def test_every_variant_is_measured_by_the_same_ruler(finished, evaluate, model):
     network = [] if model == "vqvae" else ["network=mlp_512_256"]
-    run = train(f"model={model}", *network, "dataset.size=400", "dataset.classes=5").run
+    run = finished(f"model={model}", *network, "dataset.size=400", "dataset.classes=5").run
     code, _, err = evaluate(f"run={run}")
     assert (code, err) == (0, "")
     found, summary = read(run), json.loads((run / "summary.json").read_text())
@@ -92,8 +84,8 @@ def test_every_variant_is_measured_by_the_same_ruler(train, evaluate, model):
         assert arrays["mse"].mean() == pytest.approx(found["figures"]["reconstruction/mse_mean"])
 
 
-def test_the_same_evaluation_twice_gives_the_same_figures_in_any_order(train, evaluate):
-    run = trained(train, "dataset.binarize=dynamic")
+def test_the_same_evaluation_twice_gives_the_same_figures_in_any_order(finished, evaluate):
+    run = trained(finished, "dataset.binarize=dynamic")
     assert evaluate(f"run={run}")[0] == 0
     first = read(run)
     assert evaluate(f"run={run}")[0] == 0
@@ -108,11 +100,11 @@ def test_the_same_evaluation_twice_gives_the_same_figures_in_any_order(train, ev
     assert alone == {name: v for name, v in first["figures"].items() if name.startswith("reconstruction/")}
 
 
-def test_binarised_images_are_the_same_at_every_pass(train, evaluate):
+def test_binarised_images_are_the_same_at_every_pass(finished, evaluate):
     from vaelab import runs
     from vaelab.evaluation import measure
 
-    run = trained(train, "dataset.binarize=dynamic")
+    run = trained(finished, "dataset.binarize=dynamic")
     options = {"checkpoint": "best", "split": "test", "device": "cpu", "root": None, "seed": 0, "memory": 8}
     options |= {"importance_samples": 2, "generated": 100, "gap_images": 2}
     subject, _ = measure.prepare(run, runs.read_config(run), options)
@@ -123,8 +115,8 @@ def test_binarised_images_are_the_same_at_every_pass(train, evaluate):
     assert not torch.equal(first, torch.cat([batch.images for batch in other.batches()]))
 
 
-def test_other_splits_seeds_and_checkpoints_are_other_evaluations(train, evaluate):
-    run = trained(train, "dataset.val_size=60")
+def test_other_splits_seeds_and_checkpoints_are_other_evaluations(finished, evaluate):
+    run = trained(finished, "dataset.val_size=60")
     assert evaluate(f"run={run}", "sections=[likelihood,reconstruction]")[0] == 0
     assert evaluate(f"run={run}", "split=val", "sections=[reconstruction]")[0] == 0
     assert read(run, "evaluation-val.json")["images"] == 60
@@ -136,8 +128,8 @@ def test_other_splits_seeds_and_checkpoints_are_other_evaluations(train, evaluat
         assert "elbo" not in arrays.files
 
 
-def test_a_section_that_was_asked_for_and_cannot_be_measured_is_an_error_after_the_others(train, evaluate):
-    run = trained(train)
+def test_a_section_that_was_asked_for_and_cannot_be_measured_is_an_error_after_the_others(finished, evaluate):
+    run = trained(finished)
     code, out, err = evaluate(f"run={run}", "sections=[disentanglement,codebook,reconstruction]")
     assert code == 2
     assert "mse_mean" in out
@@ -157,8 +149,8 @@ def test_a_section_that_was_asked_for_and_cannot_be_measured_is_an_error_after_t
         (["model=vqvae", "network=conv"], "encoder", "codebook", None),
     ],
 )
-def test_nan_is_named_and_the_rest_is_measured(train, evaluate, arguments, part, lost, left):
-    run = trained(train, *arguments)
+def test_nan_is_named_and_the_rest_is_measured(finished, evaluate, arguments, part, lost, left):
+    run = trained(finished, *arguments)
     path = run / "checkpoints" / "best.ckpt"
     saved = torch.load(path, weights_only=True)
     name = [n for n in saved["state_dict"] if n.startswith(part) and n.endswith("bias")][-1]
@@ -177,9 +169,9 @@ def test_nan_is_named_and_the_rest_is_measured(train, evaluate, arguments, part,
         assert "labels/knn_accuracy" in found["figures"]
 
 
-def test_a_grey_range_moves_no_figure_that_is_in_unit_pixels(train, evaluate):
+def test_a_grey_range_moves_no_figure_that_is_in_unit_pixels(finished, evaluate):
     """The same weights on images in [-1, 1]: errors are given in [0, 1], bits in 256 levels."""
-    run = trained(train, "dataset.pixel_range=[-1,1]", "likelihood=gaussian", "model=cvae")
+    run = trained(finished, "dataset.pixel_range=[-1,1]", "likelihood=gaussian", "model=cvae")
     assert evaluate(f"run={run}", "sections=[likelihood,reconstruction,conditional]", "importance_samples=4")[0] == 0
     figures, model = read(run)["figures"], vaelab.load(run)
     config = read_config(run)
@@ -194,8 +186,8 @@ def test_a_grey_range_moves_no_figure_that_is_in_unit_pixels(train, evaluate):
     assert figures["reconstruction/sampled_mse_mean"] > figures["reconstruction/mse_mean"]
 
 
-def test_sigma_and_mean_of_single_images_are_the_encoder_s(train, evaluate):
-    run = trained(train)
+def test_sigma_and_mean_of_single_images_are_the_encoder_s(finished, evaluate):
+    run = trained(finished)
     assert evaluate(f"run={run}", "sections=[latents]", "gap_images=7")[0] == 0
     config = read_config(run)
     data = build(config["dataset"])
@@ -212,8 +204,8 @@ def test_sigma_and_mean_of_single_images_are_the_encoder_s(train, evaluate):
     assert figures["latents/kl_dimension_wise"] < figures["latents/kl_index_code_mi"]
 
 
-def test_the_chosen_checkpoint_is_the_one_that_is_measured(train, evaluate):
-    run = trained(train, "trainer.max_epochs=3")
+def test_the_chosen_checkpoint_is_the_one_that_is_measured(finished, evaluate):
+    run = trained(finished, "trainer.max_epochs=3")
     path = run / "checkpoints" / "last.ckpt"
     saved = torch.load(path, weights_only=True)
     saved["state_dict"] = {n: torch.zeros_like(w) for n, w in saved["state_dict"].items()}
@@ -230,8 +222,8 @@ def test_the_chosen_checkpoint_is_the_one_that_is_measured(train, evaluate):
         assert "posterior_mean" not in arrays.files
 
 
-def test_probes_and_classifier_do_not_learn_from_what_they_are_asked(train, evaluate):
-    run = trained(train)
+def test_probes_and_classifier_do_not_learn_from_what_they_are_asked(finished, evaluate):
+    run = trained(finished)
     code, _, err = evaluate(f"run={run}", "split=train", "sections=[labels,samples]")
     assert code == 2
     assert err.count("learn from the training images") == 2
@@ -262,9 +254,9 @@ def test_subsets_are_drawn_from_a_sorted_split(train, evaluate, tmp_path):
 
 
 @pytest.mark.parametrize("binarize", ["none", "threshold", "static", "dynamic"])
-def test_the_same_data_set_is_no_anomaly(train, evaluate, binarize):
+def test_the_same_data_set_is_no_anomaly(finished, evaluate, binarize):
     """Other images are binarised as the model's own: the area of a set against itself is 1/2."""
-    run = trained(train, f"dataset.binarize={binarize}", "dataset.image_shape=[1,8,8]", size=1000)
+    run = trained(finished, f"dataset.binarize={binarize}", "dataset.image_shape=[1,8,8]", size=1000)
     options = ["ood=fake", "ood.image_shape=[1,8,8]", "ood.size=1000", "ood.classes=5"]
     assert evaluate(f"run={run}", "sections=[anomaly]", *options)[0] == 0
     figures = read(run)["figures"]
@@ -272,10 +264,10 @@ def test_the_same_data_set_is_no_anomaly(train, evaluate, binarize):
         assert figures[f"anomaly/auroc_{name}"] == pytest.approx(0.5, abs=0.03)
 
 
-def test_an_interrupted_evaluation_keeps_what_it_has(train, evaluate, monkeypatch):
+def test_an_interrupted_evaluation_keeps_what_it_has(finished, evaluate, monkeypatch):
     from vaelab.evaluation import sections
 
-    run = trained(train)
+    run = trained(finished)
     monkeypatch.setattr(sections, "reconstruction", lambda subject: (_ for _ in ()).throw(KeyboardInterrupt))
     code, out, _ = evaluate(f"run={run}")
     assert code == 130
@@ -289,8 +281,8 @@ def test_an_interrupted_evaluation_keeps_what_it_has(train, evaluate, monkeypatc
     assert not list(run.glob("*.tmp"))
 
 
-def test_arrays_belong_to_the_figures_beside_them(train, evaluate):
-    run = trained(train)
+def test_arrays_belong_to_the_figures_beside_them(finished, evaluate):
+    run = trained(finished)
     assert evaluate(f"run={run}", "sections=[likelihood,reconstruction]")[0] == 0
     assert evaluate(f"run={run}", "sections=[likelihood]", "importance_samples=1")[0] == 0
     with np.load(run / "evaluation.npz") as arrays:
@@ -299,8 +291,8 @@ def test_arrays_belong_to_the_figures_beside_them(train, evaluate):
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "evaluation.npz"])
-def test_a_damaged_evaluation_is_said_before_any_work(train, evaluate, name):
-    run = trained(train)
+def test_a_damaged_evaluation_is_said_before_any_work(finished, evaluate, name):
+    run = trained(finished)
     assert evaluate(f"run={run}", "sections=[reconstruction]")[0] == 0
     (run / name).write_text("[]")
     code, out, err = evaluate(f"run={run}")
@@ -310,17 +302,17 @@ def test_a_damaged_evaluation_is_said_before_any_work(train, evaluate, name):
     assert "mse" not in out
 
 
-def test_factors_are_measured_where_the_data_has_them(train, evaluate):
+def test_factors_are_measured_where_the_data_has_them(finished, evaluate):
     sizes = ["dataset=sprites", "dataset.train_size=300", "dataset.val_size=0.2", "dataset.test_size=3000"]
-    run = train(*sizes, "model=vae", "network=mlp", "network.hidden_dims=[32]", small=False).run
+    run = finished(*sizes, "model=vae", "network=mlp", "network.hidden_dims=[32]", small=False).run
     assert evaluate(f"run={run}", "sections=[disentanglement]")[0] == 0
     figures = read(run)["figures"]
     assert {"disentanglement/mig", "disentanglement/dci_disentanglement"} <= figures.keys()
     assert 0 <= figures["disentanglement/mig"] <= 0.3  # one epoch teaches nothing
 
 
-def test_other_images_are_told_from_its_own(train, evaluate):
-    run = trained(train, "dataset.image_shape=[1,8,8]", "trainer.max_epochs=15")
+def test_other_images_are_told_from_its_own(finished, evaluate):
+    run = trained(finished, "dataset.image_shape=[1,8,8]", "trainer.max_epochs=15")
     code, _, err = evaluate(f"run={run}", "sections=[anomaly]", "ood=digits")
     assert (code, err) == (0, "")
     found = read(run)["figures"]
@@ -352,10 +344,10 @@ def test_other_images_are_told_from_its_own(train, evaluate):
         (["split=val"], "no such images"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(train, evaluate, arguments, words):
+def test_what_is_wrong_is_said_in_a_line(finished, evaluate, arguments, words):
     if arguments == ["run=."]:
-        assert train("run.dir=inside").code == 0
-    run = [] if arguments[0].startswith("run=") else [f"run={trained(train, 'dataset.val_size=0')}"]
+        finished("model=vae").run.rename("inside")
+    run = [] if arguments[0].startswith("run=") else [f"run={trained(finished, 'dataset.val_size=0')}"]
     code, _, err = evaluate(*run, *arguments)
     assert code == 2
     assert words in err
@@ -363,8 +355,8 @@ def test_what_is_wrong_is_said_in_a_line(train, evaluate, arguments, words):
     assert len(err.splitlines()) <= 2
 
 
-def test_a_damaged_or_missing_checkpoint_is_said(train, evaluate):
-    run = trained(train)
+def test_a_damaged_or_missing_checkpoint_is_said(finished, evaluate):
+    run = trained(finished)
     path = run / "checkpoints" / "best.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
     code, _, err = evaluate(f"run={run}")
@@ -377,18 +369,18 @@ def test_a_damaged_or_missing_checkpoint_is_said(train, evaluate):
     assert not (run / "evaluation.json").exists()
 
 
-def test_encodings_are_computed_once(train, evaluate, monkeypatch):
-    run, passes = trained(train), []
+def test_encodings_are_computed_once(finished, evaluate, monkeypatch):
+    run, passes = trained(finished), []
     encode = Subject.encode
     monkeypatch.setattr(Subject, "encode", lambda self, part: passes.append(part.name) or encode(self, part))
     assert evaluate(f"run={run}", "sections=[latents,reconstruction,labels]")[0] == 0
     assert passes == ["test", "train"]  # the latter for the probes
 
 
-def test_an_evaluation_of_nothing_leaves_no_file(train, capsys):
+def test_an_evaluation_of_nothing_leaves_no_file(finished, capsys):
     from vaelab.cli import main
 
-    run = train("model=vae").run
+    run = finished("model=vae").run
     capsys.readouterr()
     assert main(["eval", f"run={run}", "sections=[codebook]"]) == 2
     out, err = capsys.readouterr()

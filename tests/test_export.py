@@ -92,8 +92,8 @@ def damage(folder: Path, **changed) -> None:
 
 
 @pytest.mark.parametrize("model", ["vae", "cvae", "ae", "vqvae"])
-def test_an_exported_model_loads_as_it_was(train, command, model):
-    run = train(f"model={model}").run
+def test_an_exported_model_loads_as_it_was(finished, command, model):
+    run = finished(f"model={model}").run
     code, _, err = command("export", f"run={run}")
     assert (code, err) == (0, "")
     assert {p.name for p in (run / "export").iterdir()} == {"model.safetensors", "model.json"}
@@ -108,8 +108,8 @@ def test_an_exported_model_loads_as_it_was(train, command, model):
     assert about["run"]["checkpoint"] == "best"
 
 
-def test_which_checkpoint_is_exported(train, command):
-    run = train("model=vae").run
+def test_which_checkpoint_is_exported(finished, command):
+    run = finished("model=vae").run
     assert command("export", f"run={run}", "checkpoint=last", "out=final")[0] == 0
     last = vaelab.load(run, "last").state_dict()
     assert all(torch.equal(value, last[name]) for name, value in vaelab.load("final").state_dict().items())
@@ -131,8 +131,8 @@ def test_which_checkpoint_is_exported(train, command):
         "mine.Network",
     ],
 )
-def test_only_classes_of_vaelab_are_built(train, command, monkeypatch, target):
-    run = train("model=vae", "trainer.max_epochs=1").run
+def test_only_classes_of_vaelab_are_built(finished, command, monkeypatch, target):
+    run = finished("model=vae", "trainer.max_epochs=1").run
     assert command("export", f"run={run}", "out=x")[0] == 0
     model = json.loads(Path("x/model.json").read_text())["model"]
     monkeypatch.setattr("vaelab.core.config.build", lambda *_, **__: pytest.fail("it was built"))
@@ -148,8 +148,8 @@ def test_only_classes_of_vaelab_are_built(train, command, monkeypatch, target):
         vaelab.load("x")
 
 
-def test_a_damaged_export_is_told_apart(train, command):
-    run = train("model=vae", "trainer.max_epochs=1").run
+def test_a_damaged_export_is_told_apart(finished, command):
+    run = finished("model=vae", "trainer.max_epochs=1").run
     assert command("export", f"run={run}", "out=x")[0] == 0
     about, weights = json.loads(Path("x/model.json").read_text()), Path("x/model.safetensors").read_bytes()
 
@@ -201,8 +201,8 @@ def test_onnx_computes_what_the_model_does(tmp_path, case, capfd):
     np.testing.assert_allclose(images, model.reconstruct(x, labels).numpy(), atol=2e-5)
 
 
-def test_a_file_that_computes_something_else_is_refused(train, command, monkeypatch):
-    run = train("model=vae").run
+def test_a_file_that_computes_something_else_is_refused(finished, command, monkeypatch):
+    run = finished("model=vae").run
     decode = onnx.Decoder.forward
 
     def wrong(self, codes, labels=None):
@@ -231,8 +231,8 @@ def test_other_indices_are_refused_unless_the_codes_are_equally_near():
     assert not onnx._agree(model, (x,), other, own)[0]
 
 
-def test_what_is_left_of_an_earlier_export(train, command):
-    run = train("model=vae").run
+def test_what_is_left_of_an_earlier_export(finished, command):
+    run = finished("model=vae").run
     out = run / "export"
     code, said, err = command("export", f"run={run}", "onnx=true")
     assert (code, err) == (0, "")
@@ -242,8 +242,8 @@ def test_what_is_left_of_an_earlier_export(train, command):
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "model.json"}  # none of other weights
 
 
-def test_a_missing_package_is_named_before_any_work(train, command, monkeypatch):
-    run = train("model=vae", "trainer.max_epochs=1").run
+def test_a_missing_package_is_named_before_any_work(finished, command, monkeypatch):
+    run = finished("model=vae", "trainer.max_epochs=1").run
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "onnxruntime_that_is_not_here"))
     code, _, err = command("export", f"run={run}", "onnx=true")
     assert code == 2
@@ -251,8 +251,8 @@ def test_a_missing_package_is_named_before_any_work(train, command, monkeypatch)
     assert command("export", f"run={run}")[0] == 0  # safetensors needs none
 
 
-def test_export_says_what_is_wrong(train, command, tmp_path):
-    run = train("model=vae", "trainer.max_epochs=1").run
+def test_export_says_what_is_wrong(finished, command, tmp_path):
+    run = finished("model=vae", "trainer.max_epochs=1").run
     (tmp_path / "file").write_text("")
     (tmp_path / "others").mkdir()
     (tmp_path / "others/model.safetensors").write_bytes(b"theirs")
@@ -275,8 +275,8 @@ def test_export_says_what_is_wrong(train, command, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["vae", "cvae", "vqvae"])
-def test_the_snippets_of_the_docs_run(train, command, model):
-    run = train(f"model={model}", "dataset.classes=4").run
+def test_the_snippets_of_the_docs_run(finished, command, model):
+    run = finished(f"model={model}", "dataset.classes=4").run
     assert command("export", f"run={run}", "onnx=true", "out=export")[0] == 0
     text = (ROOT / "docs" / "export.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)

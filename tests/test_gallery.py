@@ -91,8 +91,8 @@ def test_models_without_a_kl_have_no_such_file(train):
     assert not (train("model=ae").run / "kl_per_dim.csv").exists()
 
 
-def test_drawing_leaves_noise_and_mode_as_they_were(train):
-    trained = Trained(train("model=cvae").run)
+def test_drawing_leaves_noise_and_mode_as_they_were(finished):
+    trained = Trained(finished("model=cvae").run)
     trained.model.train()
     torch.manual_seed(3)
     expected = torch.rand(5)
@@ -102,8 +102,8 @@ def test_drawing_leaves_noise_and_mode_as_they_were(train):
     assert trained.model.training
 
 
-def test_figures_are_the_same_every_time(train):
-    trained = Trained(train("model=vae").run)
+def test_figures_are_the_same_every_time(finished):
+    trained = Trained(finished("model=vae").run)
 
     def drawn():
         return {n: gallery.style.rendered(f) for n, f in gallery.draw(trained.model, trained.data, 8)}
@@ -125,8 +125,8 @@ def test_loggers_get_the_figures(train, tmp_path):
     assert json.loads((result.run / "summary.json").read_text())["status"] == "finished"
 
 
-def test_interpolations_stand_between_the_images_themselves(train, monkeypatch):
-    trained = Trained(train("model=vae").run)
+def test_interpolations_stand_between_the_images_themselves(finished, monkeypatch):
+    trained = Trained(finished("model=vae").run)
     given = []
     monkeypatch.setattr(gallery.walks, "interpolations", lambda images, names: given.append((images, names)) or 1)
     assert dict(gallery.draw(trained.model, trained.data, 8, ["interpolations"]))
@@ -175,8 +175,8 @@ def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(train, monkey
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_between_two_figures_everything_is_as_it_was(train):
-    trained = Trained(train("model=vae").run)
+def test_between_two_figures_everything_is_as_it_was(finished):
+    trained = Trained(finished("model=vae").run)
     trained.model.train()
     with torch.enable_grad():
         for _ in gallery.draw(trained.model, trained.data, 8, ["samples", "latents"]):
@@ -224,8 +224,8 @@ def test_large_images_are_looked_at_in_smaller_numbers(shape, count):
 
 
 @pytest.mark.parametrize(("classes", "names"), [(3, None), (40, ["class"])])
-def test_many_classes_are_named_on_their_colour_bar(train, monkeypatch, classes, names):
-    trained = Trained(train("model=vae", f"dataset.classes={classes}", "dataset.size=480").run)
+def test_many_classes_are_named_on_their_colour_bar(finished, monkeypatch, classes, names):
+    trained = Trained(finished("model=vae", f"dataset.classes={classes}", "dataset.size=480").run)
     given = []
     monkeypatch.setattr(gallery.latents, "scatter", lambda *arguments: given.append(arguments))
     list(gallery.draw(trained.model, trained.data, 8, ["latents"]))
@@ -262,10 +262,10 @@ def test_images_are_paired_across_classes(labels, pairs):
     assert gallery._pairs(given, 8 if labels is None else len(labels)) == pairs
 
 
-def test_a_model_of_nan_is_named_in_a_line(train, capsys):
+def test_a_model_of_nan_is_named_in_a_line(finished, capsys):
     from vaelab.cli import main
 
-    run = train("model=vae").run
+    run = finished("model=vae").run
     path = run / "checkpoints" / "best.ckpt"
     saved = torch.load(path, weights_only=True)
     for weights in saved["state_dict"].values():

@@ -108,9 +108,9 @@ def test_a_picture_that_cannot_be_taken_is_named_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_what_is_encoded_and_decoded_is_the_models_reconstruction(train, command, tmp_path, model):
+def test_what_is_encoded_and_decoded_is_the_models_reconstruction(finished, command, tmp_path, model):
     network = "network=conv" if model == "vqvae" else "network=mlp"
-    run = train(f"model={model}", network, "likelihood=gaussian", "dataset.pixel_range=[-1,1]").run
+    run = finished(f"model={model}", network, "likelihood=gaussian", "dataset.pixel_range=[-1,1]").run
     for i in range(5):
         save(tmp_path / f"in/{i % 2}/{i}.png", seed=i)
     assert command("encode", f"run={run}", "input=in")[0] == 0
@@ -138,8 +138,8 @@ def test_what_is_encoded_and_decoded_is_the_models_reconstruction(train, command
         assert np.abs(made - pixels[0].numpy()).max() < 0.51
 
 
-def test_long_inputs_are_encoded_in_batches(train, command, monkeypatch, tmp_path):
-    run = train("model=vae").run
+def test_long_inputs_are_encoded_in_batches(finished, command, monkeypatch, tmp_path):
+    run = finished("model=vae").run
     for i in range(7):
         save(tmp_path / f"in/{i}.png", seed=i)
     assert command("encode", f"run={run}", "input=in", "out=whole.npz")[0] == 0
@@ -151,8 +151,8 @@ def test_long_inputs_are_encoded_in_batches(train, command, monkeypatch, tmp_pat
     assert len(list(Path("made").glob("*.png"))) == 7
 
 
-def test_a_binary_model_sees_binary_pixels(train, command, tmp_path):
-    run = train("model=vae", "dataset.binarize=dynamic").run
+def test_a_binary_model_sees_binary_pixels(finished, command, tmp_path):
+    run = finished("model=vae", "dataset.binarize=dynamic").run
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save("grey.png")
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save("white.png")
     for name in ("grey", "white"):
@@ -161,8 +161,8 @@ def test_a_binary_model_sees_binary_pixels(train, command, tmp_path):
         assert np.array_equal(grey["mean"], white["mean"])
 
 
-def test_labels_of_a_conditional_model(train, command, tmp_path):
-    run = train("model=cvae", "dataset.classes=4").run
+def test_labels_of_a_conditional_model(finished, command, tmp_path):
+    run = finished("model=cvae", "dataset.classes=4").run
     save(tmp_path / "in/1/a.png")
     save(tmp_path / "in/3/a.png")
     save(tmp_path / "in/3/b.png")
@@ -192,8 +192,8 @@ def test_labels_of_a_conditional_model(train, command, tmp_path):
     assert Path("decoded/000001.png").read_bytes() != Path("three/000001.png").read_bytes()
 
 
-def test_codes_of_ones_own_take_z_before_mean_and_are_numbered(train, command):
-    run = train("model=vae").run
+def test_codes_of_ones_own_take_z_before_mean_and_are_numbered(finished, command):
+    run = finished("model=vae").run
     z = np.random.default_rng(0).normal(size=(3, 20)).astype("float32")
     np.savez("mine.npz", z=z, mean=np.zeros((3, 20)))
     assert command("decode", f"run={run}", "codes=mine.npz", "out=made")[0] == 0
@@ -220,8 +220,8 @@ def test_codes_of_ones_own_take_z_before_mean_and_are_numbered(train, command):
         ("input=in inputs=x", ("inputs",)),
     ],
 )
-def test_encode_says_what_is_wrong(train, command, tmp_path, arguments, words):
-    run = train("model=vae", "trainer.max_epochs=1").run
+def test_encode_says_what_is_wrong(finished, command, tmp_path, arguments, words):
+    run = finished("model=vae", "trainer.max_epochs=1").run
     save(tmp_path / "in/a.png")
     save(tmp_path / "wide/wide.png", 8, 9)
     given = arguments.split()
@@ -231,8 +231,8 @@ def test_encode_says_what_is_wrong(train, command, tmp_path, arguments, words):
     assert not list(Path().glob("*.npz*"))
 
 
-def test_decode_says_what_is_wrong(train, command, tmp_path):
-    run, codebook = train("model=vae").run, train("model=vqvae").run
+def test_decode_says_what_is_wrong(finished, command, tmp_path):
+    run, codebook = finished("model=vae").run, finished("model=vqvae").run
     good, indices = np.zeros((2, 20), "float32"), np.zeros((2, 2, 2), "int64")
     broken = good.copy()
     broken[1, 3] = np.nan
@@ -267,8 +267,8 @@ def test_decode_says_what_is_wrong(train, command, tmp_path):
     assert not Path("decoded").exists()
 
 
-def test_originals_and_others_files_are_not_overwritten(train, command, tmp_path):
-    run = train("model=vae").run
+def test_originals_and_others_files_are_not_overwritten(finished, command, tmp_path):
+    run = finished("model=vae").run
     before = save(tmp_path / "in/a.png")
     assert command("encode", f"run={run}", "input=in")[0] == 0
     code, _, err = command("decode", f"run={run}", "out=in")  # where the originals are
@@ -283,8 +283,8 @@ def test_originals_and_others_files_are_not_overwritten(train, command, tmp_path
     assert "notes.txt" in err
 
 
-def test_codes_of_another_run_are_noted(train, command, tmp_path):
-    first, second = train("model=vae").run, train("model=beta", "model.latent_dim=20").run
+def test_codes_of_another_run_are_noted(finished, command, tmp_path):
+    first, second = finished("model=vae").run, finished("model=beta", "model.latent_dim=20").run
     save(tmp_path / "in/a.png")
     assert command("encode", f"run={first}", "input=in")[0] == 0
     assert "note: the codes are of VAE" in command("decode", f"run={second}")[1]
