@@ -36,6 +36,18 @@ SMALL = [
 """A run of a second: 96 fake images, two epochs, on the processor."""
 
 
+SLOW = {"browser", "processes", "logged", "no_key"}
+"""Fixtures that start other programs: Chromium, two processes that train together, W&B's."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests slow that ask for a slow fixture."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SLOW & set(item.fixturenames):
+            item.add_marker("slow")
+
+
 def terms_of(model, x, labels=None):
     """The terms of images, with the noise that the model draws for them."""
     return model.terms(Batch(x, labels), model.noise(len(x)))

@@ -166,6 +166,7 @@ def test_a_used_run_folder_is_not_overwritten(train):
     assert "resume=mine" in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["tran"], ["--version"], ["train", "model=nope"], ["train", "x=1"]])
 def test_help_and_errors_import_no_torch(arguments, tmp_path):
     code = f"""

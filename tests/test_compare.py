@@ -798,6 +798,7 @@ def test_a_damaged_run_keeps_no_other_from_being_compared(compare, tmp_path):
     assert "c/summary.json is damaged" in out
 
 
+@pytest.mark.slow
 def test_it_imports_no_torch_and_completes_its_keys(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", with_seed(1))

@@ -261,6 +261,7 @@ def test_an_account_without_an_entity_must_name_one(upload):
     assert not server.views
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_told(tmp_path):
     """In a process of its own: W&B's client would go on asking."""
     code = "import sys; from vaelab.commands import dashboard; dashboard.SECONDS = 1"

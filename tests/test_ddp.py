@@ -18,6 +18,8 @@ from tests.conftest import SMALL
 from tests.test_resume import interrupted
 from vaelab.runs import read_metrics
 
+pytestmark = pytest.mark.slow
+
 VAELAB = [sys.executable, "-m", "vaelab"]
 
 

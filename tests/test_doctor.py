@@ -311,6 +311,7 @@ def test_without_hydra(machine, monkeypatch, capsys):
     assert "pip install hydra-core" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_starting_imports_no_torch(tmp_path):
     code = (
         "import sys\nfrom vaelab.training import installation\n"

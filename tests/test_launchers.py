@@ -60,7 +60,7 @@ class Sweep:
         self.jobs = {self.seeds[int(path.parent.name[0])]: json.loads(path.read_text()) for path in sorted(found)}
 
 
-@pytest.fixture(scope="module", params=KEYS)
+@pytest.fixture(scope="module", params=[pytest.param(key, marks=pytest.mark.slow) for key in KEYS])
 def sweep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return Sweep(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -121,6 +121,7 @@ def run_vaelab(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_more_than_the_machine_has_is_refused(tmp_path):
     result = run_vaelab(tmp_path, "seed=0,1", "hydra.launcher.cpus=2", "+hydra.launcher.init.num_cpus=1")
     assert result.returncode == 2
@@ -144,6 +145,7 @@ def test_without_ray_the_extra_is_named(train, monkeypatch):
     assert "vaelab[ray]" in result.err
 
 
+@pytest.mark.slow
 def test_training_and_a_search_run_on_ray(tmp_path):
     small = ["dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96", "trainer.max_epochs=1", "report=false"]
     arguments = ["hydra/sweeper=optuna", "n_trials=2", "n_jobs=2", "model.latent_dim=range(2,9)", "sweep.dir=sweep"]

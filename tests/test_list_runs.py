@@ -355,6 +355,7 @@ def test_without_outputs_it_says_so(tmp_path, monkeypatch, capsys):
     assert "./outputs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["runs", "watch", "dashboard"])
 def test_torch_is_not_imported(word, tmp_path):
     """Nor wandb, for --help."""
@@ -367,6 +368,7 @@ def test_torch_is_not_imported(word, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_listing_and_watching_import_no_torch(make):
     make("a", **{"test/elbo": -1.0})
     code = (

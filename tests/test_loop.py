@@ -226,6 +226,7 @@ def test_compiled_once_whatever_the_schedule_does(train, monkeypatch, model):
     assert result.series("step/loss") == pytest.approx(train(*arguments).series("step/loss"), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiles for real")
 @pytest.mark.parametrize(
     "arguments", [["model=vqvae", "trainer.precision=bf16-mixed"], ["schedule=warmup", "averaging=ema"]]

@@ -219,6 +219,7 @@ def test_trials_of_a_batch_differ_and_go_to_the_launcher_together(search, monkey
     assert found.states == ["COMPLETE"] * 8
 
 
+@pytest.mark.slow
 def test_batches_run_through_joblib(search):
     task = _by_value(job)
     found = search(
@@ -276,6 +277,7 @@ sys.exit(command.run("fake", job, [command.of_search(command.quoted(a)) for a in
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_search_whose_process_was_killed_ends_as_if_it_had_not_been(search, tmp_path, batch):
     (tmp_path / "parent.py").write_text(PARENT.format(root=str(ROOT), tests=str(Path(__file__).parent)))

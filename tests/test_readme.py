@@ -29,6 +29,7 @@ def commands() -> list[tuple[str, str]]:
     return sorted(set(found))
 
 
+@pytest.mark.slow
 def test_the_first_command_trains_in_time(tmp_path):
     text = (ROOT / "README.md").read_text()
     first = re.search(r"```(?:bash|sh)?\n(.*?)```", text, re.S)[1].strip()

@@ -24,6 +24,7 @@ def ppca_optimum(x: np.ndarray, latents: int) -> tuple[float, float]:
     return evidence, 0.5 * (top - latents * math.log(noise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [["model=vae"], ["model=hierarchical", "model.top_hidden_dims=[]"]])
 def test_a_linear_vae_reaches_probabilistic_pca(train, model):
     result = train(
@@ -58,6 +59,7 @@ def train_images() -> np.ndarray:
     return images
 
 
+@pytest.mark.slow
 def test_capacity_is_followed_and_carries_information(train):
     result = train(
         *(
@@ -79,6 +81,7 @@ def test_capacity_is_followed_and_carries_information(train):
     assert result.summary["findings"] == []
 
 
+@pytest.mark.slow
 def test_the_label_is_worth_nats(train):
     arguments = ("dataset=digits", "trainer.max_epochs=40", "network=mlp_512_256", "trainer.accelerator=cpu")
     with_label = train("model=cvae", *arguments, small=False).summary["metrics"]["test/elbo"]

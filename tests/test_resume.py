@@ -217,6 +217,7 @@ def test_resume_refuses_another_model_and_a_run_without_checkpoint(train):
     assert "last.ckpt" in gone.err
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_143(tmp_path):
     command = [Path(sys.executable).parent / "vaelab", "train", "run.dir=run", "trainer.max_epochs=100000"]
     command += ["trainer.accelerator=cpu", "dataset=fake", "dataset.image_shape=[1,8,8]"]

@@ -71,6 +71,7 @@ def test_a_job_of_a_sweep_can_be_resumed(train, tmp_path):
     assert json.loads((tmp_path / "sweep" / "1-ae-fake" / "summary.json").read_text())["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_every_job_is_a_wandb_run_of_its_own_in_one_group(train, tmp_path):
     arguments = ("logger=wandb", "sweep.dir=sweep", "trainer.max_epochs=1", "model.latent_dim=2")
     result = train("-m", "model=vae,ae", *arguments)
@@ -249,6 +250,7 @@ def test_a_folder_of_another_job_is_left_alone(tmp_path):
     assert (other / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_still_trained_is_waited_for(tmp_path):
     """Nothing of it is touched: what its process leaves is what counts."""
     run = begin(tmp_path / "0-vae", PLAIN, "config.yaml", "run.log")
@@ -322,26 +324,29 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path, launcher):
-    arguments = ["model=vae,cvae,beta", "dataset.classes=null", "sweep.dir=sweep", "trainer.max_epochs=100"]
+    name = f"{launcher}{os.getpid()}"  # by which pgrep finds the job, and not one of another test
+    arguments = ["model=vae,cvae,beta", "dataset.classes=null", f"sweep.dir={name}", "trainer.max_epochs=100"]
     sweep = launched(tmp_path, *arguments, f"hydra/launcher={launcher}")
-    wait_for(tmp_path / "sweep" / "2-beta-fake" / "checkpoints" / "last.ckpt")
+    wait_for(tmp_path / name / "2-beta-fake" / "checkpoints" / "last.ckpt")
     (job,) = subprocess.run(
-        ["pgrep", "-f", f"_job {Path('sweep') / '2-beta-fake'}"], capture_output=True, text=True
+        ["pgrep", "-f", f"_job {name}/2-beta-fake"], capture_output=True, text=True
     ).stdout.split()
     os.kill(int(job), signal.SIGKILL)
     out = sweep.communicate(timeout=400)[0].decode()
     assert sweep.returncode == 1, out
-    assert states(tmp_path / "sweep") == {
+    assert states(tmp_path / name) == {
         "0-vae-fake": "finished",
         "1-cvae-fake": "failed",
         "2-beta-fake": "interrupted",
     }
-    assert "2-beta-fake interrupted: killed by SIGKILL\n  sweep/2-beta-fake/output.txt" in out
+    assert f"2-beta-fake interrupted: killed by SIGKILL\n  {name}/2-beta-fake/output.txt" in out
     assert "1-cvae-fake failed: model=cvae needs labels" in out
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_parent_is_killed_ends_in_the_same_table(train, tmp_path):
     """Its figures, to the last digit, and its weights are those of the same sweep that was left alone."""
     arguments = ["model=vae", "model.latent_dim=2,3", "trainer.max_epochs=60"]
@@ -363,6 +368,7 @@ def test_a_sweep_whose_parent_is_killed_ends_in_the_same_table(train, tmp_path):
     assert weights(run) == weights(tmp_path / "whole" / run.name)
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_the_checkpoints_of_parallel_jobs(tmp_path):
     """Those of the moment, though joblib kills its workers."""
     sweep = launched(tmp_path, "model=vae", "seed=0,1,2", "sweep.dir=sweep", "trainer.max_epochs=2000")

@@ -244,6 +244,7 @@ def in_a_terminal(*arguments: str):
     os.close(ours)
 
 
+@pytest.mark.slow
 def test_a_terminal_is_drawn_over_until_the_run_ends(run):
     with in_a_terminal("watch", "refresh=0.1") as (process, until):
         with training(run):
@@ -259,6 +260,7 @@ def test_a_terminal_is_drawn_over_until_the_run_ends(run):
     assert re.search(r"\x1b\[\d+A", shown)  # drawn over
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_0(run):
     with training(run), in_a_terminal("watch", f"run={run}") as (process, until):
         until("epoch 4/10")

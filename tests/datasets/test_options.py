@@ -40,6 +40,7 @@ def test_folder_demands_a_root():
     assert OmegaConf.missing_keys(option("folder")) == {"dataset.root"}
 
 
+@pytest.mark.slow
 def test_importing_the_data_sets_imports_no_data_library():
     """Beyond what Lightning itself brings along."""
     code = (

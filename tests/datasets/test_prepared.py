@@ -396,6 +396,7 @@ except (MemoryError, RuntimeError) as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what a process holds as RLIMIT_DATA")
 def test_training_from_a_file_larger_than_what_the_process_may_hold(tmp_path):
     """440 MiB of images, 330 MiB to spare: streaming sees all of them; holding them is refused its memory.
