@@ -12,56 +12,38 @@ import pytest
 import torch
 
 import vaelab
+from tests.test_conf import composed, options
 from vaelab.cli import main
 from vaelab.core.config import build
 from vaelab.inference import onnx
 
 ROOT = Path(__file__).parent.parent
-MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [16], "activation": "relu", "batch_norm": True}
-CONV = {
-    "_target_": "vaelab.nn.networks.Conv",
-    "hidden_dims": [4, 8],
-    "activation": "gelu",
-    "batch_norm": True,
-    "residual_blocks": 0,
-}
-RESNET = CONV | {"residual_blocks": 2, "activation": "silu"}
-BURGESS = {"_target_": "vaelab.nn.networks.Burgess"}
-CODEBOOK = {"_target_": "vaelab.nn.quantizers.GradientCodebook", "_partial_": True, "restart_after": None}
+NORM = "network.batch_norm=true"
+MLP = ["network=mlp", NORM, "network.hidden_dims=[16]"]
+CONV = ["network=conv", NORM, "network.hidden_dims=[4,8]", "network.activation=gelu"]
+RESNET = ["network=resnet", NORM, "network.hidden_dims=[4,8]", "network.activation=silu"]
+SMALL = ["model.latent_dim=3"]
+CODES = ["codebook.restart_after=null", "model.num_embeddings=7", "model.embedding_dim=4"]
 CASES = {
-    "vae": ("VAE", MLP, "Bernoulli", {"latent_dim": 3}, (1, 8, 8)),
-    "capacity": (
-        "CapacityVAE",
-        CONV,
-        "ContinuousBernoulli",
-        {"latent_dim": 3, "capacity": 1, "gamma": 9, "constraint": "l1", "penalty": 1, "multiplier_rate": 1},
-        (1, 11, 14),
-    ),
-    "cvae": ("CVAE", RESNET, "Laplace", {"latent_dim": 3, "label_dim": 2}, (3, 8, 8)),
-    "beta": ("BetaVAE", BURGESS, "Gaussian", {"latent_dim": 3, "beta": 4}, (1, 64, 64)),
-    "ae": ("AE", CONV, "GaussianLearned", {"latent_dim": 3}, (3, 8, 8)),
+    "vae": ([*MLP, *SMALL], (1, 8, 8)),
+    "capacity": ([*CONV, *SMALL, "likelihood=continuous_bernoulli"], (1, 11, 14)),
+    "cvae": ([*RESNET, *SMALL, "likelihood=laplace", "likelihood.scale=0.5", "model.label_dim=2"], (3, 8, 8)),
+    "beta": (["network=burgess", *SMALL, "likelihood=gaussian", "likelihood.sigma=0.5"], (1, 64, 64)),
+    "ae": ([*CONV, *SMALL, "likelihood=gaussian_learned", "likelihood.sigma=0.5"], (3, 8, 8)),
     "vqvae": (
-        "VQVAE",
-        RESNET,
-        "Gaussian",
-        {"codebook": CODEBOOK, "num_embeddings": 7, "embedding_dim": 4, "commitment_cost": 0.25},
+        [*RESNET, "likelihood=gaussian", "likelihood.sigma=0.5", "codebook=gradient", *CODES],
         (3, 11, 8),
     ),
 }
-"""Every model, network and likelihood at least once: class, network, likelihood, own arguments, shape."""
+"""With which settings and for which images a model is exported: every network and every likelihood is there."""
+CASES |= {model: ([], (1, 8, 8)) for model in options("model") if model not in CASES}
 
 
 def model_of(case: str):
     """A model with random weights and batch norms that have seen something."""
-    name, network, likelihood, own, shape = CASES[case]
-    scale = {"Laplace": {"scale": 0.5}, "Gaussian": {"sigma": 0.5}, "GaussianLearned": {"sigma": 0.5}}
-    node = {
-        "_target_": f"vaelab.models.{name}",
-        "network": network,
-        "likelihood": {"_target_": f"vaelab.nn.likelihoods.{likelihood}"} | scale.get(likelihood, {}),
-    }
+    settings, shape = CASES[case]
     torch.manual_seed(0)
-    model = build(node | own, shape=shape, num_classes=4)
+    model = build(composed(f"model={case}", *settings)["model"], shape=shape, num_classes=4)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -177,6 +159,7 @@ def test_a_damaged_export_is_told_apart(finished, command):
 # --- ONNX -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_computes_what_the_model_does(tmp_path, case, capfd):
     import onnx as format_
@@ -201,6 +184,7 @@ def test_onnx_computes_what_the_model_does(tmp_path, case, capfd):
     np.testing.assert_allclose(images, model.reconstruct(x, labels).numpy(), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_refused(finished, command, monkeypatch):
     run = finished("model=vae").run
     decode = onnx.Decoder.forward
@@ -231,6 +215,7 @@ def test_other_indices_are_refused_unless_the_codes_are_equally_near():
     assert not onnx._agree(model, (x,), other, own)[0]
 
 
+@pytest.mark.slow
 def test_what_is_left_of_an_earlier_export(finished, command):
     run = finished("model=vae").run
     out = run / "export"
@@ -274,6 +259,7 @@ def test_export_says_what_is_wrong(finished, command, tmp_path):
 # --- docs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vae", "cvae", "vqvae"])
 def test_the_snippets_of_the_docs_run(finished, command, model):
     run = finished(f"model={model}", "dataset.classes=4").run

@@ -10,32 +10,38 @@ import pytest
 import torch
 from PIL import Image
 
-from vaelab.core.conf import CONF
+import vaelab
+from tests.test_conf import options
 from vaelab.datasets import TensorSplit
 from vaelab.report import gallery
+from vaelab.runs import read_config
 from vaelab.runs.trained import Trained
 
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
 CONTINUOUS = {"traversals", "interpolations", "latents"}
 GAUSSIAN = {"kl_per_dim", "dimensions", "uncertainty"}
-EXPECTED = {
-    "ae": ALL | CONTINUOUS,
-    "vae": ALL | PRIOR | CONTINUOUS | GAUSSIAN,
-    "beta": ALL | PRIOR | CONTINUOUS | GAUSSIAN | {"schedule"},
-    "capacity": ALL | PRIOR | CONTINUOUS | GAUSSIAN | {"schedule"},
-    "cvae": ALL | PRIOR | CONTINUOUS | GAUSSIAN | {"classes"},
-    "vqvae": ALL | PRIOR | {"codes", "code_maps"},
-}
+DISCRETE = {"codes", "code_maps"}
 
 
-@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def expected(run):
+    """The figures that a run's model and settings give something to."""
+    model, config = vaelab.load(run), read_config(run)
+    found = ALL | (DISCRETE if model.layout.codes else CONTINUOUS)
+    found |= PRIOR if model.prior is not None else set()
+    found |= GAUSSIAN if (run / "kl_per_dim.csv").exists() else set()
+    found |= {"classes"} if model.conditional else set()
+    return found | ({"schedule"} if config["schedule"] else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", options("model"))
 def test_a_run_leaves_all_its_figures_and_a_report(train, model):
     result = train(f"model={model}", "report=true")
     assert result.code == 0, result.err
     assert "could not be made" not in result.out
     found = {path.stem for path in (result.run / "figures").glob("*.png")}
-    assert found == EXPECTED[model]
+    assert found == expected(result.run)
     for name in found:
         with Image.open(result.run / "figures" / f"{name}.png") as image:
             assert min(image.size) > 100
@@ -112,6 +118,7 @@ def test_figures_are_the_same_every_time(finished):
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+@pytest.mark.slow
 def test_loggers_get_the_figures(train, tmp_path):
     result = train("model=vae", "logger=tensorboard", "report=true", "callbacks.pictures.every_n_epochs=1")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -119,7 +126,7 @@ def test_loggers_get_the_figures(train, tmp_path):
     events = EventAccumulator(str(tmp_path / result.run / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     tags = {tag.removeprefix("pictures/") for tag in events.Tags()["images"]}
-    assert tags == EXPECTED["vae"]
+    assert tags == expected(result.run)
     assert len(events.Images("pictures/samples")) == 3  # two epochs, and the end
     assert len(events.Images("pictures/errors")) == 1
     assert json.loads((result.run / "summary.json").read_text())["status"] == "finished"
@@ -143,6 +150,7 @@ def test_interpolations_stand_between_the_images_themselves(finished, monkeypatc
             torch.testing.assert_close(row[-2], made[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vae", "vqvae"])
 def test_pictures_change_nothing_of_a_training(train, model):
     """Nor does one that cannot be drawn: weights, figures and the state of the noise are those without them."""

@@ -1,18 +1,25 @@
 import math
+from functools import partial
 
 import pytest
 import torch
+import yaml
 
+from tests.test_conf import options
+from vaelab.core.conf import CONF
+from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, GaussianLearned, Laplace
 
-ALL = {
-    "bernoulli": Bernoulli,
-    "continuous_bernoulli": ContinuousBernoulli,
-    "gaussian": lambda: Gaussian(0.3),
-    "gaussian_learned": lambda: GaussianLearned(0.7),
-    "laplace": lambda: Laplace(0.4),
-}
+WIDTHS = {"gaussian": {"sigma": 0.3}, "gaussian_learned": {"sigma": 0.7}, "laplace": {"scale": 0.4}}
+
+
+def made(name):
+    """The likelihood of an option, of a width that is not 1."""
+    return build(yaml.safe_load((CONF / "likelihood" / f"{name}.yaml").read_text()) | WIDTHS.get(name, {}))
+
+
+ALL = {name: partial(made, name) for name in options("likelihood")}
 CONTINUOUS = [name for name in ALL if name != "bernoulli"]
 UNIT_RANGE = ["bernoulli", "continuous_bernoulli"]
 REAL = [name for name in ALL if name not in UNIT_RANGE]

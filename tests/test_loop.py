@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vaelab
 import vaelab.training.fit
 import vaelab.training.loop
+from tests.test_conf import options
 from vaelab.core.batch import Batch
 from vaelab.core.means import Means
 
-VARIANTS = ("ae", "vae", "beta", "capacity", "cvae", "vqvae")
+VARIANTS = options("model")
 
 
 @pytest.fixture
@@ -207,6 +208,7 @@ def test_work_of_a_step(train, model):
     assert operations <= bare_work(result.run) + 12 + 3 * scalars  # the figures' means, and a copy of each scalar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", VARIANTS)
 def test_compiled_once_whatever_the_schedule_does(train, monkeypatch, model):
     torch._dynamo.reset()

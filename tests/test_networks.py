@@ -5,15 +5,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from tests.test_conf import options
 from vaelab.core.conf import CONF
 from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
 from vaelab.models import VAE
 from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vaelab.nn.networks import Residual
+from vaelab.nn.networks import NoFeatureMap, Residual
 
-VECTOR = ["mlp", "mlp_512_256", "conv", "resnet", "burgess"]
-MAP = ["conv", "resnet"]
 SIZES = [(8, 8), (9, 13), (28, 28), (64, 64)]
 
 
@@ -27,6 +26,10 @@ def option(name, *overrides):
 def network(name, *overrides):
     """A network as `network=name` gives it."""
     return build(option(name, *overrides))
+
+
+VECTOR = options("network")
+MAP = [name for name in VECTOR if not isinstance(network(name), NoFeatureMap)]
 
 
 def shapes(names):

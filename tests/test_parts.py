@@ -1,0 +1,81 @@
+"""Every option of a part of a model is trained, resumed, evaluated, drawn and exported; a new one by being there."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import vaelab
+from tests.test_conf import options
+from tests.test_resume import interrupted, same_weights
+from vaelab.cli import main
+from vaelab.core.conf import CONF
+
+GROUPS = ("codebook", "posterior", "condition")
+
+
+def words() -> list[list[str]]:
+    """For each option, the words that choose it, with the first model that takes it.
+
+    A model takes a part if it names the group. An option without a class, `none`, is what models without it have.
+    """
+    texts = {model: (CONF / "model" / f"{model}.yaml").read_text() for model in options("model")}
+    found = [[f"model={model}"] for model in texts]
+    for group in GROUPS:
+        taking = [model for model, text in texts.items() if f"${{{group}}}" in text]
+        with_class = [o for o in options(group) if "_target_" in (CONF / group / f"{o}.yaml").read_text()]
+        found += [[f"model={taking[0]}", f"{group}={option}"] for option in with_class]
+    return found
+
+
+every_option = pytest.mark.parametrize("words", words(), ids=" ".join)
+
+
+def trained(train, words: list[str], *more: str) -> Path:
+    """The folder of a run with these words; the test is skipped if they need an extra that is not installed."""
+    result = train(*words, *more)
+    if "needs another package" in result.err:
+        pytest.skip(result.err)
+    assert result.code == 0, result.err
+    return result.run
+
+
+def test_a_model_takes_the_options_that_stand_for_no_part(train):
+    assert train("model=ae", *(f"{group}=none" for group in GROUPS)).code == 0
+
+
+@every_option
+def test_it_trains_and_goes_on_exactly_after_an_interruption(train, monkeypatch, words):
+    whole = trained(train, words, "trainer.max_epochs=3")
+    cut = interrupted(train, monkeypatch, "on_train_batch_end", 4, *words, "trainer.max_epochs=3").run
+    resumed = train(f"resume={cut}", "~callbacks.stop")
+    assert resumed.code == 0, resumed.err
+    assert same_weights(cut, whole)
+    assert (cut / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+@every_option
+def test_it_is_evaluated_drawn_and_exported(train, capsys, monkeypatch, shared, words):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
+    run = trained(train, words)
+
+    quick = ["importance_samples=8", "generated=100", "gap_images=8", "device=cpu"]
+    assert main(["eval", f"run={run}", *quick]) == 0, capsys.readouterr().err
+    figures = json.loads((run / "evaluation.json").read_text())["figures"]
+    assert "likelihood/reconstruction" in figures
+    assert all(map(math.isfinite, figures.values()))
+
+    assert main(["report", f"run={run}", "device=cpu"]) == 0
+    assert "could not be" not in capsys.readouterr().out
+    assert (run / "figures" / "reconstructions.png").is_file()
+    assert (run / "report.html").is_file()
+
+    assert main(["export", f"run={run}", "onnx=true", "out=export"]) == 0, capsys.readouterr().err
+    own, exported = vaelab.load(run), vaelab.load("export")
+    x, labels = torch.rand(5, *own.shape), torch.arange(5) % 2
+    assert torch.equal(exported.reconstruct(x, labels), own.reconstruct(x, labels))
