@@ -12,11 +12,9 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-
-from vaelab.core.batch import Batch
 
 # one thread per test process: the suite runs several at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def terms_of(model, x, labels=None):
     """The terms of images, with the noise that the model draws for them."""
+    from vaelab.core.batch import Batch
+
     return model.terms(Batch(x, labels), model.noise(len(x)))
 
 
@@ -74,6 +74,25 @@ class Result(NamedTuple):
         return json.loads((self.run / "summary.json").read_text())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Spares the composition that Hydra makes of every command's config only to read hydra.mode in it.
+
+    That is null, unless `sweep=` or a key of Hydra's sets it: then Hydra is asked.
+    """
+    from hydra._internal.hydra import Hydra
+
+    ask = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        may_be_set = any(word.lstrip("+").startswith(("sweep=", "hydra")) for word in overrides)
+        return ask(self, config_name, overrides) if may_be_set else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", get_mode)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logs_as_before() -> Iterator[None]:
     """Undoes what a test did to logging: Hydra's own flags, `--info` say, print through a handler that they leave."""
@@ -88,7 +107,7 @@ def logs_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs `vaelab train` in this process, in an empty folder. `small=False` leaves out SMALL."""
+    """Runs `vaelab train` in this process, in an empty folder. `small=False` leaves out SMALL, but for the report."""
     from vaelab.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -99,7 +118,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         folder = Path(f"run{next(count)}")
         if not given & {"run.dir", "resume", "-m", "sweep"}:
             arguments = (*arguments, f"run.dir={folder}")
-        defaults = [a for a in SMALL if small and a.partition("=")[0] not in given and "resume" not in given]
+        defaults = SMALL if small else ["report=false"]
+        defaults = [a for a in defaults if a.partition("=")[0] not in given and "resume" not in given]
         code = main(["train", *defaults, *arguments])
         return Result(code, *capsys.readouterr(), folder)
 
@@ -113,6 +133,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, by whichever process of a test session comes first; the others wait for it."""
+    new = folder.with_suffix(".new")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(new, ignore_errors=True)
+            make(new)
+            new.rename(folder)
+    return folder
+
+
 @pytest.fixture
 def finished(train: Callable[..., Result], shared: Path) -> Callable[..., Result]:
     """Gives a finished run of such arguments as `train` takes: a copy of one that all tests share.
@@ -122,16 +154,14 @@ def finished(train: Callable[..., Result], shared: Path) -> Callable[..., Result
     count = iter(range(1000))
 
     def run(*arguments: str, small: bool = True) -> Result:
-        kept = shared / "finished" / hashlib.sha256(repr((arguments, small)).encode()).hexdigest()
-        kept.parent.mkdir(exist_ok=True)
+        def make(folder: Path) -> None:
+            made = train(*arguments, "run.dir=new", small=small)
+            assert made.code == 0, made.err
+            shutil.move("new", folder)
+
+        name = hashlib.sha256(repr((arguments, small)).encode()).hexdigest()
         folder = Path(f"finished{next(count)}")
-        with kept.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not kept.exists():
-                made = train(*arguments, "run.dir=new", small=small)
-                assert made.code == 0, made.err
-                shutil.move("new", kept)
-        shutil.copytree(kept, folder)
+        shutil.copytree(once(shared / name, make), folder)
         return Result(0, "", "", folder)
 
     return run

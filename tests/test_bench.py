@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 import vaelab.sweeps.timing
 from tests.conftest import SMALL
+from tests.test_conf import options
 from vaelab.cli import main
 
 QUICK = [*(s for s in SMALL if "epochs" not in s), "bench.steps=3", "bench.rounds=2"]
@@ -19,6 +20,7 @@ QUICK = [*(s for s in SMALL if "epochs" not in s), "bench.steps=3", "bench.round
 def bench(tmp_path, monkeypatch, capsys):
     """Runs `vaelab bench` in an empty folder. Returns exit code, figures, printed text, errors."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vaelab.sweeps.timing, "MATRIX", 256)
 
     def run(*arguments):
         given = {a.partition("=")[0] for a in arguments}
@@ -30,7 +32,7 @@ def bench(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("model", ["ae", "vae", "beta", "capacity", "cvae", "vqvae"])
+@pytest.mark.parametrize("model", options("model"))
 def test_every_variant(bench, tmp_path, model):
     code, figures, out, err = bench(f"model={model}")
     assert code == 0, err
@@ -52,7 +54,12 @@ def test_operations_of_a_linear_layer_are_counted(bench):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["trainer.fast_dev_run=true"], ["trainer.max_time=00:00:00:01"], ["dataset.val_size=0"], ["compile=true"]],
+    [
+        ["trainer.fast_dev_run=true"],
+        ["trainer.max_time=00:00:00:01"],
+        ["dataset.val_size=0"],
+        pytest.param(["compile=true"], marks=pytest.mark.slow),
+    ],
 )
 def test_what_would_bend_a_run_does_not_bend_the_figures(bench, arguments):
     code, figures, _, err = bench(*arguments)

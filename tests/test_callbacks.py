@@ -87,6 +87,7 @@ def test_the_checkpoint_before_a_divergence_is_kept(train, monkeypatch):
     assert all(v.isfinite().all() for v in saved["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_collapse_is_reported_with_evidence_and_remedy(train):
     result = train("model=beta", "schedule=constant", "model.beta=1000", "trainer.max_epochs=70")
     assert "posterior_collapse" in result.out
@@ -95,6 +96,7 @@ def test_collapse_is_reported_with_evidence_and_remedy(train):
     assert "posterior_collapse" in [f["code"] for f in result.summary["findings"]]
 
 
+@pytest.mark.slow
 def test_codebook_collapse_is_reported(train):
     arguments = ("model=vqvae", "codebook=gradient", "codebook.restart_after=null", "model.num_embeddings=4096")
     result = train(*arguments, "trainer.max_epochs=70")

@@ -119,6 +119,7 @@ def test_dci_is_the_same_to_the_last_digit_where_dimensions_tie():
     assert dci(codes[:, ::-1] * 1e-3 + 0.1, factors) == dci(codes, factors)
 
 
+@pytest.mark.slow
 def test_a_forest_is_kinder_than_boosting_to_noise_and_harsher_to_mixtures():
     """Why these D and C are not those of disentanglement_lib, which boosts trees of depth 3."""
     from sklearn.ensemble import GradientBoostingClassifier

@@ -105,6 +105,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call
     return run
 
 
+@pytest.mark.slow
 def test_the_optimum_is_found(search):
     found = search("x=interval(-10,10)", "n_trials=25")
     assert found.code == 0, found.err
@@ -116,6 +117,7 @@ def test_the_optimum_is_found(search):
     assert f"run: sweep/{best['run']}" in found.out
 
 
+@pytest.mark.slow
 def test_what_is_less_the_better_is_minimised(search):
     found = search("x=interval(-4,9)", "optimize=val/kl", "n_trials=15")
     assert found.results["best"][0]["values"]["val/kl"] == min(trial.value for trial in found.trials)
@@ -242,6 +244,7 @@ def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:
 # --- once more -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_up_to_its_number_of_trials(search):
     space = ("x=interval(-9,9)", "y=interval(-9,9)")
     search(*space, "n_trials=11")
@@ -397,6 +400,7 @@ def test_keys_of_a_search_without_one_say_what_is_missing(train):
 # --- with real training ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_over_models_trains_them(train, tmp_path):
     result = train(
         "-m",
@@ -417,6 +421,7 @@ def test_a_search_over_models_trains_them(train, tmp_path):
         assert f"lr: {trial.params['optimizer.lr']}" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_trial_behind_the_others_is_pruned(train, tmp_path):
     """The median of five others judges: first trials that do better are put into the study."""
     import optuna
@@ -453,6 +458,7 @@ def test_a_trial_behind_the_others_is_pruned(train, tmp_path):
     assert json.loads((run / "summary.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_never_cut(train, tmp_path):
     import optuna
 

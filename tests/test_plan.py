@@ -41,6 +41,7 @@ def plan(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_training_does(train, plan, tmp_path):
     """Keys, steps, epochs and the weights at the end, against the runs' own files."""
     arguments = ("model=beta,capacity", "trainer.max_epochs=2,3", "dataset.batch_size=20", "sweep.dir=sweep")

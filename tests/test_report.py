@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from tests.conftest import once
 from vaelab import runs
 from vaelab.cli import main
 from vaelab.core.errors import UserError
@@ -30,15 +31,18 @@ SMALL = ("dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96", "trai
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(shared) -> Path:
     """A folder with a run, and with a sweep of two configurations with two seeds each."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        short = (*SMALL, "trainer.max_epochs=2")
-        assert main(["train", *short, "model=vae", "seed=3", "run.dir=run"]) == 0
-        assert main(["train", *short, "-m", "model=beta", "model.beta=1,4", "seed=0,1", "sweep.dir=swept"]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            short = (*SMALL, "trainer.max_epochs=2")
+            assert main(["train", *short, "model=vae", "seed=3", "run.dir=run"]) == 0
+            assert main(["train", *short, "-m", "model=beta", "model.beta=1,4", "seed=0,1", "sweep.dir=swept"]) == 0
+
+    return once(shared / "reported", make)
 
 
 @pytest.fixture

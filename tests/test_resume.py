@@ -56,10 +56,9 @@ def same_weights(one: Path, two: Path) -> bool:
 # an epoch has three steps: in its middle, and after its end
 @pytest.mark.parametrize(("hook", "step"), [("on_train_batch_end", 4), ("on_train_epoch_end", 6)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resume_is_exact(train, monkeypatch, variant, hook, step):
+def test_resume_is_exact(train, finished, monkeypatch, variant, hook, step):
     arguments = [*VARIANTS[variant], "trainer.max_epochs=4", "trainer.log_every_n_steps=2"]
-    whole = train(*arguments)
-    assert whole.code == 0, whole.err
+    whole = finished(*arguments)
     run = interrupted(train, monkeypatch, hook, step, *arguments).run
     resumed = train(f"resume={run}", "~callbacks.stop")
     assert resumed.code == 0, resumed.err
@@ -71,9 +70,9 @@ def test_resume_is_exact(train, monkeypatch, variant, hook, step):
 
 
 @pytest.mark.parametrize("step", [3, 4, 5])
-def test_a_step_that_failed_is_taken_anew(train, monkeypatch, step):
+def test_a_step_that_failed_is_taken_anew(train, finished, monkeypatch, step):
     """At an epoch's start, in its middle and in its last step; and another interruption later changes nothing."""
-    whole = train("trainer.max_epochs=4")
+    whole = finished("trainer.max_epochs=4")
     run = interrupted(train, monkeypatch, "on_train_batch_start", step, "trainer.max_epochs=4").run
     train(f"resume={run}", "+callbacks.stop={_target_:vaelab.training.callbacks.Stop,hook:on_train_batch_end,step:7}")
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
@@ -83,9 +82,9 @@ def test_a_step_that_failed_is_taken_anew(train, monkeypatch, step):
     assert (run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
 
 
-def test_resume_between_the_last_batch_and_validation(train, monkeypatch):
+def test_resume_between_the_last_batch_and_validation(train, finished, monkeypatch):
     """The interrupted epoch's training figures are kept, and do not leak into the next epoch's."""
-    whole = train("trainer.max_epochs=3")
+    whole = finished("trainer.max_epochs=3")
     run = interrupted(train, monkeypatch, "on_train_batch_end", 6, "trainer.max_epochs=3").run
     resumed = train(f"resume={run}", "~callbacks.stop")
     assert resumed.code == 0, resumed.err
@@ -111,10 +110,10 @@ class CtrlC(pl.Callback):
     [("on_train_batch_start", 4), ("on_before_backward", 4), ("on_before_zero_grad", 4), ("on_train_batch_start", 5)],
 )
 @pytest.mark.parametrize("options", [["model=vqvae"], ["trainer.accumulate_grad_batches=2"]], ids=" ".join)
-def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, monkeypatch, hook, step, options):
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, finished, monkeypatch, hook, step, options):
     """And in an epoch's last step, the sixth, for its validation."""
     arguments = [*options, "trainer.max_epochs=4"]
-    whole = train(*arguments)
+    whole = finished(*arguments)
     monkeypatch.setattr(vaelab.training.callbacks, "CtrlC", CtrlC, raising=False)
     stopped = train(*arguments, f"+callbacks.stop={{_target_:vaelab.training.callbacks.CtrlC,hook:{hook},step:{step}}}")
     assert stopped.code == 130, stopped.err
@@ -197,8 +196,8 @@ def test_a_finished_run_is_left_alone(train):
     assert (done.run / "summary.json").read_text() == before
 
 
-def test_a_finished_run_can_be_trained_longer(train):
-    short, long = train("trainer.max_epochs=2"), train("trainer.max_epochs=4")
+def test_a_finished_run_can_be_trained_longer(train, finished):
+    short, long = finished("trainer.max_epochs=2"), finished("trainer.max_epochs=4")
     resumed = train(f"resume={short.run}", "trainer.max_epochs=4")
     assert resumed.code == 0, resumed.err
     assert short.summary["epochs"] == 4

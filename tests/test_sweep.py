@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, once
 from vaelab.runs import jobs, jobs_of, read_config
 from vaelab.training.summary import sweep_table
+
+SWEEP = ("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+
+
+@pytest.fixture
+def swept(train, shared) -> None:
+    """Puts the finished SWEEP into the test's folder."""
+
+    def make(folder: Path) -> None:
+        assert train(*SWEEP).code == 0
+        shutil.move("sweep", folder)
+
+    shutil.copytree(once(shared / "swept", make), "sweep")
 
 
 def test_every_combination_has_its_own_folder(train, tmp_path):
@@ -47,11 +61,9 @@ def test_the_exit_code_does_not_depend_on_how_the_folder_is_given(train):
         assert result.out.count("failed") == 2
 
 
-def test_a_sweep_again_leaves_finished_runs_alone(train, tmp_path):
-    arguments = ("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
-    train(*arguments)
+def test_a_sweep_again_leaves_finished_runs_alone(train, swept, tmp_path):
     before = {p: p.read_text() for p in (tmp_path / "sweep").glob("*/summary.json")}
-    again = train(*arguments)
+    again = train(*SWEEP)
     assert again.code == 0
     assert again.out.count("done already") == 2
     assert before == {p: p.read_text() for p in (tmp_path / "sweep").glob("*/summary.json")}
@@ -64,8 +76,7 @@ def test_a_job_without_a_needed_value_fails_alone(train):
     assert "finished" in result.out
 
 
-def test_a_job_of_a_sweep_can_be_resumed(train, tmp_path):
-    train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+def test_a_job_of_a_sweep_can_be_resumed(train, swept, tmp_path):
     result = train("resume=sweep/1-ae-fake", "trainer.max_epochs=2")
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "sweep" / "1-ae-fake" / "summary.json").read_text())["epochs"] == 2
@@ -107,6 +118,7 @@ def weights(run: Path) -> bytes:
     return b"".join(values.numpy().tobytes() for values in checkpoint(run)["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_goes_on_and_a_failed_one_begins_anew(train, tmp_path):
     """And the end is that of a sweep that was left alone."""
     whole = train(*LONG[:2], "sweep.dir=whole", LONG[3])
@@ -130,6 +142,7 @@ def test_an_interrupted_job_goes_on_and_a_failed_one_begins_anew(train, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_that_grows_does_the_new_jobs_alone(train, tmp_path):
     train("-m", "model=vae", "seed=1,2", "sweep.dir=sweep", "trainer.max_epochs=1")
     before = {path: path.read_bytes() for path in (tmp_path / "sweep").glob("*/checkpoints/*")}
@@ -269,8 +282,7 @@ with open("run.log", "a") as log:
     other.wait()
 
 
-def test_a_damaged_summary_is_put_aside_and_its_job_goes_on(train, tmp_path):
-    train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
+def test_a_damaged_summary_is_put_aside_and_its_job_goes_on(train, swept, tmp_path):
     summary = tmp_path / "sweep" / "0-vae-fake" / "summary.json"
     before = json.loads(summary.read_text())
     summary.write_text("{")
@@ -282,12 +294,12 @@ def test_a_damaged_summary_is_put_aside_and_its_job_goes_on(train, tmp_path):
     assert (tmp_path / "sweep" / "2-beta-fake" / "checkpoints" / "best.ckpt").is_file()
 
 
-def test_a_refused_sweep_shows_nothing_of_an_earlier_one(train):
-    train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
-    again = train("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1", "model.betta=1")
+def test_a_refused_sweep_shows_nothing_of_an_earlier_one(train, swept):
+    again = train(*SWEEP, "model.betta=1")
     assert (again.code, again.out) == (2, "")
 
 
+@pytest.mark.slow
 def test_a_page_that_was_not_made_in_time_is_made_by_the_same_command(train, tmp_path):
     arguments = ("-m", "model=vae", "seed=0,1", "sweep.dir=sweep", "trainer.max_epochs=1", "report=true")
     train(*arguments)
@@ -331,9 +343,7 @@ def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path, l
     arguments = ["model=vae,cvae,beta", "dataset.classes=null", f"sweep.dir={name}", "trainer.max_epochs=100"]
     sweep = launched(tmp_path, *arguments, f"hydra/launcher={launcher}")
     wait_for(tmp_path / name / "2-beta-fake" / "checkpoints" / "last.ckpt")
-    (job,) = subprocess.run(
-        ["pgrep", "-f", f"_job {name}/2-beta-fake"], capture_output=True, text=True
-    ).stdout.split()
+    (job,) = subprocess.run(["pgrep", "-f", f"_job {name}/2-beta-fake"], capture_output=True, text=True).stdout.split()
     os.kill(int(job), signal.SIGKILL)
     out = sweep.communicate(timeout=400)[0].decode()
     assert sweep.returncode == 1, out

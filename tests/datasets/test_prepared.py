@@ -339,6 +339,7 @@ def test_a_file_that_is_cut_between_two_epochs(path):
         split.batch(torch.arange(3))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_removed_is_read_to_the_end_and_then_named(path):
     split = PreparedSplit(path, read_header(path), "train")
     before = split.batch(torch.arange(3)).images
