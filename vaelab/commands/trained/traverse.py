@@ -49,7 +49,7 @@ class Start(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """The axes of the latents in the order of their use.
+    """The axes of the latents by how much they are used, the most used first.
 
     dims: [d]. used: how much each is used. centre, scale: [d] each, origin and unit of the steps; None where these
     are the prior's 0 and 1.
