@@ -66,6 +66,7 @@ def test_the_plan_is_what_training_does(train, plan, tmp_path):
             assert row["capacity"] == summary["metrics"]["val/capacity"] == 25  # from three quarters of the run on
 
 
+@pytest.mark.slow
 def test_states_are_those_that_training_finds(train, plan, tmp_path):
     """Done, begun and new: of a run that was cut off, the steps of its checkpoint are not counted again."""
     arguments = ("-m", "model=vae", "seed=0,1,2", "trainer.max_epochs=2", "sweep.dir=sweep")

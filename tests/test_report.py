@@ -22,7 +22,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.words import number
 from vaelab.evaluation.comparison.configurations import interval
 from vaelab.figures.pixels import save_png
-from vaelab.report import page, pictures, run, sweep
+from vaelab.report import gallery, page, pictures, run, sweep
 
 EVIL = "<script>alert(1)</script>"
 
@@ -38,6 +38,8 @@ def made(shared) -> Path:
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
+            few = {name: gallery.FIGURES[name] for name in ("reconstructions", "samples")}
+            patch.setattr(gallery, "FIGURES", few)
             short = (*SMALL, "trainer.max_epochs=2")
             assert main(["train", *short, "model=vae", "seed=3", "run.dir=run"]) == 0
             assert main(["train", *short, "-m", "model=beta", "model.beta=1,4", "seed=0,1", "sweep.dir=swept"]) == 0
