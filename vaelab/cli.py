@@ -13,8 +13,8 @@ COMMANDS = {
     "train": ("vaelab.commands.train", "train a model, or sweep over many with -m"),
     "plan": ("vaelab.commands.plan", "the jobs of a sweep before they run: what they are, how long they take"),
     "eval": ("vaelab.commands.eval", "measure a trained model: likelihood, latents, samples, and more"),
-    "compare": ("vaelab.commands.compare", "figures of runs side by side, ranked where that means something"),
-    "doctor": ("vaelab.commands.doctor", "is the installation sound, and what ails a run (run=PATH or run=last)"),
+    "compare": ("vaelab.commands.compare", "metrics of runs side by side, ranked where that means something"),
+    "doctor": ("vaelab.commands.doctor", "is the installation sound, and what is wrong with a run (run=PATH)"),
     "prior": ("vaelab.commands.trained.prior", "fit a prior to the codes of a finished run, to sample it"),
     "sample": ("vaelab.commands.trained.sample", "draw images from a model's prior"),
     "reconstruct": ("vaelab.commands.trained.reconstruct", "images, what the model makes of them, and the difference"),
@@ -25,11 +25,11 @@ COMMANDS = {
     "export": ("vaelab.commands.trained.export", "weights as safetensors, encoder and decoder as ONNX"),
     "runs": ("vaelab.commands.runs", "the runs and sweeps on this disk: filter them, sort them, send them to W&B"),
     "watch": ("vaelab.commands.watch", "a run or a sweep that is training, live in the terminal"),
-    "dashboard": ("vaelab.commands.dashboard", "a W&B workspace, a comparison and a report for the lab's figures"),
+    "dashboard": ("vaelab.commands.dashboard", "a W&B workspace, a comparison and a report for the lab's metrics"),
     "report": ("vaelab.commands.report", "all figures of a run or a sweep, and report.html"),
     "explain": ("vaelab.commands.explain", "the ideas behind a VAE in figures and numbers"),
     "data": ("vaelab.commands.data", "prepare a data set that does not fit memory"),
-    "bench": ("vaelab.commands.bench", "what a step of a run costs on this machine, beside a bare loop"),
+    "bench": ("vaelab.commands.bench", "the cost of a training step on this machine, beside a bare loop"),
 }
 
 OF_TRAINING = ("train", "plan", "bench")

@@ -42,7 +42,7 @@ def training(rows: Rows) -> Figure:
     if series.same(rows, time, "loss", "reconstruction"):
         shown = [(draw, names) for draw, names in shown if names != ("loss",)]
     if not shown:
-        return _empty("Training curves", "no finite figures yet")
+        return _empty("Training curves", "no finite metrics yet")
     columns = len(shown) if len(shown) < 4 else 2
     lines = -(-len(shown) // columns)
     figure, grid = style.new(PANEL[0] * columns, PANEL[1] * lines, lines, columns, squeeze=False, sharex=True)
@@ -113,7 +113,7 @@ def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
     first, cells = _calendar(epochs, kl)
     last = np.nan_to_num(cells[np.isfinite(cells).any(1)][-1:], nan=-1.0)
     if not len(last):
-        return _empty("KL of each latent dimension", "no finite figures yet")
+        return _empty("KL of each latent dimension", "no finite metrics yet")
     order = np.argsort(-last[0], kind="stable")
     cells, count = cells[:, order].T, len(order)
     left, right = first + 0.5, first + cells.shape[1] + 0.5
