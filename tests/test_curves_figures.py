@@ -153,7 +153,7 @@ def test_a_bad_start_leaves_the_panel_and_is_told():
 @pytest.mark.parametrize("rows", [[], [{"step": 1.0, "epoch": 0.0, "train/loss": math.nan}]])
 def test_nothing_to_draw_is_said(rows):
     (axes,) = curves.training(rows).axes
-    assert "no finite figures" in axes.texts[0].get_text()
+    assert "no finite metrics" in axes.texts[0].get_text()
 
 
 # --- schedules --------------------------------------------------------------------------------
@@ -287,4 +287,4 @@ def test_any_number_of_dimensions_and_epochs(epochs, dims):
 def test_no_kl_is_said():
     for kl in (torch.zeros(0, 3), torch.full((2, 3), math.nan)):
         figure = curves.kl_per_dimension(torch.arange(len(kl)), kl)
-        assert "no finite figures" in figure.axes[0].texts[0].get_text()
+        assert "no finite metrics" in figure.axes[0].texts[0].get_text()
