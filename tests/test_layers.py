@@ -25,7 +25,8 @@ NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "run.lo
          "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml", ".lock",
          "prior.safetensors")  # fmt: skip
 SLOW = ("wandb", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard", "jinja2", "markupsafe",
-        "safetensors", "onnx", "onnxruntime", "onnxscript", "optuna", "ray", "zuko", "scipy")  # fmt: skip
+        "safetensors", "onnx", "onnxruntime", "onnxscript", "optuna", "ray", "zuko", "scipy",
+        "rich")  # fmt: skip
 """Libraries that are imported where they are used."""
 MOST = 15
 """Modules side by side."""

@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from vaelab.cli import main
+from vaelab.core import terminal
 from vaelab.evaluation.comparison.listed import Listed
 from vaelab.runs import offline, overview, runs_below
 
@@ -386,3 +388,23 @@ def test_a_run_inside_a_run_is_none(make):
     (run / "deeper").mkdir()
     (run / "deeper" / "summary.json").write_text("{}")
     assert list(runs_below([Path("outputs"), Path("outputs/a")])) == [run]
+
+
+def test_on_a_terminal_the_table_fits_and_has_colours(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    rows = [("status", "best", "path"), ("finished", "val/reconstruction -12.5", "outputs/" + "x" * 60)]
+    text = terminal.table(rows, {1}, {"finished": "green"})
+    assert "\x1b[32mfinished" in text
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert max(map(len, plain.splitlines())) <= 60
+    assert "x" * 60 in "".join(line.split()[-1] for line in plain.splitlines() if "x" in line)
+
+
+def test_elsewhere_it_is_plain_and_whole(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    rows = [("n", "path"), ("7", "y" * 300), ("12", "z")]
+    assert terminal.table(rows, {0}, {"7": "red"}) == f" n  path\n 7  {'y' * 300}\n12  z"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -10,6 +11,8 @@ NO_NUMBER = "×"
 """Character of a curve where its value is infinite or NaN."""
 BAR = 24
 """Length of the longest bar, in characters."""
+WHOLE = 12
+"""Characters of the widest column of a table whose cells are never wrapped."""
 SMALLEST = 4
 """Room, in characters, below which neither a curve nor a bar is drawn."""
 
@@ -50,3 +53,26 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+def table(rows: Sequence[Sequence[str]], right: Collection[int], styles: Mapping[str, str]) -> str:
+    """Lays out rows of cells, of which the first is the heading.
+
+    On a terminal it has colours, and wraps wide columns to fit; elsewhere it is plain, and as wide as its cells. right: columns that are aligned to the right. styles: colours of cells by their text, as rich names them.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    layout = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(zip(*rows, strict=True)):
+        whole = max(map(len, column)) <= WHOLE
+        layout.add_column(Text(column[0]), justify="right" if i in right else "left", no_wrap=whole, overflow="fold")
+    for row in rows[1:]:
+        layout.add_row(*(Text(cell, styles.get(cell, "")) for cell in row))
+    with console.capture() as captured:
+        console.print(layout)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

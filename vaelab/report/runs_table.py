@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from vaelab.core import terminal
 from vaelab.core.words import number
 from vaelab.evaluation.comparison.listed import COLUMNS, MISSING, Listed, sweeps, word
 from vaelab.report.swept import short
 from vaelab.runs import offline
 from vaelab.runs.overview import Run
 
+COLOURS = {
+    **dict.fromkeys(("finished", "trained"), "green"),
+    "running": "cyan",
+    **dict.fromkeys(("stopped", "interrupted", "pruned"), "yellow"),
+    **dict.fromkeys(("failed", "diverged", "damaged"), "red"),
+}
+"""Colours of the states of a run on a terminal."""
 SHOWN = 5
 """Most commands for W&B that are shown."""
 ERROR = 48
@@ -26,11 +34,7 @@ def text(found: list[Run], listed: Listed, wanted: Sequence[str], limit: int | N
     names = short([*COLUMNS, "path", *extra])
     rows = [[*COLUMNS, *(names[key] for key in extra), "path"], *(_cells(run, listed, extra) for run in shown)]
     right = {COLUMNS.index("epochs"), COLUMNS.index("seconds"), *range(len(COLUMNS), len(COLUMNS) + len(extra))}
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    lines = []
-    for row in rows:
-        cells = [row[i].rjust(width) if i in right else row[i].ljust(width) for i, width in enumerate(widths)]
-        lines.append("  ".join([*cells, row[-1]]))
+    lines = [terminal.table(rows, right, COLOURS)]
     if len(shown) < len(found):
         lines.append(f"… {len(found) - len(shown)} more: limit={len(found)}")
     if any(not run.best.get("by") and _cut(run.error, ERROR) != run.error.strip() for run in shown):
