@@ -25,6 +25,7 @@ LACKING = (
     "antlr4-python3-runtime==4.9.*",
     "pydantic>=2.7",
     "typing-inspection",
+    "rich>=13",
 )
 MNIST = "MNIST/raw"
 

@@ -58,7 +58,8 @@ def duration(seconds: float) -> str:
 def table(rows: Sequence[Sequence[str]], right: Collection[int], styles: Mapping[str, str]) -> str:
     """Lays out rows of cells, of which the first is the heading.
 
-    On a terminal it has colours, and wraps wide columns to fit; elsewhere it is plain, and as wide as its cells. right: columns that are aligned to the right. styles: colours of cells by their text, as rich names them.
+    On a terminal it has colours, and wraps wide columns to fit; elsewhere it is plain, and as wide as its cells.
+    right: columns that are aligned to the right. styles: colours of cells by their text, as rich names them.
     """
     from rich.console import Console
     from rich.table import Table
