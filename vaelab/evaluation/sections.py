@@ -72,14 +72,14 @@ def latents(subject: Subject) -> Section:
     if not subject.model.bounded:
         raise Unsupported("the model has no bound on log p(x)")
     posterior, prior = subject.posterior, subject.model.require_prior()
-    codes, marginals = posterior.code, posterior.marginals
+    codes, factors = posterior.code, posterior.factorised
     activity, chosen = active_dimensions(codes), subject.drawn(len(codes), DRAWS).to(codes.device)
     generator, count = torch.Generator(subject.device).manual_seed(subject.settings.seed), len(chosen)
     estimates, vectors = {}, {"variance_of_means": activity.variances}
     protocol = "Active: variance of the posterior means above 0.01 (Burda et al. 2016). "
     per_image = {"posterior_mean": codes}
-    if marginals is not None and posterior.has_kl(prior):
-        mean, logvar = marginals
+    if factors is not None and posterior.has_kl(prior):
+        mean, logvar = factors
         spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE)
         estimates |= {
             "kl_index_code_mi": spent.index_code_mi,
@@ -94,6 +94,8 @@ def latents(subject: Subject) -> Section:
         )
         vectors = {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0)} | vectors
         per_image["posterior_sigma"] = (0.5 * logvar).exp()
+    else:
+        protocol += "The KL has no parts here: they are of posteriors that are products of Gaussians, under N(0, I). "
     gaps = [
         amortisation_gap(
             *(subject.model, batch.images, batch.labels),

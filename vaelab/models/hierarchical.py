@@ -20,7 +20,7 @@ from vaelab.nn.gaussian import kl_to_standard_normal
 from vaelab.nn.layouts import Layout, Level
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
-from vaelab.nn.posteriors import KL, DiagonalGaussian, Posterior, Usage
+from vaelab.nn.posteriors import KL, DiagonalGaussian, Head, Posterior, Usage
 from vaelab.nn.priors import Prior, StandardNormal
 
 
@@ -72,7 +72,7 @@ class Hierarchical(VAE):
         return terms | {f"kl_{level.name}": kl.sum(1) for level, kl in zip(self.layout.levels, parts, strict=True)}
 
 
-class Ladder(nn.Module):
+class Ladder(Head):
     """Makes a hierarchical posterior of an encoder's output, and holds p(z1|z2), which it shares with the prior.
 
     It starts as z1 = u1: a VAE that does not use its top. top_dim, bottom_dim: sizes of z2 and z1. hidden_dims:

@@ -258,12 +258,12 @@ def _latents(s: Scene) -> Figure | None:
 
 
 def _dimensions(s: Scene) -> Figure | None:
-    marginals = s.posterior.marginals
-    if marginals is None or s.usage[1].word != "KL":
+    factors = s.posterior.factorised
+    if factors is None or s.usage[1].word != "KL":
         return None
     dims, used = s.usage
     variance, kl = s.codes.var(0, unbiased=False), used.values[dims.argsort()]
-    return latents.dimensions(kl, variance, marginals[1].exp().mean(0).cpu(), len(s.many.images))
+    return latents.dimensions(kl, variance, factors[1].exp().mean(0).cpu(), len(s.many.images))
 
 
 def _uncertainty(s: Scene) -> Figure | None:

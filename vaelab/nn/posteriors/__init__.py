@@ -5,8 +5,8 @@ density where there is one, and a KL to a prior. Codes without a distribution ar
 density.
 """
 
-from vaelab.nn.posteriors.base import KL, Posterior, Usage
+from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
 from vaelab.nn.posteriors.deterministic import Codes, Point
 from vaelab.nn.posteriors.gaussian import Diagonal, DiagonalGaussian
 
-__all__ = ["KL", "Codes", "Diagonal", "DiagonalGaussian", "Point", "Posterior", "Usage"]
+__all__ = ["KL", "Codes", "Diagonal", "DiagonalGaussian", "Head", "Point", "Posterior", "Usage"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaelab.nn.priors import Prior
 
@@ -90,7 +90,7 @@ class Posterior:
         return Usage(self.code.var(0, unbiased=False), "variance", "", None)
 
     @property
-    def marginals(self) -> tuple[Tensor, Tensor] | None:
+    def factorised(self) -> tuple[Tensor, Tensor] | None:
         """Mean and log-variance of each dimension, [B, d] each, if the posterior is a product of normals, else None."""
         return None
 
@@ -128,3 +128,17 @@ class Posterior:
         """Joins parts, all of one kind, to the posterior of the images of all of them."""
         columns = {name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays}
         return replace(parts[0], **columns)
+
+
+class Head(nn.Module):
+    """Base class of the modules that make a posterior of an encoder's output.
+
+    Its constructor takes the number of latent dimensions, and what the YAML of the option gives.
+    """
+
+    features: int
+    """Number of outputs that the encoder has to give for each image."""
+
+    def forward(self, features: Tensor) -> Posterior:
+        """Makes the posterior of B images of what the encoder says of them, [B, features]."""
+        raise NotImplementedError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt
-from vaelab.nn.posteriors.base import Posterior
+from vaelab.nn.posteriors.base import Head, Posterior
 from vaelab.nn.posteriors.gaussian import DiagonalGaussian
 from vaelab.nn.priors import Prior
 
@@ -67,7 +67,7 @@ class FlowPosterior(Posterior):
         return {"z": self.code} | self.arrays
 
 
-class Flow(nn.Module):
+class Flow(Head):
     """Makes a flow posterior of an encoder's output (Kingma et al. 2016, section 3; flows by the library zuko).
 
     The flow is inverse autoregressive: each latent is scaled and shifted by functions of those before it and

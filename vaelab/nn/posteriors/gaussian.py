@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaelab.core.metrics import DEAD_DIMENSION
 from vaelab.core.types import PositiveInt
 from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
-from vaelab.nn.posteriors.base import KL, Posterior, Usage
+from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
 from vaelab.nn.priors import Prior, StandardNormal
 
 
@@ -58,11 +58,11 @@ class DiagonalGaussian(Posterior):
         return Usage(kl_to_standard_normal(self.mean, self.logvar).mean(0), "KL", "nats", DEAD_DIMENSION)
 
     @property
-    def marginals(self) -> tuple[Tensor, Tensor]:
+    def factorised(self) -> tuple[Tensor, Tensor]:
         return self.mean, self.logvar
 
 
-class Diagonal(nn.Module):
+class Diagonal(Head):
     """Makes a diagonal Gaussian of an encoder's output (Kingma & Welling 2014, appendix C.2).
 
     latent_dim: number d of latent dimensions.
@@ -71,7 +71,6 @@ class Diagonal(nn.Module):
     def __init__(self, latent_dim: PositiveInt):
         super().__init__()
         self.features = 2 * latent_dim
-        """Number of outputs that the encoder has to give for each image."""
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
         """Makes the posterior of features, [B, 2d], means then log-variances; float32 from here on under autocast."""
