@@ -189,6 +189,16 @@ def test_arguments_are_added_to_the_config():
     assert model.beta.item() == 4.0
 
 
+def test_a_part_without_a_value_that_it_needs_is_named():
+    """A part is built by the model, which gives it its sizes and no more."""
+    book = {"_target_": "vaelab.nn.quantizers.fsq.FSQ", "_partial_": True}
+    check({"codebook": book})
+    with pytest.raises(UserError, match=r"^FSQ needs 'levels': give it in the YAML file that selects it$"):
+        build(composed("model=vqvae")["model"] | {"codebook": book}, shape=(1, 8, 8), num_classes=None)
+    flow = {"_target_": "vaelab.nn.posteriors.Diagonal"}
+    assert "or _partial_: true, with which the model gives latent_dim" in refusal(flow, "posterior")
+
+
 def test_a_constructors_own_error_comes_out_as_it_was_raised():
     with pytest.raises(UserError, match=r"network\.hidden_dims"):
         build(

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -20,6 +21,8 @@ from vaelab.core.renames import upgrade_run
 
 GIVEN_LATER = {"shape", "num_classes", "run"}
 """Names of constructor arguments that the program gives, not the config."""
+SIZES = {"latent_dim", "num_embeddings", "embedding_dim"}
+"""Names of arguments that a model gives to the parts that it builds."""
 Options = TypeVar("Options")
 NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
 
@@ -45,8 +48,11 @@ def build(node: Any, /, **arguments: Any) -> Any:
         return instantiate(node, **arguments, _convert_="all")
     except InstantiationException as error:
         # Hydra wraps what the constructor raised; the cause is what matters
-        if error.__cause__ is not None:
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if missing := re.match(r"([\w.]+)\.__init__\(\) missing \d+ required [\w ]+: (.*)", str(cause)):
+            raise UserError(f"{missing[1]} needs {missing[2]}: give it in the YAML file that selects it") from cause
+        if cause is not None:
+            raise cause from None
         raise
 
 
@@ -107,7 +113,8 @@ def _check_call(config: dict[str, Any], key: str) -> None:
         needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         needed |= dataclasses.is_dataclass(target) and parameter.default is parameter.empty
         if needed and name not in config and name not in GIVEN_LATER and not config.get("_partial_"):
-            raise UserError(f"{key}.{name}: this value must be given: {key}.{name}=…")
+            lazy = f", or _partial_: true, with which the model gives {name}" if name in SIZES else ""
+            raise UserError(f"{key}.{name}: this value must be given: {key}.{name}=…{lazy}")
     owner = target if dataclasses.is_dataclass(target) or inspect.isfunction(target) else target.__init__
     hints = get_type_hints(owner, include_extras=True)
     for name, value in config.items():
