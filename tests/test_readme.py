@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import re
 import shlex
 import subprocess
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vaelab.cli import COMMANDS
 
@@ -60,3 +63,23 @@ def test_every_documented_command_composes(page, command, monkeypatch, capsys, t
     words = [re.sub(r"=(?:tag\(\w+, *)?(?:interval|range)\(([^,]*),.*", r"=\1", w) for w in words]
     single = [re.sub(r"=([^\[{(]*?),.*", r"=\1", w) for w in words]
     assert main([*single, "--cfg", "job"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", COMMANDS)
+def test_every_command_has_help_a_page_and_a_config_of_the_keys_that_it_reads(word, capsys, monkeypatch, tmp_path):
+    """A new command is tested by being in COMMANDS."""
+    from vaelab.cli import main
+    from vaelab.core.conf import CONF
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([word, "--help"])
+    assert f"vaelab {word}" in capsys.readouterr().out
+    assert any(re.search(rf"vaelab {word}\b", page.read_text()) for page in PAGES)
+    options = getattr(importlib.import_module(COMMANDS[word][0]), "Options", None)
+    if dataclasses.is_dataclass(options):
+        config = yaml.safe_load((CONF / f"{word}.yaml").read_text())
+        groups = {key for entry in config["defaults"] if isinstance(entry, dict) for key in entry if " " not in key}
+        names = {field.name for field in dataclasses.fields(options)}
+        keys = {"from" if name == "start" else name for name in names}  # `from` is no name in Python
+        assert keys == groups | set(config) - {"defaults", "hydra"}
