@@ -113,7 +113,7 @@ def metric(key: str) -> Metric:
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name.startswith("kl_"):  # a part of the KL, as one level has it
-        return Metric(name, f"KL, {_words(name[3:])}", NATS, "", "Rate and distortion")
+        return Metric(name, f"KL, {name[3:].replace('_', ' ')}", NATS, "", "Rate and distortion")
     return Metric(name, _words(name), brief=True)
 
 
