@@ -53,6 +53,21 @@ def terms_of(model, x, labels=None):
     return model.terms(Batch(x, labels), model.noise(len(x)))
 
 
+def fit(model, parameters, steps):
+    """Trains on fresh images of `model.images(count, seed)` by Adam, whose rate falls from 0.02 to 0."""
+    import torch
+
+    from vaelab.core.batch import Batch
+
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
+        terms = model.terms(Batch(model.images(128, 100 + step), None), model.noise(128))
+        optimizer.zero_grad()
+        model.objective(terms).backward()
+        optimizer.step()
+
+
 class Result(NamedTuple):
     """What a command did: exit code, printed text, and the run folder if there is one."""
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from tests.conftest import fit
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.evaluation.metrics.likelihood import importance_weighted, mean_and_error
@@ -131,14 +132,7 @@ def test_after_training_the_bound_lies_between_the_best_diagonal_gaussians_and_t
     """All of the gap can be closed: the flow is affine, with a correlation, and so is the posterior."""
     model = Linear(of_flow())
     assert model.lost_by_a_diagonal > 0.3
-    free = [*model.encoder.parameters(), *model.posterior.parameters()]
-    optimizer = torch.optim.Adam(free, lr=0.02)
-    for step in range(600):
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 600)
-        terms = model.terms(Batch(model.images(128, 100 + step), None), model.noise(128))
-        optimizer.zero_grad()
-        model.objective(terms).backward()
-        optimizer.step()
+    fit(model, [*model.encoder.parameters(), *model.posterior.parameters()], 600)
     x = model.images(2000, 7)
     bound, truth = importance_weighted(model, x, None, 20, MEMORY, seeded()), model.log_evidence(x)
     missing = mean_and_error(truth - bound.elbo)

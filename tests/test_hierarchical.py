@@ -5,7 +5,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 import vaelab
-from vaelab.core.batch import Batch
+from tests.conftest import fit
 from vaelab.core.errors import UserError
 from vaelab.evaluation.metrics.likelihood import importance_weighted, mean_and_error
 from vaelab.models.hierarchical import Hierarchical, Ladder
@@ -128,13 +128,7 @@ class Linear(Hierarchical):
 
 def test_bounds_are_below_the_evidence_and_reach_it_with_draws():
     model = Linear()
-    optimizer = torch.optim.Adam(model.encoder.parameters(), lr=0.02)
-    for step in range(400):
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 400)
-        terms = model.terms(Batch(model.images(128, 100 + step), None), model.noise(128))
-        optimizer.zero_grad()
-        model.objective(terms).backward()
-        optimizer.step()
+    fit(model, model.encoder.parameters(), 400)
     x = model.images(1000, 9)
     truth, bound = model.log_evidence(x), importance_weighted(model, x, None, 500, 2**22, seeded())
     missing, still = mean_and_error(truth - bound.elbo), mean_and_error(truth - bound.log_p_hat)
