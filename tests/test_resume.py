@@ -205,15 +205,47 @@ def test_a_finished_run_can_be_trained_longer(train, finished):
         torch.testing.assert_close(weights(short.run)[name], value, rtol=0, atol=0)
 
 
-def test_resume_refuses_another_model_and_a_run_without_checkpoint(train):
+def test_resume_refuses_another_model(train):
     done = train("trainer.max_epochs=1")
     other = train(f"resume={done.run}", "model=ae", "trainer.max_epochs=2")
     assert other.code == 2
     assert "model" in other.err
-    (done.run / "checkpoints" / "last.ckpt").unlink()
-    gone = train(f"resume={done.run}", "trainer.max_epochs=2")
-    assert gone.code == 2
-    assert "last.ckpt" in gone.err
+
+
+@pytest.mark.parametrize("how", ["gone", "cut short"])
+def test_without_the_last_checkpoint_training_goes_on_from_the_best(train, finished, how):
+    whole = finished("trainer.max_epochs=4")
+    run = finished("trainer.max_epochs=3").run
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    if how == "gone":
+        last.unlink()
+    result = train(f"resume={run}", "trainer.max_epochs=4")
+    assert result.code == 0, result.err
+    assert "last.ckpt" in result.out
+    assert "goes on from" in result.out
+    assert same_weights(run, whole.run)
+    assert (run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
+    last.write_bytes(b"")
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"")
+    refused = train(f"resume={run}", "trainer.max_epochs=5")
+    assert refused.code == 2
+    assert "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize("how", ["resume", "run.dir"])
+def test_a_run_that_had_saved_nothing_begins_anew(train, finished, monkeypatch, how):
+    whole = finished("trainer.max_epochs=2")
+    monkeypatch.setattr(vaelab.training.callbacks, "Stop", Stop, raising=False)
+    stop = "+callbacks.stop={_target_:vaelab.training.callbacks.Stop,hook:on_train_batch_start,step:0}"
+    stopped = train(stop)
+    assert stopped.code == 130
+    assert "begins anew" in stopped.out
+    assert not list(stopped.run.glob("checkpoints/*"))
+    again = train(f"resume={stopped.run}", "~callbacks.stop") if how == "resume" else train(f"run.dir={stopped.run}")
+    assert again.code == 0, again.err
+    assert same_weights(stopped.run, whole.run)
+    assert (stopped.run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
 
 
 @pytest.mark.slow

@@ -5,9 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from vaelab import __version__
+from vaelab.core.errors import Stopped
 
 COMMANDS = {
     "train": ("vaelab.commands.train", "train a model, or sweep over many with -m"),
@@ -77,7 +83,28 @@ def main(arguments: list[str] | None = None) -> int:
             hint = f"a command comes first: `vaelab train {word}`"
         print(f"vaelab: there is no command '{word}': {hint}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[word][0]).main(rest)
+    with _stopped_by_signals():
+        return importlib.import_module(COMMANDS[word][0]).main(rest)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Has SIGTERM, and SIGHUP unless nohup has it ignored, end a command as Ctrl-C does: what is open is closed."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _completion(rest: list[str]) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaelab.commands import command
-from vaelab.core.errors import UserError
+from vaelab.core.errors import Stopped, UserError
 
 
 def main(arguments: list[str]) -> int:
@@ -39,10 +38,10 @@ def job(config: Any) -> None:
 
         try:
             figures = timing.measure(plain, Path(folder), bench["steps"], bench["rounds"])
-        except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0)
-            if stop.code == 1:
+        except Stopped as stop:
+            if stop.number == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            sys.exit(128 + signal.SIGTERM)
+            raise
     print(timing.table(figures))
     if output:
         output.write_text(json.dumps(figures, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from errno import EACCES, ENOSPC, EPERM, EROFS
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vaelab.core.conf import CONF
-from vaelab.core.errors import DivergenceError, UserError
+from vaelab.core.errors import DivergenceError, Stopped, UserError
 
 PATHS = (
     "run",
@@ -192,6 +193,9 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("vaelab: interrupted", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        print(f"vaelab: ended by {signal.Signals(stop.number).name}", file=sys.stderr)
+        return 128 + stop.number
     finally:
         sys.argv = sys_argv
         if not traceback_wanted:

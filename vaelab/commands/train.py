@@ -9,7 +9,6 @@ from typing import Any
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
-from vaelab.runs import Files
 
 
 def main(arguments: list[str]) -> int:
@@ -110,8 +109,6 @@ def job(config: Any) -> str:
         launch.record(run, "failed", error, None)
         print(f"\n{title}\nvaelab: {error}", file=sys.stderr)
     finally:
-        if run.is_dir() and {*run.iterdir()} <= {Files(run).log}:
-            Files(run).log.unlink(missing_ok=True)
-            run.rmdir()  # nothing was trained
+        launch.discard_unused(run)
         instance.cfg = OmegaConf.create({"hydra": hydra})
     return str(run)

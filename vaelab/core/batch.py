@@ -17,14 +17,16 @@ class Batch(NamedTuple):
     labels: class indices, [B] int64, or None.
     factors: ground-truth factors of variation as indices, [B, F] int64, or None.
     share: this process's part of the global batch, or None where one process has all of it.
+    weight: factor of the loss in an optimiser step of several batches, so that each image of the step counts as much.
     """
 
     images: Tensor
     labels: Tensor | None = None
     factors: Tensor | None = None
     share: Share | None = None
+    weight: float = 1.0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Moves the tensors of the batch to `device`; returns a new batch."""
         moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in self[:3])
-        return Batch(*moved, self.share)  # type: ignore[arg-type]
+        return Batch(*moved, self.share, self.weight)  # type: ignore[arg-type]

@@ -11,3 +11,14 @@ class UserError(Exception):
 
 class DivergenceError(RuntimeError):
     """Raised where a term of the objective became infinite or NaN: training cannot go on."""
+
+
+class Stopped(SystemExit):
+    """Raised where a signal ends the program, which exits with 128 plus the signal's number.
+
+    number: the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.number = number

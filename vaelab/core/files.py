@@ -16,12 +16,15 @@ from vaelab.core.errors import UserError
 def whole(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; that file takes the place of `path` at the end of the block.
 
-    A reader thus finds the old file or the new one, never a part, whatever ends this process. If the
-    block raises, the old file stays. Two processes that write the same file do not meet.
+    A reader thus finds the old file or the new one, never a part, whatever ends this process or the
+    machine: the disk has the file before it takes its name. If the block raises, the old file stays. Two
+    processes that write the same file do not meet.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

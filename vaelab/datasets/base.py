@@ -177,7 +177,7 @@ class ImageData(pl.LightningDataModule):
     # --- loaders, as Lightning asks for them --------------------------------------------------
 
     def train_dataloader(self) -> Any:
-        self.train, loader = self._loader("train", self.train, self._train_order)
+        self.train, loader = self._loader("train", self.train, self._train_order, self._steps)
         self._go_on(self._dealt["train"])
         return loader
 
@@ -229,7 +229,11 @@ class ImageData(pl.LightningDataModule):
         """Computes the training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
         return epoch_order(len(self.train), self.seed, epoch)
 
-    def _loader(self, part: str, split: Split, order: Any) -> tuple[Split, Any]:
+    def _steps(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.accumulate_grad_batches, int(min(self.trainer.num_training_batches, len(self.train)))
+
+    def _loader(self, part: str, split: Split, order: Any, steps: Any = None) -> tuple[Split, Any]:
         assert self.trainer is not None
         if len(split) < self.trainer.world_size:
             raise UserError(f"dataset: {len(split)} images cannot be dealt out to {self.trainer.world_size} processes")
@@ -242,14 +246,15 @@ class ImageData(pl.LightningDataModule):
                 indices, start = order()
                 return indices.to(device), start
 
-            batches = self._dealt[part] = self._batches(split, placed)
+            batches = self._dealt[part] = self._batches(split, placed, steps)
             return split, ResidentLoader(split, batches)
-        batches = self._dealt[part] = self._batches(split, order)
+        batches = self._dealt[part] = self._batches(split, order, steps)
         return split, streaming_loader(split, batches, self.num_workers, pin_memory=device.type == "cuda")
 
-    def _batches(self, split: Split, order: Any) -> IndexBatches:
+    def _batches(self, split: Split, order: Any, steps: Any) -> IndexBatches:
         assert self.trainer is not None
-        return IndexBatches(order, len(split), self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
+        return IndexBatches(order, len(split), self.batch_size, rank, processes, steps)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch if batch.images.device == device else batch.to(device, non_blocking=True)

@@ -19,10 +19,11 @@ from vaelab.core.errors import UserError
 
 
 class Place(NamedTuple):
-    """Indices of a batch's images in a split, [B] int64, and this process's share of the global batch, if any."""
+    """Indices of a batch's images in a split, [B] int64, and what `Batch` says of share and weight."""
 
     index: Tensor
     share: Share | None
+    weight: float
 
 
 class Split(Protocol):
@@ -122,7 +123,8 @@ class IndexBatches(Sampler[Place]):
     """Sampler of one process: gives the place of each batch of an epoch.
 
     order: called at the start of every pass; gives the epoch's order, [N] int64, and the number
-    of batches already done (not zero after a resume in the middle of an epoch).
+    of batches already done (not zero after a resume in the middle of an epoch). steps: called likewise; gives
+    the number of batches in an optimiser step, and of those in the epoch, the last step of which may have fewer.
     """
 
     def __init__(
@@ -132,7 +134,9 @@ class IndexBatches(Sampler[Place]):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        steps: Callable[[], tuple[int, int]] | None = None,
     ):
+        self.steps = steps
         self.order, self.size, self.batch_size = order, size, batch_size
         self.rank, self.world_size = rank, world_size
         self.bounds = self.next_bounds = self.whole = batch_bounds(size, batch_size, world_size)
@@ -143,10 +147,20 @@ class IndexBatches(Sampler[Place]):
     def __iter__(self) -> Iterator[Place]:
         order, begin = self.order()
         self.bounds, self.next_bounds = self.next_bounds, self.whole
-        for start, stop in self.bounds[begin:]:
+        each, count = self.steps() if self.steps else (1, 0)
+        for number in range(begin, len(self.bounds)):
+            start, stop = self.bounds[number]
             part = rank_slice(start, stop, self.rank, self.world_size)
             share = Share(part.start - start, part.stop - part.start, stop - start, self.world_size)
-            yield Place(order[part], share if self.world_size > 1 else None)
+            weight = 1.0 if each == 1 else self._weight(number, each, count)
+            yield Place(order[part], share if self.world_size > 1 else None, weight)
+
+    def _weight(self, number: int, each: int, count: int) -> float:
+        """Weight of a batch's mean loss in a step of `each` batches, whose losses are summed and divided by `each`."""
+        first = number - number % each
+        step = self.bounds[first : max(min(first + each, count), number + 1)]
+        start, stop = self.bounds[number]
+        return (stop - start) * each / sum(end - begin for begin, end in step)
 
     def go_on_after(self, images: int) -> int:
         """Cuts the next pass anew after an epoch's first `images`; returns which of its batches comes next.
@@ -169,8 +183,8 @@ class ResidentLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for index, share in self.batches:
-            yield self.split.batch(index)._replace(share=share)
+        for index, share, weight in self.batches:
+            yield self.split.batch(index)._replace(share=share, weight=weight)
 
 
 class _BatchDataset(Dataset[Batch | UserError]):
@@ -181,7 +195,7 @@ class _BatchDataset(Dataset[Batch | UserError]):
 
     def __getitem__(self, place: Place) -> Batch | UserError:  # type: ignore[override]
         try:
-            return self.split.batch(place.index)._replace(share=place.share)
+            return self.split.batch(place.index)._replace(share=place.share, weight=place.weight)
         except UserError as error:
             return error
 

@@ -34,6 +34,7 @@ class Model(Variant, pl.LightningModule):
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
         self.closed_at = 0  # the step at which the window was last closed
         self.latest: dict[str, float] = {}  # metrics of the last closed window, for the progress bar
+        self.restored: dict[str, Tensor] = {}  # metrics of the last epoch before a resume
         self.epoch_vectors: dict[str, dict[str, Tensor]] = {}  # per-image means of the last train/val/test epoch
 
     # --- optimisation -------------------------------------------------------------------------
@@ -51,6 +52,10 @@ class Model(Variant, pl.LightningModule):
         self.compiled = torch.compile(self.terms, dynamic=False), batch_size
 
     # --- steps --------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Goes on with the last epoch's metrics of a resumed run: there may be nothing left to train but the test."""
+        self.trainer.callback_metrics.update(self.restored)
 
     def on_train_start(self) -> None:
         """Completes a resume: reports what the interruption came before, sets the optimiser's options and layout."""
@@ -94,12 +99,16 @@ class Model(Variant, pl.LightningModule):
         return loss, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Computes the objective, weighted so that DDP's average over processes is the mean over the global batch."""
+        """Computes the objective, weighted so that the optimiser sees its mean over all images of a step.
+
+        DDP averages it over processes, and Lightning over the batches that a step accumulates.
+        """
         self.place(batch)
         loss, terms = self._step(batch, self.window)
         if (seen := self.observe(batch, terms)) is not None:
             self.observed.append(seen)
-        return loss if batch.share is None or batch.share.weight == 1 else loss * batch.share.weight
+        weight = batch.weight * (1.0 if batch.share is None else batch.share.weight)
+        return loss if weight == 1 else loss * weight
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -186,13 +195,18 @@ class Model(Variant, pl.LightningModule):
     # --- checkpoints --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what load needs beside the weights, and the metrics of an unfinished epoch."""
+        """Keeps what load needs beside the weights, the metrics of an unfinished epoch and those of the last one."""
         checkpoint["shape"], checkpoint["num_classes"] = list(self.shape), self.num_classes
         checkpoint["window"], checkpoint["epoch_means"] = self.window.state(), self.epoch_means.state()
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint["reported"] = {"metrics": metrics, "vectors": self.epoch_vectors}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         first = self.global_rank == 0  # the saved sums are over all processes: one goes on from them
         self.window.restore(checkpoint["window"], empty=not first)
         self.epoch_means.restore(checkpoint["epoch_means"], empty=not first)
+        if reported := checkpoint.get("reported"):  # which version 0.1 did not keep
+            self.epoch_vectors = reported["vectors"]
+            self.restored = {name: torch.tensor(value) for name, value in reported["metrics"].items()}
         if "state_dict" in checkpoint:  # a strategy may have loaded it itself
             checkpoint["state_dict"] = upgrade_tensors(checkpoint["state_dict"])

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import signal
 import statistics
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytorch_lightning as pl
 
 from vaelab import runs
 from vaelab.core.config import build
-from vaelab.core.errors import DivergenceError, UserError
+from vaelab.core.errors import DivergenceError, Stopped, UserError
 from vaelab.datasets.splits import batch_bounds
 from vaelab.nn.schedules import ENDLESS, Progress
 from vaelab.sweeps.timing import FOREVER, synchronise
@@ -239,8 +240,10 @@ def _measure(config: dict[str, Any], run: Path, steps: int) -> Kind:
             trainer.fit(model, datamodule=data)
     except DivergenceError:  # this job diverges; others of its kind may learn more slowly
         pass
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt from None
+    except Stopped as stop:
+        if stop.number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
     return Kind(1, clock.cost(began) if clock.counted else None)
 
 

@@ -14,6 +14,7 @@ from vaelab.core.conf import CONF, target_names
 from vaelab.core.errors import UserError
 from vaelab.runs.jobs import MAY_MOVE
 from vaelab.runs.layout import Files
+from vaelab.runs.records import read_summary
 
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""
@@ -35,7 +36,7 @@ def check_run(config: dict[str, Any], run: Path) -> None:
 
     if FIRST and config["resume"] is None:
         check_unused(run)
-    known = {path.stem for path in CONF.iterdir() if path.is_dir()} | {"seed", "resume", "run", *SWITCHES}
+    known = {path.stem for path in CONF.iterdir() if path.is_dir()} | {"seed", "resume", "run", "checkpoint", *SWITCHES}
     if unknown := sorted(config.keys() - known - {"sweep", "trainer", "callbacks"}):
         raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
     seed, trainer = config["seed"], config["trainer"]
@@ -71,16 +72,16 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     if mixed and trainer["gradient_clip_val"] and optimizer.get("fused"):
         raise UserError("trainer.gradient_clip_val with 16 bits needs optimizer.fused=false: add it")
     if config["resume"] is not None:
-        runs.checkpoint_path(run, "last")
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))
 
 
 def check_unused(run: Path) -> None:
-    """Raises UserError if a run folder is not empty."""
-    if any(path not in Files(run).logs for path in run.iterdir()):
-        if not Files(run).saved:
-            raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
+    """Raises UserError if a run folder is not empty, unless it is of a run that ended before it saved anything."""
+    files = Files(run)
+    if files.saved or (files.config.is_file() and read_summary(run).get("status") == "finished"):
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
+    if not files.config.is_file() and any(path not in (*files.logs, files.summary) for path in run.iterdir()):
+        raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
 
 
 def _check_resumed(config: dict[str, Any], saved: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.quiet import Terminal, quieten
 from vaelab.runs import Files
 from vaelab.training import studies, summary
-from vaelab.training.callbacks import KLPerDimension, LastOnException, ProgressLine, Prune, RunCheckpoint, WholeFile
+from vaelab.training.callbacks import KLPerDimension, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger
 from vaelab.training.loop import quicken
@@ -39,7 +39,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
     """Trains what `config` says and writes the run folder. With several processes, each calls it."""
     started = time.monotonic()
     _log_to(run)
-    checkpoint = runs.checkpoint_path(run, "last") if config["resume"] is not None else None
+    checkpoint = _newest(run) if config["resume"] is not None else None
     data, model, trainer = prepare(config, run, checkpoint)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,6 @@ def fit(config: dict[str, Any], run: Path) -> None:
             Files(run).config.unlink(missing_ok=True)  # nothing was trained
         raise
     result = summary.collect(config, model, data, trainer, time.monotonic() - started)
-    if not trainer.callback_metrics:  # nothing was left to train: only the test had been interrupted
-        result["metrics"] = runs.read_summary(run).get("metrics", {})
     if trainer.is_global_zero:
         runs.write_summary(run, result | {"status": "trained"})
     if isinstance(trainer.strategy, FullySharded):
@@ -79,6 +77,24 @@ def fit(config: dict[str, Any], run: Path) -> None:
             whole = _whole(config, run, trainer) if isinstance(trainer.strategy, FullySharded) else model
             _report(run, whole, data, trainer)
         print(f"run: {run}")
+
+
+def _newest(run: Path) -> Path | None:
+    """Finds the checkpoint that training goes on from: the last one, else the best; None if nothing was saved.
+
+    Raises UserError if what there is is damaged.
+    """
+    if not Files(run).saved:
+        log.info("nothing was saved yet: training begins anew")
+        return None
+    try:
+        path = runs.checkpoint_path(run, "last")
+        runs.read_checkpoint(path)
+    except UserError as error:
+        path = runs.checkpoint_path(run, "best")
+        runs.read_checkpoint(path)
+        log.warning("%s\ntraining goes on from %s", error, path)
+    return path
 
 
 def _report(run: Path, model: Model, data: ImageData, trainer: pl.Trainer) -> None:
@@ -156,7 +172,6 @@ def _build_trainer(
             callback.check(model)
     part, folder = "val" if len(data.val) else "train", Files(run).checkpoints
     saves = config["trainer"]["enable_checkpointing"]
-    callbacks.append(LastOnException(Files(run).checkpoint("last") if saves else None))
     if saves:
         callbacks += [
             RunCheckpoint(
@@ -175,6 +190,7 @@ def _build_trainer(
         callbacks.append(Prune(place))
     resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     callbacks.append(KLPerDimension(MetricsFile(Files(run).kl_per_dim, resumed_step)))
+    callbacks.append(build(config["checkpoint"])(Files(run).checkpoint("last") if saves else None))
     loggers = [MetricsFile(Files(run).metrics, resumed_step)]
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vaelab import runs
-from vaelab.core.errors import DivergenceError, UserError
+from vaelab.core.errors import DivergenceError, Stopped, UserError
 from vaelab.runs import Files, jobs
 from vaelab.training.checks import FIRST, check_run
 
@@ -37,6 +37,14 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
         if (in_sweep and not used) or began or not isinstance(error, UserError):
             record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
         raise
+
+
+def discard_unused(run: Path) -> None:
+    """Removes a run's folder in which nothing was trained, unless another process is about to."""
+    if FIRST and run.is_dir() and {*run.iterdir()} <= {Files(run).log}:
+        with suppress(UserError), _claimed(run):
+            Files(run).log.unlink(missing_ok=True)
+            run.rmdir()
 
 
 def in_child(config: dict[str, Any], run: Path, threads: int | None) -> None:
@@ -185,23 +193,28 @@ def _claimed(run: Path) -> Iterator[None]:
 def _train(config: dict[str, Any], run: Path) -> None:
     """Trains in this process, and puts back what training changes about it."""
     from vaelab.training.fit import fit
+    from vaelab.training.loggers import finish_wandb
 
     sys_argv, sys.argv = sys.argv, [sys.argv[0], "_worker", str(run)]  # Lightning starts further processes with these
     environment = {name: os.environ.get(name) for name in (*LAUNCH_VARIABLES, "PYTORCH_NVML_BASED_CUDA_CHECK")}
     try:
         fit(config, run)
-    except SystemExit as stop:  # how Lightning ends after Ctrl-C (1) and SIGTERM (0), its last checkpoint written
-        record(run, "interrupted", None, config)
+    except (KeyboardInterrupt, SystemExit) as stop:  # after Ctrl-C, Lightning exits with 1
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        if Files(run).config.exists():
+            record(run, "interrupted", None, config)
         if FIRST:
-            print(f"interrupted; continue with: vaelab train {shlex.quote(f'resume={run}')}")
-        if stop.code == 1:
+            again = f"continue with: vaelab train {shlex.quote(f'resume={run}')}"
+            print(
+                f"interrupted; {again if Files(run).saved else 'nothing was saved yet: the same command begins anew'}"
+            )
+        if number == signal.SIGINT:
             raise KeyboardInterrupt from None
-        sys.exit(128 + signal.SIGTERM)
+        raise Stopped(number) from None
     finally:
         sys.argv = sys_argv
         _leave_process_group(environment)
-        if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # otherwise a sweep's next job would log into this run
+        finish_wandb(run)  # otherwise a sweep's next job would log into it
 
 
 def _leave_process_group(environment: dict[str, str | None]) -> None:

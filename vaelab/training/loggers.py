@@ -6,6 +6,8 @@ import csv
 import logging
 import os
 import secrets
+import sys
+import threading
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,6 +23,8 @@ log = logging.getLogger("vaelab")
 
 CONNECT_SECONDS = 15
 """Seconds to wait for the W&B server before logging offline."""
+SILENT_SECONDS, FINISH_SECONDS = 5, 120
+"""Seconds that the end of a run waits for the W&B server before it says so, and before it leaves the rest on disk."""
 
 
 @runtime_checkable
@@ -39,21 +43,23 @@ class PictureLogger(Protocol):
 class MetricsFile(Logger):
     """A logger to metrics.csv: a row per step at which something was logged, a column per metric.
 
-    Metrics logged at the same step share a row. The file is complete after every row; a new column
-    rewrites it, by a rename. When a run is resumed, rows after the resumed step are dropped.
+    Metrics logged at the same step share a row, also one that is written already, before a resume even. The
+    file is complete after every row; a new column, or more of a row that is written, rewrites it by a rename.
+    When a run is resumed, rows after the resumed step are dropped.
 
     path: the file. resumed_step: the step that training goes on from, None for a fresh run.
     """
 
     def __init__(self, path: Path, resumed_step: int | None):
         super().__init__()
-        self.path, self.columns, self.row = path, ["step", "epoch"], {}
+        self.path, self.columns = path, ["step", "epoch"]
         self.rows: list[dict[str, Any]] = []
+        self.written, self.changed = 0, False  # rows that the file has, and whether the last one has more by now
         if resumed_step is not None and path.exists() and rank_zero_only.rank == 0:
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or self.columns)
-                self.rows = [row for row in reader if int(row["step"]) <= resumed_step]
+            text = path.read_text(encoding="utf-8")
+            reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a last line that was cut short is none
+            self.columns = list(reader.fieldnames or self.columns)
+            self.rows = [row | {"step": int(row["step"])} for row in reader if int(row["step"]) <= resumed_step]
             self._rewrite()
 
     @property
@@ -70,30 +76,40 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if self.row and self.row["step"] != step:
+        if not self.rows or self.rows[-1]["step"] != step:
             self.save()
-        self.row |= {"step": step} | metrics
+            self.rows.append({"step": step})
+        self.rows[-1] |= metrics
+        self.changed = True
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the row that is being filled."""
-        if not self.row:
+        """Writes the row that is being filled; it may get more."""
+        if not self.changed:
             return
-        row, self.row = self.row, {}
-        self.rows.append(row)
-        new = [name for name in row if name not in self.columns]
-        if new or not self.path.exists():
+        new = [name for name in self.rows[-1] if name not in self.columns]
+        if new or self.written == len(self.rows) or not self.path.exists():
             self.columns += new
             self._rewrite()
         else:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+                csv.DictWriter(file, self.columns).writerow(self.rows[-1])
+        self.written, self.changed = len(self.rows), False
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Writes what there is, and waits until the disk has it."""
+        self.save()
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
 
     def _rewrite(self) -> None:
         with whole(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+        self.written = len(self.rows)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -131,6 +147,7 @@ class WandB(WandbLogger):
             log.warning("logger.wandb.mode=online, but there is no W&B key (wandb login makes one): logging offline")
             mode = "offline"
         settings = wandb.Settings(silent=True, console="off", init_timeout=CONNECT_SECONDS)
+        settings.finish_timeout, settings.finish_timeout_raises = FINISH_SECONDS, True
         tags = list(dict.fromkeys([*(name.rpartition(".")[2] for name in tags_of), *tags]))
         arguments: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type}
         arguments |= {"tags": tags, "dir": str(run.absolute()), "id": _run_id(run), "settings": settings}
@@ -138,6 +155,7 @@ class WandB(WandbLogger):
             experiment = wandb.init(**arguments, mode=mode, resume="allow" if mode == "online" else None)
         except wandb.Error as error:
             log.warning("W&B cannot be reached (%s): logging offline", str(error).splitlines()[0])
+            wandb.teardown()  # its service holds the run's id otherwise
             experiment = wandb.init(**arguments, mode="offline")
         # as Lightning does for the runs it makes itself
         experiment.define_metric("trainer/global_step")
@@ -178,6 +196,21 @@ class WandB(WandbLogger):
         bars = np.add.reduceat(values.numpy(), np.arange(0, len(values), joined))
         histogram = wandb.Histogram(np_histogram=(bars, edges))
         self.experiment.log({f"histograms/{name}": histogram, "trainer/global_step": step})
+
+
+def finish_wandb(run: Path) -> None:
+    """Ends the run of this process at W&B, if there is one: what the server does not take in time stays on disk."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    word = threading.Timer(SILENT_SECONDS, log.info, ("waiting for W&B to take the last metrics, up to 2 minutes",))
+    word.start()
+    try:
+        wandb.finish()
+    except TimeoutError:
+        log.warning("W&B did not take all of it; it is on disk, to send it: %s", offline.sync_line([run]))
+    finally:
+        word.cancel()
 
 
 def _run_id(run: Path) -> str:

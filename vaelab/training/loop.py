@@ -15,6 +15,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -49,9 +51,26 @@ def no_question_about_sigterm(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
-def accumulates(trainer: pl.Trainer) -> bool:
-    """Whether the current batch's gradients are accumulated with those of the next."""
-    return trainer.fit_loop._should_accumulate()
+@contextmanager
+def between_steps(trainer: pl.Trainer) -> Iterator[None]:
+    """Counts a batch that has begun and is not done as not begun: a run resumed from here takes it next."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    before = progress.state_dict()
+    if progress.current.ready > progress.current.processed:
+        for counts in (progress.total, progress.current):
+            counts.ready = counts.started = counts.processed
+        progress.is_last_batch = False
+    try:
+        yield
+    finally:
+        progress.load_state_dict(before)
+
+
+def inside_window(trainer: pl.Trainer) -> bool:
+    """Whether there are accumulated gradients, which no checkpoint holds, that the optimiser has not seen."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    done: int = progress.processed
+    return bool(done % trainer.accumulate_grad_batches) and done < trainer.num_training_batches
 
 
 def checkpoint_of(trainer: pl.Trainer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping as LightningsEarlyStopping
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import Fraction, NonNegativeFloat, NonNegativeInt
@@ -35,10 +36,15 @@ def _plain(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def _unit(schedule: Schedule) -> str | None:
+    """The unit of a schedule's length, None for a function that has none."""
+    return getattr(schedule, "keywords", {}).get("unit")
+
+
 def _check_length(key: str, schedule: Schedule) -> None:
     """Raises UserError for a schedule longer than the whole run: steps or epochs were meant."""
     given = getattr(schedule, "keywords", {})
-    if given.get("unit") == "fraction" and given.get("over", 0) > 1:
+    if _unit(schedule) == "fraction" and given.get("over", 0) > 1:
         raise UserError(
             f"{key}.over={given['over']}: with {key}.unit=fraction the whole run is 1: add {key}.unit=steps, or epochs"
         )
@@ -50,6 +56,17 @@ class Scheduled(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.batches, self.steps = trainer.num_training_batches, trainer.estimated_stepping_batches
         self.accumulated = trainer.accumulate_grad_batches
+        for key, schedule in self.named.items():
+            if math.isinf(self.steps) and _unit(schedule) == "fraction":
+                raise UserError(
+                    f"{key}.unit=fraction is of a run whose length is known: set trainer.max_epochs or "
+                    f"trainer.max_steps, or {key}.unit=steps (or epochs) and {key}.over"
+                )
+
+    @property
+    def named(self) -> dict[str, Schedule]:
+        """The schedules by the keys of the config."""
+        raise NotImplementedError
 
     def progress(self, trainer: pl.Trainer, batch_idx: int) -> Progress:
         """Returns how far training is before the batch `batch_idx` of the current epoch."""
@@ -66,6 +83,10 @@ class Anneal(Scheduled):
     def __init__(self, schedules: dict[str, Schedule] | None):
         self.schedules = {name: _plain(schedule) for name, schedule in (schedules or {}).items()}
         self.values: dict[str, float] = {}
+
+    @property
+    def named(self) -> dict[str, Schedule]:
+        return {f"schedule.{name}": schedule for name, schedule in self.schedules.items()}
 
     def at_end(self, values: dict[str, float]) -> bool:
         """Whether these values are those that the run's schedules end with, within 1 % of their way."""
@@ -93,6 +114,14 @@ class Anneal(Scheduled):
                     f"{hint}it has {', '.join(known) or 'none'} (schedule=constant schedules nothing)"
                 )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.schedules and any(type(c) is LightningsEarlyStopping for c in trainer.callbacks):  # type: ignore[attr-defined]
+            log.warning(
+                "Lightning's EarlyStopping counts while schedules are on their way, too: "
+                "vaelab.training.callbacks.EarlyStopping waits for their end"
+            )
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -103,7 +132,8 @@ class Anneal(Scheduled):
                 getattr(pl_module, name).fill_(value)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        end = Progress(trainer.global_step, float(trainer.current_epoch), 1.0)
+        step, steps = trainer.global_step, self.steps
+        end = Progress(step, float(trainer.current_epoch), 1.0 if math.isinf(steps) else step / steps)
         for name, schedule in self.schedules.items():
             reached = schedule(end)
             final = schedule(FOREVER)
@@ -121,6 +151,10 @@ class LearningRate(Scheduled):
     def __init__(self, factor: Schedule):
         self.factor = _plain(factor)
 
+    @property
+    def named(self) -> dict[str, Schedule]:
+        return {"lr_schedule.factor": self.factor}
+
     def check(self, model: Model) -> None:
         """Raises UserError if the schedule is longer than the run."""
         _check_length("lr_schedule.factor", self.factor)
@@ -134,8 +168,35 @@ class LearningRate(Scheduled):
                 group["lr"] = optimizer.defaults["lr"] * factor
 
 
+def arrived(trainer: pl.Trainer) -> bool:
+    """Whether the schedules have the values that they end with: on the way, validations are of another objective."""
+    schedules = next((c for c in trainer.callbacks if isinstance(c, Anneal)), None)  # type: ignore[attr-defined]
+    return schedules is None or schedules.at_end(schedules.values)
+
+
+class EarlyStopping(LightningsEarlyStopping):
+    """Ends training as Lightning does when a metric stops improving, counted from where the schedules have arrived.
+
+    The arguments are Lightning's. Those given at a resume count, and not those of the run before.
+    """
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and arrived(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if arrived(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
+
 class Plateau(pl.Callback):
     """Lowers the learning rate when the metric that selects the best checkpoint stops improving.
+
+    Improvement is looked for from where the schedules have arrived. At a resume the arguments given then
+    count, and a new learning rate is lowered by as much as the former one was.
 
     factor: what the rate is multiplied by. patience: validations (epochs, without
     validation images) without improvement to wait for.
@@ -149,6 +210,12 @@ class Plateau(pl.Callback):
         self.state: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
+        self.rate = trainer.optimizers[0].defaults["lr"]
+        if self.state:
+            lowered = self.state["_last_lr"][0]
+            former = self.state.get("rate", self.rate)  # version 0.1 did not keep it
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = lowered if former == self.rate else lowered * self.rate / former
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             trainer.optimizers[0],
             mode=pl_module.best,
@@ -159,8 +226,8 @@ class Plateau(pl.Callback):
             min_lr=self.min_lr,
             eps=0.0,
         )
-        if self.state:
-            self.scheduler.load_state_dict(self.state)
+        for name in ("best", "num_bad_epochs"):
+            setattr(self.scheduler, name, self.state.get(name, getattr(self.scheduler, name)))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:
         for group, rate in zip(trainer.optimizers[0].param_groups, self.scheduler.get_last_lr(), strict=True):
@@ -174,11 +241,11 @@ class Plateau(pl.Callback):
             self._look(trainer, f"train/{pl_module.monitor}")
 
     def _look(self, trainer: pl.Trainer, name: str) -> None:
-        if name in trainer.callback_metrics:
+        if name in trainer.callback_metrics and not trainer.sanity_checking and arrived(trainer):
             self.scheduler.step(trainer.callback_metrics[name].item())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scheduler.state_dict()
+        return self.scheduler.state_dict() | {"rate": self.rate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.state = state_dict

@@ -33,8 +33,17 @@ class Health(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self.findings: list[Finding] | None = []
         self.warned: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        findings = None if self.findings is None else [finding._asdict() for finding in self.findings]
+        return {"findings": findings, "warned": sorted(self.warned)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        findings = state_dict["findings"]
+        self.findings = None if findings is None else [Finding(**finding) for finding in findings]
+        self.warned = set(state_dict["warned"])
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:

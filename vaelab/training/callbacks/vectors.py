@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -39,3 +39,6 @@ class KLPerDimension(pl.Callback):
         row = {str(dimension): value for dimension, value in enumerate(values.tolist())}
         self.file.log_metrics({"epoch": float(self.epoch)} | row, trainer.global_step)
         self.file.save()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Model, checkpoint: dict[str, Any]) -> None:
+        self.file.sync()
