@@ -87,6 +87,7 @@ def _import_everything() -> None:
     import matplotlib.pyplot  # noqa: F401
     import torch
 
+    import vaelab.cli
     import vaelab.commands.train
     import vaelab.datasets
     import vaelab.models
@@ -126,7 +127,7 @@ def _kill(name: str, options: list[str], twin: dict[str, Any], number: int, sign
             at.append(f"{how.name} after {seconds:.2f} s")
         if code == 0:
             break  # it came too late
-        if code not in (-9, 128 + how):
+        if code not in (-how, 128 + how):  # without a word only before Python hears of it
             differs = [f"{how.name} gave {code}: {_printed(run)[-300:]}"]
             return {"run": str(run), "kind": name, "hits": hits, "at": at, "differs": differs}
         hits += 1
@@ -157,7 +158,7 @@ def _fork(
         os.dup2(out, 1)
         os.dup2(out, 2)
         seen = _watch(run, kill_at)
-        code = sys.modules["vaelab.commands.train"].main(arguments)
+        code = sys.modules["vaelab.cli"].main(["train", *arguments])
         if count:
             Path(f"{run}.count").write_text(str(len(seen)))
     except SystemExit as stop:

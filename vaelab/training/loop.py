@@ -54,16 +54,21 @@ def no_question_about_sigterm(trainer: pl.Trainer) -> None:
 @contextmanager
 def between_steps(trainer: pl.Trainer) -> Iterator[None]:
     """Counts a batch that has begun and is not done as not begun: a run resumed from here takes it next."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    before = progress.state_dict()
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress
+    before, stepped = progress.state_dict(), loop._batches_that_stepped
     if progress.current.ready > progress.current.processed:
         for counts in (progress.total, progress.current):
             counts.ready = counts.started = counts.processed
         progress.is_last_batch = False
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        if progress.current.processed and loop._should_check_val_fx(fetcher):
+            loop._batches_that_stepped -= 1  # a resumed run counts once more where it leaves out a validation
     try:
         yield
     finally:
         progress.load_state_dict(before)
+        loop._batches_that_stepped = stepped
 
 
 def inside_window(trainer: pl.Trainer) -> bool:

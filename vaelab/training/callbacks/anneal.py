@@ -226,7 +226,7 @@ class Plateau(pl.Callback):
             min_lr=self.min_lr,
             eps=0.0,
         )
-        for name in ("best", "num_bad_epochs"):
+        for name in ("best", "num_bad_epochs", "last_epoch"):
             setattr(self.scheduler, name, self.state.get(name, getattr(self.scheduler, name)))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:

@@ -60,7 +60,7 @@ class RunCheckpoint(ModelCheckpoint):
         state = state_dict | {name: moved(state_dict[name]) for name in names}
         state["best_k_models"] = {moved(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(state | {"dirpath": self.dirpath})
-        self.scheduled = state_dict["scheduled"]
+        self.scheduled, self.current_score = state_dict["scheduled"], state_dict["current_score"]
 
 
 class EMA(EMAWeightAveraging):
