@@ -141,3 +141,88 @@ def test_a_save_that_is_cut_short_leaves_the_checkpoint_before_it(train, monkeyp
             train(f"resume={run}", "trainer.max_epochs=2")
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     assert train(f"resume={run}", "trainer.max_epochs=2").code == 0
+
+
+class Window(pl.Callback):
+    """Compares the gradient that the optimiser sees with that of the mean over the images of its step."""
+
+    def __init__(self, ratios: list[float]):
+        self.ratios, self.batches = ratios, []
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        images = torch.cat([batch.images for batch in self.batches])
+        seen = torch.cat([p.grad.flatten() for p in model.parameters()])
+        with torch.enable_grad():
+            loss = -model.likelihood.log_prob(model.decode(model.encode(images).code), images).mean()
+            right = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+        self.ratios.append((seen @ right / right.square().sum()).item())
+        self.batches.clear()
+
+
+@pytest.mark.parametrize("limit", [[], ["trainer.limit_train_batches=4"]], ids=["whole", "limited"])
+def test_accumulated_batches_count_by_their_images(train, monkeypatch, limit):
+    """Also in an epoch's last step, which has one batch of 12 images, where others have three of 16."""
+    ratios: list[float] = []
+    monkeypatch.setattr(vaelab.training.callbacks, "Window", lambda: Window(ratios), raising=False)
+    done = train(
+        "model=ae", "dataset.batch_size=16", "trainer.accumulate_grad_batches=3", "dataset.size=84", *limit,
+        "dataset.val_size=8", "trainer.max_epochs=1", "+callbacks.window={_target_:vaelab.training.callbacks.Window}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert ratios == pytest.approx([1.0] * 2, rel=1e-4)
+
+
+def test_early_stopping_counts_from_where_the_schedules_have_arrived(train):
+    stop = "+callbacks.stop={_target_:vaelab.training.callbacks.EarlyStopping,monitor:val/loss,mode:max,patience:1}"
+    loss_falls = ["model=beta", "model.beta=2", "schedule=linear", "schedule.beta.unit=epochs", "schedule.beta.over=4"]
+    done = train(*loss_falls, stop, "trainer.max_epochs=9", "optimizer.lr=0.01")
+    assert done.code == 0, done.err
+    assert 5 < done.summary["epochs"] < 9
+    assert done.summary["metrics"]["val/beta"] == pytest.approx(2.0)
+
+
+def test_early_stopping_takes_the_patience_that_a_resume_gives_it():
+    stop = vaelab.training.callbacks.EarlyStopping(monitor="val/elbo", patience=3)
+    stop.load_state_dict(stop.state_dict() | {"patience": 50, "wait_count": 2})
+    assert (stop.patience, stop.wait_count) == (3, 2)
+
+
+def test_plateau_takes_what_a_resume_gives_it(train):
+    never = ["lr_schedule=plateau", "lr_schedule.threshold=1000", "lr_schedule.patience=0", "lr_schedule.factor=0.5"]
+    first = train(*never, "trainer.max_epochs=3", "optimizer.lr=0.01")
+    assert first.series("step/lr")[-1] == pytest.approx(0.005)
+    now = ["optimizer.lr=0.001", "lr_schedule.factor=0.1", "lr_schedule.patience=0"]
+    again = train(f"resume={first.run}", *now, "trainer.max_epochs=5")._replace(run=first.run)
+    assert again.code == 0, again.err
+    rates = list(dict.fromkeys(round(rate, 9) for rate in again.series("step/lr")[9:]))
+    assert rates == pytest.approx([0.00025, 0.000025])  # halved twice by then, as the former rate
+
+
+@pytest.mark.parametrize("which", ["schedule=linear", "lr_schedule=cosine"])
+def test_a_fraction_of_an_endless_run_is_refused(train, which):
+    result = train(which, "trainer.max_epochs=-1", "trainer.max_time=00:00:00:03")
+    assert result.code == 2
+    assert "unit=fraction" in result.err
+    assert not result.run.exists()
+
+
+def test_an_unfinished_ramp_is_reported_where_time_ends_the_run(train):
+    """The schedule is a fraction of a run that is longer than its time."""
+    done = train("schedule=linear", "trainer.max_epochs=100000", "trainer.max_time=00:00:00:01")
+    assert "schedule.beta had reached" in done.out + done.err
+
+
+@pytest.mark.parametrize("how", ["every_steps=2", "every_minutes=0.0000001"])
+def test_checkpoints_inside_epochs(train, monkeypatch, how):
+    saved: list[int] = []
+    save = pl.Trainer.save_checkpoint
+    monkeypatch.setattr(
+        pl.Trainer, "save_checkpoint", lambda self, *a, **k: (saved.append(self.global_step), save(self, *a, **k))
+    )
+    done = train(f"checkpoint.{how}", "dataset.size=192", "trainer.max_epochs=1", "dataset.val_size=0")
+    assert done.code == 0, done.err
+    inside = [2, 4] if "steps" in how else [1, 2, 3, 4, 5]
+    assert [step for step in saved if step < 6] == inside

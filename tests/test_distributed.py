@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 import vaelab.models.vae
 from vaelab.core.conf import CONF
+from vaelab.core.errors import Stopped
 from vaelab.datasets.splits import IndexBatches, TensorSplit, batch_bounds, epoch_order, rank_slice
 from vaelab.training.fit import prepare
 
@@ -190,9 +191,9 @@ def process(folder: Path) -> None:
         run, arguments = folder / name, [*variant, *optimizer, *two, f"dataset.batch_size={BATCH}"]
         if name in STOPPED:
             arguments.append("trainer.log_every_n_steps=2")
-            with pytest.raises(SystemExit) as stop:  # as Lightning ends after Ctrl-C (1) and SIGTERM
+            with pytest.raises(Stopped) as stop:
                 trained(run, *arguments, callbacks=[Signal(name.rpartition(" ")[2])])
-            assert stop.value.code == (1 if "SIGINT" in name else None)
+            assert stop.value.number == getattr(signal, name.rpartition(" ")[2])
             if os.environ["RANK"] == "0":
                 shutil.copytree(run, folder / f"{name}, as it was stopped")
         results[name] = trained(run, *arguments)

@@ -13,6 +13,7 @@ import wandb
 from PIL import Image
 
 from tests.wandb_server import wandb_server
+from vaelab.training import loggers
 from vaelab.training.loggers import MetricsFile, PictureLogger
 
 
@@ -313,6 +314,35 @@ def test_wandb_logs_offline_when_the_server_cannot_be_reached(no_key, tmp_path, 
     wandb.teardown()
     assert modes == ["online", "offline"]
     assert any("no route" in line and "offline" in line and "\n" not in line for line in warnings)
+
+
+def test_a_run_does_not_wait_for_wandb_without_a_word(no_key, tmp_path, warnings, monkeypatch):
+    def never(**_):
+        time.sleep(0.3)
+        raise TimeoutError
+
+    said = []
+    monkeypatch.setattr(loggers, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(loggers.log, "info", said.append)
+    monkeypatch.setattr(wandb, "run", object())
+    monkeypatch.setattr(wandb, "finish", lambda: never())
+    loggers.finish_wandb(tmp_path)
+    assert len(said) == 1
+    assert "waiting for W&B" in said[0]
+    assert any("wandb sync" in line for line in warnings)
+
+
+def test_an_unreachable_server_leaves_no_service_behind(no_key, tmp_path, warnings, monkeypatch):
+    """Nobody listens on the port: the second init needs the id that the first one holds."""
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(loggers, "CONNECT_SECONDS", 2)
+    wandb.teardown()
+    logger = make_wandb(tmp_path, mode="online")
+    assert logger.experiment.settings.mode == "offline"
+    logger.experiment.finish()
+    wandb.teardown()
+    assert any("offline" in line for line in warnings)
 
 
 @pytest.mark.parametrize("wanted", [False, True])

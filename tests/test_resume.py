@@ -124,6 +124,91 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(train, finished, monke
     assert (stopped.run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
 
 
+class Signal(pl.Callback):
+    """Sends this process a signal in `hook`, the `count`-th time that training gets there."""
+
+    def __init__(self, number: int, hook: str, count: int):
+        self.number, self.left = number, count
+        setattr(self, hook, self.send)
+
+    def send(self, trainer, *_):
+        if not trainer.sanity_checking:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.number)
+
+
+PLACES = {
+    "in a window of accumulated gradients": ("on_train_batch_start", 5, ["trainer.accumulate_grad_batches=2"]),
+    "in an epoch's validation": ("on_validation_batch_start", 2, []),
+    "in a validation inside an epoch": (
+        "on_validation_batch_start",
+        3,
+        ["trainer.val_check_interval=2", "lr_schedule=plateau", "lr_schedule.patience=0"],
+    ),
+    "with averaged weights in validation": ("on_validation_batch_start", 2, ["averaging=ema"]),
+    "in the test": ("on_test_batch_start", 1, []),
+}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_ends_a_run_that_goes_on_exactly(train, finished, monkeypatch, place, number, code):
+    hook, count, options = PLACES[place]
+    arguments = [*options, "trainer.max_epochs=3", "dataset.size=160"]
+    whole = finished(*arguments)
+    monkeypatch.setattr(vaelab.training.callbacks, "Signal", Signal, raising=False)
+    send = f"{{_target_:vaelab.training.callbacks.Signal,number:{int(number)},hook:{hook},count:{count}}}"
+    stopped = train(*arguments, f"+callbacks.send={send}")
+    assert stopped.code == code, stopped.err
+    assert stopped.summary["status"] == "interrupted"
+    assert f"resume={stopped.run}" in stopped.out
+    resumed = train(f"resume={stopped.run}", "~callbacks.send")
+    assert resumed.code == 0, resumed.err
+    assert same_weights(stopped.run, whole.run)
+    for name in ("metrics.csv", "kl_per_dim.csv"):
+        assert (stopped.run / name).read_text() == (whole.run / name).read_text()
+    for key in ("metrics", "findings", "kl_per_dim", "best"):
+        assert stopped.summary[key] == whole.summary[key]
+
+
+def test_a_second_ctrl_c_does_not_wait(train, monkeypatch):
+    class Twice(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(vaelab.training.callbacks, "Twice", Twice, raising=False)
+    stopped = train("+callbacks.twice={_target_:vaelab.training.callbacks.Twice}")
+    assert stopped.code == 130
+    assert torch.load(stopped.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_refused_second_start_leaves_the_first_alone(train, tmp_path):
+    """Another process, which is about to train in the folder, holds the lock of its log."""
+    import fcntl
+
+    (tmp_path / "taken").mkdir()
+    with (tmp_path / "taken" / "run.log").open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        second = train("run.dir=taken")
+        assert second.code == 2
+        assert "another process" in second.err
+        assert (tmp_path / "taken" / "run.log").exists()
+    third = train("run.dir=taken", "trainer.max_steps=1")
+    assert third.code == 0, third.err
+
+
+def test_what_a_kill_left_half_written_is_cleared(train, finished):
+    run = finished("trainer.max_epochs=2").run
+    (run / "checkpoints" / ".last.ckpt.123.tmp").write_bytes(b"half")
+    (run / ".config.yaml.123.tmp").write_text("half")
+    (run / ".mine.tmp").write_text("a user's")
+    assert train(f"resume={run}", "trainer.max_epochs=3").code == 0
+    assert [path.name for path in run.rglob(".*.tmp")] == [".mine.tmp"]
+
+
 def test_an_interrupted_test_costs_nothing_but_the_test(train, monkeypatch):
     class StopTest(pl.Callback):
         def on_test_batch_end(self, *_):

@@ -18,6 +18,7 @@ from typing import Any
 
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, Stopped, UserError
+from vaelab.core.files import clear_partial
 from vaelab.runs import Files, jobs
 from vaelab.training.checks import FIRST, check_run
 
@@ -30,6 +31,8 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
     used = Files(run).config.exists()
     try:
         with _claimed(run):
+            if FIRST:
+                clear_partial(run)
             check_run(config, run)
             _train(config, run)
     except Exception as error:
@@ -41,8 +44,8 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
 
 def discard_unused(run: Path) -> None:
     """Removes a run's folder in which nothing was trained, unless another process is about to."""
-    if FIRST and run.is_dir() and {*run.iterdir()} <= {Files(run).log}:
-        with suppress(UserError), _claimed(run):
+    if run.is_dir() and {*run.iterdir()} <= {Files(run).log}:
+        with suppress(UserError), _claimed(run, lock=True):
             Files(run).log.unlink(missing_ok=True)
             run.rmdir()
 
@@ -170,7 +173,7 @@ LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MAS
 
 
 @contextmanager
-def _claimed(run: Path) -> Iterator[None]:
+def _claimed(run: Path, lock: bool = FIRST) -> Iterator[None]:
     """Keeps any other process from training into the run folder; a lock that ends with this process."""
     try:
         import fcntl
@@ -183,7 +186,7 @@ def _claimed(run: Path) -> Iterator[None]:
         raise UserError(f"cannot write to {run} ({error.strerror}): set run.dir to another folder") from error
     with file:
         try:
-            if FIRST:
+            if lock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{run} is being trained by another process: wait for it, or choose another run") from error

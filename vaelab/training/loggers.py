@@ -8,6 +8,8 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,7 +26,7 @@ log = logging.getLogger("vaelab")
 CONNECT_SECONDS = 15
 """Seconds to wait for the W&B server before logging offline."""
 SILENT_SECONDS, FINISH_SECONDS = 5, 120
-"""Seconds that the end of a run waits for the W&B server before it says so, and before it leaves the rest on disk."""
+"""Seconds that a run waits for the W&B server before it says so, and its end before it leaves the rest on disk."""
 
 
 @runtime_checkable
@@ -152,7 +154,8 @@ class WandB(WandbLogger):
         arguments: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type}
         arguments |= {"tags": tags, "dir": str(run.absolute()), "id": _run_id(run), "settings": settings}
         try:
-            experiment = wandb.init(**arguments, mode=mode, resume="allow" if mode == "online" else None)
+            with _said("waiting for W&B to answer, up to a minute; Ctrl-C, and logger=csv or mode=offline, spare it"):
+                experiment = wandb.init(**arguments, mode=mode, resume="allow" if mode == "online" else None)
         except wandb.Error as error:
             log.warning("W&B cannot be reached (%s): logging offline", str(error).splitlines()[0])
             wandb.teardown()  # its service holds the run's id otherwise
@@ -203,12 +206,20 @@ def finish_wandb(run: Path) -> None:
     wandb: Any = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return
-    word = threading.Timer(SILENT_SECONDS, log.info, ("waiting for W&B to take the last metrics, up to 2 minutes",))
-    word.start()
     try:
-        wandb.finish()
+        with _said("waiting for W&B to take the last metrics, up to 2 minutes"):
+            wandb.finish()
     except TimeoutError:
         log.warning("W&B did not take all of it; it is on disk, to send it: %s", offline.sync_line([run]))
+
+
+@contextmanager
+def _said(text: str) -> Iterator[None]:
+    """Says what is waited for, if the block takes more than a few seconds."""
+    word = threading.Timer(SILENT_SECONDS, log.info, (text,))
+    word.start()
+    try:
+        yield
     finally:
         word.cancel()
 
