@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vaelab.core.conf import CONF
-from vaelab.core.errors import DivergenceError, Stopped, UserError
+from vaelab.core.errors import DivergenceError, MachineError, Stopped, UserError
 
 PATHS = (
     "run",
@@ -185,7 +185,7 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         problem, remedy = f"cannot write {error.filename} ({error.strerror})", "name another place"
         print(f"vaelab: {problem}: {remedy if begun else 'set run.dir to another folder'}", file=sys.stderr)
         return 2
-    except DivergenceError as error:
+    except (DivergenceError, MachineError) as error:
         if traceback_wanted:
             raise
         print(f"vaelab: {error}", file=sys.stderr)

@@ -13,6 +13,10 @@ class DivergenceError(RuntimeError):
     """Raised where a term of the objective became infinite or NaN: training cannot go on."""
 
 
+class MachineError(RuntimeError):
+    """Raised where the machine, and not the program, ends a run: a full disk, a removed folder, too little memory."""
+
+
 class Stopped(SystemExit):
     """Raised where a signal ends the program, which exits with 128 plus the signal's number.
 

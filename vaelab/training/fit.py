@@ -166,12 +166,13 @@ def _build_trainer(
     config: dict[str, Any], run: Path, model: Model, data: ImageData, checkpoint: Path | None
 ) -> pl.Trainer:
     """Builds Lightning's trainer with the config's callbacks and loggers, and the lab's own."""
-    callbacks = [build(node) for node in config["callbacks"].values() if node]
+    saves = config["trainer"]["enable_checkpointing"]
+    callbacks = [build(config["checkpoint"])(Files(run).checkpoint("last") if saves else None)]
+    callbacks += [build(node) for node in config["callbacks"].values() if node]
     for callback in callbacks:
         if hasattr(callback, "check"):
             callback.check(model)
     part, folder = "val" if len(data.val) else "train", Files(run).checkpoints
-    saves = config["trainer"]["enable_checkpointing"]
     if saves:
         callbacks += [
             RunCheckpoint(
@@ -190,7 +191,6 @@ def _build_trainer(
         callbacks.append(Prune(place))
     resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     callbacks.append(KLPerDimension(MetricsFile(Files(run).kl_per_dim, resumed_step)))
-    callbacks.append(build(config["checkpoint"])(Files(run).checkpoint("last") if saves else None))
     loggers = [MetricsFile(Files(run).metrics, resumed_step)]
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:
@@ -256,6 +256,7 @@ def _log_to(run: Path) -> None:
     if rank_zero_only.rank == 0:
         run.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Files(run).log)
+        file.handleError = lambda record: None  # a full disk ends the run where it matters, and not its log
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
     log.addHandler(Terminal())

@@ -13,11 +13,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
 
 from vaelab import runs
-from vaelab.core.errors import DivergenceError, Stopped, UserError
+from vaelab.core.errors import DivergenceError, MachineError, Stopped, UserError
 from vaelab.core.files import clear_partial
 from vaelab.runs import Files, jobs
 from vaelab.training.checks import FIRST, check_run
@@ -39,7 +40,22 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
         began = not used and Files(run).config.exists()  # a file of its data broke during training
         if (in_sweep and not used) or began or not isinstance(error, UserError):
             record(run, "diverged" if isinstance(error, DivergenceError) else "failed", error, config)
+        if fault := _fault(error, run):
+            raise MachineError(fault) from error
         raise
+
+
+def _fault(error: Exception, run: Path) -> str:
+    """Words an error for which the machine is to blame, the traceback of which is in run.log; empty for any other."""
+    again = f"\nthen continue with: vaelab train {shlex.quote(f'resume={run}')}" if Files(run).saved else ""
+    if "out of memory" in str(error) or "allocate memory" in str(error):  # torch has several classes for it
+        return f"the memory is too small: lower dataset.batch_size, or the sizes of the network{again}"
+    if not isinstance(error, OSError) or error.strerror is None:
+        return ""
+    if not run.is_dir():
+        return f"{run} was removed while it was being trained"
+    remedy = "free some space" if error.errno in (ENOSPC, EDQUOT) else "mend that"
+    return f"{error.filename or run}: {error.strerror}: {remedy}{again}"
 
 
 def discard_unused(run: Path) -> None:
@@ -145,13 +161,13 @@ def end_jobs() -> None:
 def record(run: Path, status: str, error: BaseException | None, config: dict[str, Any] | None) -> None:
     """Writes how a run ended into its summary.json and run.log; the errors of further processes into run.log alone."""
     text = "".join(traceback.format_exception(error)) if error else status
-    if FIRST or error:
-        with Files(run).log.open("a") as file:
-            file.write(f"{text}\n")
-    if not FIRST:
-        return
     ended = {"status": status, "error": str(error) if error else None, "identity": config and jobs.identity(config)}
-    runs.write_summary(run, runs.read_summary(run) | ended)
+    with suppress(OSError):  # the disk may be full, or the folder gone: the error itself says so
+        if FIRST or error:
+            with Files(run).log.open("a") as file:
+                file.write(f"{text}\n")
+        if FIRST:
+            runs.write_summary(run, runs.read_summary(run) | ended)
 
 
 def worker(run: str) -> int:

@@ -22,8 +22,13 @@ class WholeFile(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        with whole(Path(path)) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's, about its own file format, when the disk is full
+                if isinstance(cause := error.__context__, OSError):
+                    raise OSError(cause.errno, cause.strerror, str(path)) from error
+                raise
 
 
 class RunCheckpoint(ModelCheckpoint):

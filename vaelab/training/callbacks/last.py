@@ -45,6 +45,7 @@ class KeepLast(pl.Callback):
         self.path, self.every_steps, self.every_minutes = path, every_steps, every_minutes
         self.asked = 0  # the signal that asks to stop
         self.saved_at = 0.0  # seconds of the monotonic clock
+        self.inside = False  # whether a batch of the epoch has begun: before, the checkpoint of the last one is new
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.saved_at = time.monotonic()
@@ -70,9 +71,10 @@ class KeepLast(pl.Callback):
                 signal.signal(number, handle)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
+        self.inside = False
         self._stop_between_epochs(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self._stop_between_epochs(trainer)
 
     def _stop_between_epochs(self, trainer: pl.Trainer) -> None:
@@ -81,6 +83,7 @@ class KeepLast(pl.Callback):
             raise Stopped(number)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:
+        self.inside = True
         if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
@@ -121,6 +124,7 @@ class KeepLast(pl.Callback):
             self.path is None
             or trainer.state.fn != "fit"
             or trainer.global_step == 0
+            or not self.inside
             or trainer.validating
             or isinstance(exception, DivergenceError | Stopped)
         ):
