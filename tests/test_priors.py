@@ -342,7 +342,7 @@ def test_a_file_that_is_damaged_or_builds_another_class_is_refused(vaelab):
                      (b"vaelab.nn.priors.GaussianMixture", b"os.path.basename".ljust(32, b"_"))):  # fmt: skip
         assert old in whole
         path.write_bytes(whole.replace(old, new))
-        vaelab.refused("sample", "run=ae", "prior=gmm", says=[str(path), "refused", "vaelab prior run=ae"])
+        vaelab.refused("sample", "run=ae", "prior=gmm", says=[str(path), "prior would run", "trust=true"])
 
 
 def test_completion_knows_the_command_and_its_keys(vaelab, monkeypatch, capsys):

@@ -259,7 +259,7 @@ def test_resume_remembers_the_folder_of_ones_own_options(train, tmp_path):
     text = "_target_: vaelab.models.VAE\nnetwork: ${network}\nlikelihood: ${likelihood}\nlatent_dim: 2\n"
     (tmp_path / "mine" / "model" / "tiny.yaml").write_text(text)
     run = train("--config-dir", "mine", "model=tiny").run
-    result = train(f"resume={run}", "trainer.max_epochs=3")
+    result = train(f"resume={run}", "trainer.max_epochs=3", "trust=true")
     assert result.code == 0, result.err
 
 

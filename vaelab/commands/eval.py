@@ -30,7 +30,7 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
 }
 """Integers among the options, and the least and the greatest that each can be."""
-KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", *BOUNDS}
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", "trust", *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
@@ -98,6 +98,8 @@ def _check(options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), SECTIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
+    if not isinstance(options["trust"], bool):
+        raise UserError(f"trust={options['trust']}: must be true or false")
     for key, (least, most) in BOUNDS.items():
         if not isinstance(options[key], int) or isinstance(options[key], bool) or not least <= options[key] <= most:
             raise UserError(f"{key}={options[key]}: must be an integer from {least} to {most}")

@@ -20,6 +20,7 @@ class Options(NamedTuple):
     device: str
     figures: bool
     out: str | None
+    trust: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +42,7 @@ def job(config: Any) -> None:
     if several:
         build.of_sweep(folder, out, asked.figures)
     elif Files(folder).saved:
-        build.of_folder(folder, out, asked.checkpoint, asked.device, asked.root, asked.figures)
+        build.of_folder(folder, out, asked.checkpoint, asked.device, asked.root, asked.figures, asked.trust)
     else:
         from vaelab.report import run
 

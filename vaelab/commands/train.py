@@ -39,29 +39,57 @@ def main(arguments: list[str]) -> int:
 def _with_resumed(arguments: list[str]) -> list[str]:
     """Returns the arguments for Hydra: `resume=RUN` becomes the run's own, then those given now."""
     given = {command.key_of(a): a for a in arguments}
+    trust = _trusted(given)
     _, _, resume = given.get("resume", "").partition("=")
     command.check_folders(arguments)
     if resume in ("", "null"):
+        if trust is not None:
+            raise UserError("trust= is for resume=: what you choose yourself needs none: leave it out")
         return arguments
     from vaelab import runs
+    from vaelab.runs import gate
 
     if "run.dir" in given:
         raise UserError("resume= continues a run in its own folder: leave out run.dir")
     if command.SWEEPING & given.keys():
         raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
     run = runs.find(resume.strip("'\""))
-    started = runs.read_config(run)["run"]
-    saved = {command.key_of(a): a for a in started["overrides"]}
-    now = given | {
-        "resume": f"resume={command.in_quotes(str(run))}",
-        "run.dir": f"run.dir={command.in_quotes(str(run))}",
-    }
-    former = PROCESSES if "accelerator" in given else ("trainer.strategy.",) if "trainer.strategy" in given else ()
-    saved = {key: argument for key, argument in saved.items() if not key.startswith(former)}
-    for key in [k for k, a in now.items() if a.startswith("~") and saved.get(k, "").startswith("+")]:
-        del saved[key], now[key]  # a key that was added then and is removed now
-    flags = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in given else []
-    return flags + list((saved | now).values())
+    started, config = runs.read_config(run)["run"], Files(run).config
+    saved, now = _joined({command.key_of(a): a for a in started["overrides"]}, given)
+    gate.check_overrides(list(saved.values()), config, bool(trust))
+    flags = []
+    if started["config_dir"] and not {"--config-dir", "-cd"} & given.keys():
+        gate.check_config_dir(started["config_dir"], config, bool(trust))
+        flags = ["--config-dir", started["config_dir"]]
+    folder = command.in_quotes(str(run))
+    return flags + list((saved | now | {"resume": f"resume={folder}", "run.dir": f"run.dir={folder}"}).values())
+
+
+def _trusted(given: dict[str, str]) -> bool | None:
+    """Takes `trust=` out of the arguments: it is said each time, and kept in no run. None if it is not given."""
+    argument = given.pop("trust", None)
+    if argument is None:
+        return None
+    if argument not in ("trust=true", "trust=false"):
+        raise UserError(f"{argument}: write trust=true or trust=false")
+    return argument == "trust=true"
+
+
+def _joined(saved: dict[str, str], given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns what is left of a run's own arguments beside those given now, and these; both by their keys.
+
+    A key that is given anew takes along what was set below it, since that was of the former option; `~key` takes back
+    what was set.
+    """
+    taken_back = {key for key, argument in given.items() if argument.startswith("~") and key in saved}
+    gone = taken_back | {key for key, argument in given.items() if argument != saved.get(key)}
+    gone |= set(PROCESSES) if "accelerator" in given else set()
+    below = tuple(f"{key}." for key in gone)
+    now = {key: argument for key, argument in given.items() if key not in taken_back}
+    for key, argument in now.items():  # what was added then has to be added now, too
+        if saved.get(key, "").startswith("+") and argument[0] not in "+~":
+            now[key] = f"+{argument}"
+    return {key: argument for key, argument in saved.items() if not (key in gone or key.startswith(below))}, now
 
 
 PROCESSES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")

@@ -39,7 +39,9 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     saved: the run's config. options: those of conf/eval.yaml. Raises UserError for a run, a checkpoint,
     a device or data that cannot be had, or images that are not the model's.
     """
-    trained = Trained(run, options["checkpoint"], options["device"], options["root"], options.get("prior"))
+    trained = Trained(
+        run, options["checkpoint"], options["device"], options["root"], options.get("prior"), options["trust"]
+    )
     model, data, dataset, part = trained.model, trained.data, trained.dataset, options["split"]
     point = runs.read_checkpoint(runs.checkpoint_path(run, options["checkpoint"]))
     if not hasattr(data, part) or len(getattr(data, part)) < 2:

@@ -25,11 +25,12 @@ def of_folder(
     device: str = "cpu",
     root: str | None = None,
     figures: bool = True,
+    trust: bool = False,
 ) -> None:
     """Draws the figures and writes the page of a run folder that has a checkpoint, as `of_run` does."""
     from vaelab.runs.trained import Trained
 
-    trained = Trained(folder, checkpoint, device, root)
+    trained = Trained(folder, checkpoint, device, root, trust=trust)
     of_run(folder, trained.model, trained.data, out, figures)
 
 

@@ -16,6 +16,8 @@ from vaelab.runs.layout import FORMAT, Files
 
 NEEDED = {"run", "model", "dataset"}
 """Sections that every config has."""
+SECTIONS = {"trainer", "callbacks", "schedule", "logger", "optimizer", "lr_schedule", "averaging", "prior", "sweep"}
+"""Sections that are mappings in every config that has them, or nothing."""
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = "vaelab-1"
 """Format of model.json that `save` writes and `load` reads."""
-BUILDS = ("vaelab.models", "vaelab.nn")
-"""Modules whose classes a model.json may name."""
 
 
 def holds_export(folder: str | Path) -> bool:
@@ -41,21 +38,22 @@ def save(model: Model, folder: Path, description: dict[str, Any]) -> None:
     write_text(folder / DESCRIPTION, text)
 
 
-def load(folder: str | Path, device: str = "cpu") -> Model:
+def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
     """Loads an exported model, in eval mode, on `device`.
 
-    The files may be anyone's: only classes of vaelab are built, and no pickle is read. Raises UserError
-    for a file that is missing or damaged, or names other classes.
+    The files may be anyone's: no pickle is read, and unless it is trusted, only what stands on the list of
+    `vaelab.runs.gate` is built. Raises UserError for a file that is missing or damaged, or names anything else.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from vaelab.core.config import build, check
+    from vaelab.runs import gate
 
     root = Path(folder)
     about = read_description(root)
     about["model"] = upgrade_run({"model": about["model"]})["model"]
-    check_builds(about["model"], root)
+    gate.check(about["model"], "model", root / DESCRIPTION, trust)
     check(about["model"], "model")
     try:
         tensors = load_file(root / WEIGHTS)
@@ -85,58 +83,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path} is not of this version of vaelab export, or another program's: export the run again")
     sizes, classes = about.get("shape"), about.get("num_classes")
-    complete = isinstance(about.get("model"), dict) and isinstance(about.get("extra"), dict)
+    model = about.get("model")
+    complete = (
+        isinstance(model, dict) and isinstance(model.get("_target_"), str) and isinstance(about.get("extra"), dict)
+    )
     complete = complete and isinstance(sizes, list) and len(sizes) == 3 and all(type(n) is int and n > 0 for n in sizes)
     if not complete or not (classes is None or (type(classes) is int and classes > 0)):
         raise UserError(f"{path} is damaged: `model`, `shape`, `num_classes` or `extra` is missing; export again")
     return about
-
-
-def check_builds(node: dict[str, Any], folder: Path) -> None:
-    """Raises UserError if a config node of a model names anything but classes of vaelab's own, which is not run."""
-    if "_target_" not in node:
-        raise UserError(f"{folder / DESCRIPTION} is damaged: `model` names no class; export the run again")
-    if foreign := foreign_targets(node):
-        raise UserError(
-            f"{folder / DESCRIPTION} builds the model with {foreign[0]}, which is no class of vaelab: it is not run\n"
-            f"build the model yourself and load {WEIGHTS} into it, or load the run folder"
-        )
-
-
-def foreign_targets(node: Any) -> list[str]:
-    """Lists what a config node would call or read that is no class of vaelab's models and their parts.
-
-    The class itself is looked up, since a name that begins with `vaelab.` can lead anywhere, as
-    vaelab.runs.os.system does. Interpolations read the environment, and are refused like it.
-    """
-    return [str(value) for key, value in _leaves(node) if not _harmless(key, value)]
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _leaves(value, name)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _leaves(value, key)
-    else:
-        yield key, node
-
-
-def _harmless(key: str, value: Any) -> bool:
-    if key == "_target_":
-        return _is_class_of_vaelab(value)
-    return not (isinstance(value, str) and "${" in value)
-
-
-def _is_class_of_vaelab(target: Any) -> bool:
-    import importlib
-
-    module, _, name = str(target).rpartition(".")
-    if not any(module == known or module.startswith(f"{known}.") for known in BUILDS):  # so no other module is imported
-        return False
-    try:
-        value = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return False
-    return isinstance(value, type) and value.__module__.startswith(BUILDS)

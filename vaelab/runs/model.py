@@ -7,31 +7,35 @@ from typing import TYPE_CHECKING
 
 from vaelab.core.errors import UserError
 from vaelab.runs.config import read_config
-from vaelab.runs.layout import find
+from vaelab.runs.layout import Files, find
 from vaelab.runs.records import checkpoint_path, read_checkpoint
 
 if TYPE_CHECKING:
     from vaelab.models import Model
 
 
-def load(run: str | Path, checkpoint: str = "best", device: str = "cpu", prior: str | None = None) -> Model:
+def load(
+    run: str | Path, checkpoint: str = "best", device: str = "cpu", prior: str | None = None, trust: bool = False
+) -> Model:
     """Loads the trained model of a run, in eval mode.
 
     run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
     checkpoint: `best` or `last`. device: where to put it. prior: the name of one that vaelab prior has fitted to the
-    run, which takes the place of the model's own.
+    run, which takes the place of the model's own. trust: whether to build what the folder names whatever it is, which
+    runs its maker's code; without, only what stands on the list of `vaelab.runs.gate`.
     Raises UserError if the folder is no run, if the checkpoint is missing or damaged, or the prior is of other weights.
     """
     from vaelab.core.config import build, check
     from vaelab.core.renames import upgrade_tensors
-    from vaelab.runs import exported, priors
+    from vaelab.runs import exported, gate, priors
 
     if exported.holds_export(run):
         if prior is not None:
             raise UserError(f"prior={prior}: {run} is an export, which has none: name the run folder")
-        return exported.load(run, device)
+        return exported.load(run, device, trust)
     folder = find(run)
     config = read_config(folder)
+    gate.check(config["model"], "model", Files(folder).config, trust)
     saved = read_checkpoint(checkpoint_path(folder, checkpoint))
     check(config["model"], "model")
     model = build(config["model"], shape=tuple(saved["shape"]), num_classes=saved["num_classes"])
@@ -41,5 +45,5 @@ def load(run: str | Path, checkpoint: str = "best", device: str = "cpu", prior: 
         raise UserError(f"{folder}: checkpoints/{checkpoint}.ckpt is of another model than config.yaml says") from error
     model = model.to(device).eval()
     if prior is not None:
-        model.draw_from(priors.read(folder, prior, model, checkpoint).eval())
+        model.draw_from(priors.read(folder, prior, model, checkpoint, trust).eval())
     return model

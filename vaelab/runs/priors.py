@@ -59,11 +59,12 @@ def write(run: Path, name: str, prior: Prior, about: dict[str, Any]) -> Path:
     return path
 
 
-def read(run: Path, name: str, model: Model, checkpoint: str) -> Prior:
+def read(run: Path, name: str, model: Model, checkpoint: str, trust: bool = False) -> Prior:
     """A prior that was fitted to the codes of `model`, on its device.
 
-    model: as the `checkpoint` has it. The file may be anyone's: only classes of vaelab are built, and no pickle is
-    read. Raises UserError if there is no such prior, if its file is damaged, or if it was fitted to other weights.
+    model: as the `checkpoint` has it. The file may be anyone's: no pickle is read, and unless it is trusted, only what
+    stands on the list of `vaelab.runs.gate` is built. Raises UserError if there is no such prior, if its file is damaged,
+    or if it was fitted to other weights.
     """
     again = f"fit it again: {command(run, name, checkpoint)}"
     path = Files(run).prior(name)
@@ -77,7 +78,7 @@ def read(run: Path, name: str, model: Model, checkpoint: str) -> Prior:
             f"prior={name}: it was fitted to the {point['name']} checkpoint of epoch {point['epoch']}, whose weights "
             f"are not those of the {checkpoint} one\n{again}"
         )
-    prior = _built(path, about, tensors, again)
+    prior = _built(path, about, tensors, again, trust)
     prior.words = about["words"]
     return prior.to(model.device)
 
@@ -106,14 +107,15 @@ def _content(path: Path, again: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return about, tensors
 
 
-def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], again: str) -> Prior:
+def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], again: str, trust: bool) -> Prior:
     from vaelab.core.config import build, check
     from vaelab.core.renames import upgrade
-    from vaelab.runs.exported import foreign_targets
+    from vaelab.runs import gate
 
     node = upgrade(about["node"])
-    if "_target_" not in node or foreign_targets(node):
-        raise UserError(f"{path} is refused: its prior is no class of vaelab, and is not run\n{again}")
+    if "_target_" not in node:
+        raise damaged(path, "it names no prior", again)
+    gate.check(node, "prior", path, trust)
     check(node, "prior")
     try:
         prior = build(node)(**about["arguments"])

@@ -14,6 +14,7 @@ from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
 from vaelab.core.pixels import to_unit
 from vaelab.core.quiet import quieten
+from vaelab.runs import gate
 
 if TYPE_CHECKING:
     from vaelab.datasets.splits import Batch
@@ -25,6 +26,7 @@ class Trained:
 
     run: a run folder, or `last`. checkpoint: `best` or `last`. device: `auto`, or as torch names it.
     root: where the data lies, if it has moved. prior: one that was fitted to the run, in the place of the model's own.
+    trust: whether to build what the folder names whatever it is, which runs its maker's code.
     Raises UserError if the run, the checkpoint or the device cannot be used.
     """
 
@@ -37,11 +39,14 @@ class Trained:
         device: str = "auto",
         root: str | None = None,
         prior: str | None = None,
+        trust: bool = False,
     ):
         quieten()
         self.folder, self.checkpoint = runs.find(run), checkpoint
         self.config = runs.read_config(self.folder)
-        self.model = runs.load(self.folder, checkpoint, _device(device), prior)
+        for part in ("model", "dataset"):  # before any work
+            gate.check(self.config[part], part, runs.Files(self.folder).config, trust)
+        self.model = runs.load(self.folder, checkpoint, _device(device), prior, trust)
         self.dataset: dict[str, Any] = dict(self.config["dataset"])
         if root is not None:
             if "root" not in self.dataset:

@@ -199,7 +199,9 @@ def _page_of(run: Path, config: dict[str, Any]) -> None:
     from vaelab.report import build
 
     if config["report"] and not Files(run).report.is_file() and jobs.summary_of(run)["status"] == "finished":
-        build.of_folder(run, Files(run).report)
+        own = runs.read_config(run)
+        trust = all(own[part] == config[part] for part in ("model", "dataset"))  # the user has just named them
+        build.of_folder(run, Files(run).report, trust=trust)
         print(f"  report: {Files(run).report}")
 
 

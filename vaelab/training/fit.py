@@ -226,7 +226,7 @@ def _take_best_weights(trainer: pl.Trainer, model: Model) -> dict[str, Any]:
 
 def _whole(config: dict[str, Any], run: Path, trainer: pl.Trainer) -> Any:
     """Builds the model anew with its best checkpoint's weights, or the last one's: the trained one is in parts."""
-    model = runs.load(run, "best" if _best_checkpoint(trainer) else "last")
+    model = runs.load(run, "best" if _best_checkpoint(trainer) else "last", trust=True)
     model.seed = config["seed"]
     return model
 

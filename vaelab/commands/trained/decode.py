@@ -32,6 +32,7 @@ class Options(NamedTuple):
     codes: str
     out: str
     label: NonNegativeInt | None
+    trust: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +48,7 @@ def job(config: Any) -> None:
     arrays = read(asked.codes)
     from vaelab.runs.trained import Trained
 
-    trained = Trained(asked.run, asked.checkpoint, asked.device)
+    trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     codes = _codes(arrays, trained.model, asked.codes)
     labels = _labels(arrays, trained.model, asked, len(codes))
     names = _names(arrays, asked.codes, len(codes))

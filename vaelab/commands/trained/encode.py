@@ -29,6 +29,7 @@ class Options(NamedTuple):
     out: str
     resize: bool
     label: NonNegativeInt | None
+    trust: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +50,7 @@ def job(config: Any) -> None:
         raise UserError(f"input={asked.input}: there is no such file or folder")
     from vaelab.runs.trained import Trained
 
-    trained = Trained(asked.run, asked.checkpoint, asked.device)
+    trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     found = images.find(asked.input, trained.model.shape, "input", asked.resize)
     labels = _labels(found, trained.model, asked.label)
     arrays = _encoded(trained, found, labels)

@@ -36,6 +36,7 @@ class Opening:
     checkpoint: Literal["best", "last"]
     root: str | None
     device: str
+    trust: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -68,7 +69,7 @@ def opened(options: Opening, prior: str | None = None) -> Trained:
     from vaelab.runs.trained import Trained
 
     torch.manual_seed(options.seed)
-    trained = Trained(options.run, options.checkpoint, options.device, options.root, prior)
+    trained = Trained(options.run, options.checkpoint, options.device, options.root, prior, options.trust)
     if not all(bool(weights.isfinite().all()) for weights in trained.model.parameters()):
         other = {"best": "last", "last": "best"}[options.checkpoint]
         raise UserError(

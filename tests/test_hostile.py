@@ -1,0 +1,381 @@
+"""A stranger's run folder executes nothing: every gadget, at every place of a config, for every command."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vaelab
+from tests.test_conf import CONF
+from vaelab.cli import main
+from vaelab.core.errors import UserError
+from vaelab.runs import gate, read_config, write_config
+
+CANARY, PICKLE, SCRIPT, SHELL = "canary", "canary.pkl", "canary.py", "touch canary"
+GADGETS = {
+    "joblib.load": {"filename": PICKLE},
+    "torch.load": {"f": PICKLE, "weights_only": False},
+    "torch.serialization.load": {"f": PICKLE, "weights_only": False},
+    "torch.hub.load": {"repo_or_dir": ".", "model": "canary", "source": "local"},
+    "torch.hub.load_state_dict_from_url": {"url": "file:canary.pkl"},
+    "torch.jit.load": {"f": PICKLE},
+    "torch.package.PackageImporter": {"file_or_buffer": PICKLE},
+    "torch.utils.cpp_extension.load": {"name": "canary", "sources": [SCRIPT]},
+    "torch.utils.cpp_extension.include_paths": {},
+    "torch.classes.load_library": {"path": PICKLE},
+    "torch.ops.load_library": {"path": PICKLE},
+    "torch.distributed.run.main": {"args": [SCRIPT]},
+    "numpy.load": {"file": PICKLE, "allow_pickle": True},
+    "numpy.fromfile": {"file": PICKLE},
+    "numpy.ctypeslib.load_library": {"libname": "canary", "loader_path": "."},
+    "pickle.load": {"file": PICKLE},
+    "pickle.loads": {"data": "x"},
+    "cloudpickle.load": {"file": PICKLE},
+    "cloudpickle.loads": {"data": "x"},
+    "shelve.open": {"filename": CANARY},
+    "dbm.open": {"file": CANARY, "flag": "c"},
+    "marshal.loads": {"bytes": "x"},
+    "yaml.unsafe_load": {"stream": "!!python/object/apply:os.system [touch canary]"},
+    "yaml.load": {"stream": "!!python/object/apply:os.system [touch canary]", "Loader": "x"},
+    "omegaconf.OmegaConf.load": {"file_": SCRIPT},
+    "hydra.utils.instantiate": {"config": {"_target_": "os.system", "command": SHELL}},
+    "hydra.utils.call": {"config": {"_target_": "os.system", "command": SHELL}},
+    "hydra.utils.get_method": {"path": "os.system"},
+    "hydra.utils.get_class": {"path": "subprocess.Popen"},
+    "hydra.utils.get_object": {"path": "os.system"},
+    "hydra.main": {"config_path": "."},
+    "runpy.run_path": {"path_name": SCRIPT},
+    "runpy.run_module": {"mod_name": "canary"},
+    "importlib.import_module": {"name": "canary"},
+    "importlib.machinery.SourceFileLoader": {"fullname": "canary", "path": SCRIPT},
+    "pydoc.locate": {"path": "canary"},
+    "pydoc.importfile": {"path": SCRIPT},
+    "pkgutil.resolve_name": {"name": "canary"},
+    "site.addsitedir": {"sitedir": "."},
+    "site.execsitecustomize": {},
+    "os.system": {"command": SHELL},
+    "os.popen": {"cmd": SHELL},
+    "os.mkdir": {"path": CANARY},
+    "os.makedirs": {"name": CANARY},
+    "os.rename": {"src": PICKLE, "dst": CANARY},
+    "os.symlink": {"src": PICKLE, "dst": CANARY},
+    "posix.system": {"command": SHELL},
+    "subprocess.Popen": {"args": SHELL, "shell": True},
+    "subprocess.run": {"args": SHELL, "shell": True},
+    "subprocess.getoutput": {"cmd": SHELL},
+    "pty.spawn": {"argv": ["touch", CANARY]},
+    "builtins.eval": {"_args_": ["open('canary', 'w')"]},
+    "builtins.exec": {"_args_": ["open('canary', 'w')"]},
+    "builtins.open": {"file": CANARY, "mode": "w"},
+    "builtins.__import__": {"name": "canary"},
+    "builtins.getattr": {"_args_": ["os", "system"]},
+    "io.open": {"file": CANARY, "mode": "w"},
+    "pathlib.Path.touch": {"self": CANARY},
+    "shutil.copyfile": {"src": PICKLE, "dst": CANARY},
+    "shutil.copytree": {"src": ".", "dst": CANARY},
+    "shutil.move": {"src": PICKLE, "dst": CANARY},
+    "shutil.rmtree": {"path": "run"},
+    "shutil.unpack_archive": {"filename": PICKLE},
+    "tempfile.mkdtemp": {"prefix": CANARY, "dir": "."},
+    "tarfile.open": {"name": CANARY, "mode": "w"},
+    "zipfile.ZipFile": {"file": CANARY, "mode": "w"},
+    "sqlite3.connect": {"database": CANARY},
+    "logging.FileHandler": {"filename": CANARY},
+    "logging.basicConfig": {"filename": CANARY},
+    "logging.config.dictConfig": {"config": {"version": 1, "handlers": {"h": {"()": "os.system", "command": SHELL}}}},
+    "logging.config.fileConfig": {"fname": SCRIPT},
+    "functools.partial": {"_args_": ["os.system", SHELL]},
+    "functools.reduce": {"_args_": ["os.system", [SHELL, SHELL]]},
+    "operator.methodcaller": {"_args_": ["system", SHELL]},
+    "ctypes.CDLL": {"name": PICKLE},
+    "ctypes.cdll.LoadLibrary": {"name": PICKLE},
+    "webbrowser.open": {"url": "file:canary.py"},
+    "urllib.request.urlretrieve": {"url": "file:canary.py", "filename": CANARY},
+    "multiprocessing.Process": {"target": "os.system", "args": [SHELL]},
+    "multiprocessing.managers.SyncManager": {"address": CANARY},
+    "threading.Timer": {"interval": 0, "function": "os.system", "args": [SHELL]},
+    "code.interact": {"banner": "x"},
+    "timeit.timeit": {"stmt": "open('canary', 'w')", "number": 1},
+    "cProfile.run": {"statement": "open('canary', 'w')"},
+    "doctest.testfile": {"filename": SCRIPT},
+    "unittest.main": {"module": "canary"},
+    "pip.main": {"args": ["install", "."]},
+    "setuptools.setup": {"script_name": SCRIPT},
+    "wandb.init": {"dir": "."},
+    "wandb.restore": {"name": CANARY},
+    "pytorch_lightning.LightningModule.load_from_checkpoint": {"checkpoint_path": PICKLE},
+    "pytorch_lightning.callbacks.OnExceptionCheckpoint": {"dirpath": CANARY},
+    "pytorch_lightning.cli.LightningCLI": {"args": [SCRIPT]},
+    "pytorch_lightning.callbacks.ModelCheckpoint": {"dirpath": CANARY},
+    "pytorch_lightning.loggers.CSVLogger": {"save_dir": CANARY},
+    "pytorch_lightning.loggers.MLFlowLogger": {"tracking_uri": "http://stranger"},
+    "pytorch_lightning.profilers.SimpleProfiler": {"dirpath": CANARY},
+    "PIL.Image.open": {"fp": PICKLE},
+    "h5py.File": {"name": CANARY, "mode": "w"},
+    "matplotlib.pyplot.savefig": {"fname": CANARY},
+    "ray.init": {"address": "stranger"},
+    "submitit.core.utils.CommandFunction": {"command": ["touch", CANARY]},
+    "optuna.load_study": {"study_name": "x", "storage": "sqlite:///canary"},
+    "safetensors.torch.save_file": {"tensors": {}, "filename": CANARY},
+    "vaelab.runs.os.system": {"command": SHELL},
+    "vaelab.models.base.torch.load": {"f": PICKLE, "weights_only": False},
+    "vaelab.nn.networks.torch.load": {"f": PICKLE, "weights_only": False},
+    "vaelab.nn.networks.pairwise": {"iterable": "x"},
+    "vaelab.datasets.files.os.system": {"command": SHELL},
+    "vaelab.datasets.files.Image.open": {"fp": PICKLE},
+    "vaelab.datasets.sources.fetch_url": {"url": "file:canary.py", "target": CANARY},
+    "vaelab.core.files.write_text": {"path": CANARY, "text": "x"},
+    "vaelab.cli.main": {"arguments": ["train", f"run.dir={CANARY}"]},
+    "vaelab.training.callbacks.LastOnException": {"path": CANARY},
+    "vaelab.training.loggers.MetricsFile": {"path": CANARY, "resumed_step": None},
+    "vaelab.__main__.main": {},
+    "canary.Network": {},
+    "tests.canary": {},
+    "": {},
+    "os": {},
+    "..os.system": {},
+    "vaelab.models.": {},
+    "vaelab.models..VAE": {},
+    "vaelab.models.\0.VAE": {},
+    f"vaelab.models.{'a' * 5000}.VAE": {},
+}
+"""What would run code, read or write a file, or start a program, given a name or a path."""
+ODD = [None, 1, True, ["os.system"], {"_target_": "os.system"}, 1e300]
+"""What is no name of anything."""
+COMMANDS = {
+    "sample": [], "eval": [], "report": [], "export": [], "reconstruct": [], "traverse": [], "interpolate": [],
+    "encode": ["input=pictures"], "decode": ["codes=codes.npz"], "prior": [],
+}  # fmt: skip
+"""Every command that opens a run, with what else it needs."""
+
+
+class Touch:
+    """Makes the canary when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (CANARY,)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A run in a folder with a pickle, a script and a hubconf that would make the canary; checked afterwards."""
+    folder = finished("model=vae", "trainer.max_epochs=1").run
+    (tmp_path / PICKLE).write_bytes(pickle.dumps(Touch()))
+    for name in (SCRIPT, "hubconf.py", "sitecustomize.py", "canary.pth"):
+        (tmp_path / name).write_text("import os; os.mkdir('canary')\n")
+    yield folder
+    assert not (tmp_path / CANARY).exists()
+
+
+def places(node, path=()):
+    """Paths of all that a config node holds, itself left out."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def with_at(node, path, value):
+    """A copy of a config with `value` at a path."""
+    if not path:
+        return value
+    key, *rest = path
+    if isinstance(node, dict):
+        return node | {key: with_at(node[key], rest, value)}
+    return [with_at(item, rest, value) if i == key else item for i, item in enumerate(node)]
+
+
+def dotted(path) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+@pytest.mark.parametrize("target", [*GADGETS, *ODD], ids=lambda target: str(target)[:60])
+def test_no_gadget_passes_at_any_place(run, target):
+    arguments = GADGETS.get(target, {}) if isinstance(target, str) else {}
+    config = read_config(run)
+    for path in places(config):
+        if path[-1] == "_target_":
+            wrong, at = with_at(config, path, target), path[:-1]
+            if arguments.keys() & gate.PLACES:
+                continue  # a class that may be built, but not told where to write
+        else:
+            wrong, at = with_at(config, path, {"_target_": target} | arguments), path
+        found = [deed.key for deed in gate.deeds(wrong)]
+        assert any(key.startswith(dotted(at)) for key in found), (at, found)
+        with pytest.raises(UserError, match="trust=true"):
+            gate.check(wrong, "", run, trust=False)
+
+
+@pytest.mark.parametrize("section", ["model", "dataset"])
+@pytest.mark.parametrize("target", [*GADGETS][:6])
+def test_what_is_loaded_passes_the_gate(run, section, target):
+    from vaelab.runs.trained import Trained
+
+    write_config(run, with_at(read_config(run), (section, "_target_"), target))
+    with pytest.raises(UserError, match=f"{section} would run {target}"):
+        Trained(run)
+
+
+@pytest.mark.parametrize(("command", "given"), COMMANDS.items(), ids=[*COMMANDS])
+def test_no_command_runs_a_strangers_folder(run, capsys, command, given):
+    (Path("pictures")).mkdir()
+    import numpy as np
+
+    np.savez("codes.npz", z=np.zeros((2, 10), np.float32))
+    gadget = {"_target_": "joblib.load", "filename": PICKLE}
+    for place in (("model", "network"), ("dataset", "val_size"), ("model", "likelihood", "_target_")):
+        if command in ("encode", "decode") and place == ("dataset", "val_size"):
+            continue
+        clean = read_config(run)
+        write_config(run, with_at(clean, place, "joblib.load" if place[-1] == "_target_" else gadget))
+        assert main([command, f"run={run}", *given]) == 2
+        err = capsys.readouterr().err
+        where = ".".join(part for part in place if part != "_target_")
+        assert f"{where} would run joblib.load" in err, err
+        assert "trust=true" in err
+        assert len(err.strip().splitlines()) == 2
+        write_config(run, clean)
+        assert not Path(CANARY).exists()
+
+
+def test_trust_runs_it(run, capsys):
+    """Which also shows that the canary sings."""
+    write_config(run, with_at(read_config(run), ("model", "network"), {"_target_": "joblib.load", "filename": PICKLE}))
+    with pytest.raises((UserError, AttributeError, TypeError)):
+        vaelab.load(run, trust=True)
+    os.rmdir(CANARY)
+
+
+READING = ["compare {run}", "runs {run}", "doctor run={run}", "watch run={run}"]
+"""Commands that read a run's files and build nothing."""
+
+
+@pytest.mark.parametrize("line", READING)
+def test_what_only_reads_builds_nothing(run, monkeypatch, line):
+    config = read_config(run)
+    for path in list(places(config)):
+        if path[-1] == "_target_":
+            config = with_at(config, path, "canary.Network")
+    write_config(run, config)
+    monkeypatch.syspath_prepend(Path.cwd())
+    main(line.format(run=run).split())
+
+
+OVERRIDES = [
+    "+callbacks.x={_target_: os.system, command: touch canary}",
+    "+callbacks.x={_target_: joblib.load, filename: canary.pkl}",
+    "+callbacks.x._target_=os.system",
+    "++callbacks.health._target_=os.system",
+    "callbacks={x: {_target_: canary.Network}}",
+    "trainer.profiler={_target_: joblib.load, filename: canary.pkl}",
+    "trainer.profiler={_target_: pytorch_lightning.profilers.SimpleProfiler, dirpath: canary}",
+    "trainer.plugins=[{_target_: os.system, command: touch canary}]",
+    "trainer._target_=os.system",
+    "model.network={_target_: os.system}",
+    "model._partial_=true1",
+    "+model._args_=[1]",
+    "+hydra.callbacks.x={_target_: joblib.load, filename: canary.pkl}",
+    "+hydra.callbacks.x._target_=canary.Network",
+    "hydra.searchpath=[file://.]",
+    "hydra/launcher=basic",
+    "hydra/job_logging=default",
+    "hydra.job_logging={version: 1, handlers: {h: {(): os.system}}}",
+    "hydra.run.dir=canary",
+    "+hydra.job.env_set.LD_PRELOAD=canary.so",
+    "hydra={callbacks: {}}",
+    "+defaults=[x]",
+    "model@hydra.callbacks=vae",
+    "+experiment@_global_=x",
+    "experiment=../../canary",
+    "experiment='/tmp/canary'",
+    "+model=[vae,../canary]",
+    "model.latent_dim=${oc.env:HOME}",
+    "run.name=${oc.env:SECRET}",
+    "trainer.max_steps='${oc.decode:1}'",
+    "run.name=\\${now:x}",
+    "--experimental-rerun=canary.pkl",
+    "--config-dir=.",
+    "-m",
+    "",
+    "canary",
+]
+"""Arguments that a run folder may not have a resume start with."""
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_a_resume_takes_no_hostile_argument(run, capsys, override):
+    config = read_config(run)
+    config["run"]["overrides"] = [*config["run"]["overrides"], override]
+    write_config(run, config)
+    assert main(["train", f"resume={run}", "trainer.max_epochs=2"]) == 2
+    err = capsys.readouterr().err
+    assert str(run / "config.yaml") in err, err
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_a_resume_takes_no_folder_of_configs(run, capsys, tmp_path):
+    (tmp_path / "theirs" / "model").mkdir(parents=True)
+    (tmp_path / "theirs/model/vae.yaml").write_text("_target_: joblib.load\nfilename: canary.pkl\n")
+    config = read_config(run)
+    config["run"]["config_dir"] = str(tmp_path / "theirs")
+    write_config(run, config)
+    assert main(["train", f"resume={run}", "trainer.max_epochs=2"]) == 2
+    assert "--config-dir" in (err := capsys.readouterr().err)
+    assert "trust=true" in err
+
+
+def test_trust_is_said_by_the_user_alone(run, capsys):
+    config = read_config(run)
+    config |= {"trust": True, "run": config["run"] | {"overrides": ["trust=true", "+callbacks.x._target_=os.system"]}}
+    write_config(run, with_at(config, ("model", "network", "_target_"), "os.system"))
+    assert main(["train", f"resume={run}", "trainer.max_epochs=2"]) == 2
+    assert main(["sample", f"run={run}"]) == 2
+    assert "would run os.system" in capsys.readouterr().err
+    assert main(["train", "trust=true"]) == 2
+    assert "resume=" in capsys.readouterr().err
+    assert main(["train", f"resume={run}", "trust=yes"]) == 2
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${run.dir}", "a${now:%Y}", "\\${x}"])
+def test_a_config_is_resolved(run, text):
+    """What is written is; what is not was written by hand, and could read the environment."""
+    write = (run / "config.yaml").write_text
+    write((run / "config.yaml").read_text().replace("activation: relu", f"activation: '{text}'"))
+    with pytest.raises(UserError, match="would resolve"):
+        vaelab.load(run)
+
+
+def test_what_conf_offers_passes():
+    """A new option passes, or joins the list of vaelab/runs/gate.py."""
+    refused = []
+    for path in sorted(CONF.rglob("*.yaml")):
+        if "hydra" in path.relative_to(CONF).parts:
+            continue
+        node = yaml.safe_load(path.read_text()) or {}
+        for own in ("hydra", "run", "sweep") if path.parent == CONF else ():
+            node.pop(own, None)
+        refused += [(path.name, deed) for deed in gate.deeds(node) if "would resolve" not in deed.does]
+    assert not refused
+
+
+def test_a_network_of_ones_own_takes_a_word(train, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mynet.py").write_text("from vaelab.nn.networks import MLP\nclass Net(MLP): pass\n")
+    (tmp_path / "mine" / "network").mkdir(parents=True)
+    (tmp_path / "mine/network/net.yaml").write_text(
+        "_target_: mynet.Net\nhidden_dims: [4]\nactivation: relu\nbatch_norm: false\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = train("--config-dir", "mine", "network=net", "trainer.max_epochs=1").run
+    assert main(["sample", f"run={run}", "n=4"]) == 2
+    assert "model.network would run mynet.Net" in capsys.readouterr().err
+    assert main(["sample", f"run={run}", "n=4", "trust=true"]) == 0
+    assert train(f"resume={run}", "trainer.max_epochs=2").code == 2
+    assert train(f"resume={run}", "trainer.max_epochs=2", "--config-dir", "mine").code == 0
+    assert train(f"resume={run}", "trainer.max_epochs=3", "trust=true").code == 0
+    assert "trust" not in (run / "config.yaml").read_text()
+    shutil.rmtree(run)
