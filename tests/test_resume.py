@@ -246,6 +246,49 @@ def test_another_accelerator_on_resume_forgets_what_was_set_of_the_former(train,
     assert result.code == 0, result.err
 
 
+def settings(run: Path) -> dict:
+    from vaelab.runs import read_config
+
+    return read_config(run)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (["model=beta", "schedule=linear", "schedule.beta.over=0.9"], ["schedule=constant"]),
+        (["model=beta", "schedule=linear", "schedule.beta.over=0.9"], ["schedule=constant", "~schedule.beta.over"]),
+        (["lr_schedule=plateau", "lr_schedule.patience=2"], ["lr_schedule=constant"]),
+        (["lr_schedule=plateau", "lr_schedule.patience=2"], ["lr_schedule=cosine"]),
+        (["model=beta", "schedule=warmup", "schedule.beta.over=1"], ["schedule=linear", "schedule.beta.over=0.25"]),
+    ],
+    ids=" ".join,
+)
+def test_what_was_set_of_an_option_goes_with_it(train, then, now):
+    run = train("trainer.max_epochs=1", *then).run
+    result = train(f"resume={run}", "trainer.max_epochs=2", *now)
+    assert result.code == 0, result.err
+    section = now[0].partition("=")[0]
+    arguments = [a for a in (*then, *now) if not a.startswith(("~", f"{section}.")) or a in now[1:]]
+    fresh = train("trainer.max_epochs=1", *(a for a in arguments if a[0] != "~")).run
+    assert settings(run)[section] == settings(fresh)[section]
+
+
+def test_an_option_that_is_said_again_keeps_what_was_set(train):
+    run = train("trainer.max_epochs=1", "model=beta", "schedule=linear", "schedule.beta.over=0.9").run
+    assert train(f"resume={run}", "schedule=linear", "trainer.max_epochs=2").code == 0
+    assert settings(run)["schedule"]["beta"]["over"] == 0.9
+
+
+def test_a_key_is_taken_back_or_changed_on_resume(train):
+    added = "+callbacks.stop={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/elbo, mode: max}"
+    run = train("trainer.max_epochs=1", "optimizer.lr=0.01", added, "+callbacks.stop.patience=1").run
+    result = train(f"resume={run}", "trainer.max_epochs=2", "~optimizer.lr", "callbacks.stop.patience=7")
+    assert result.code == 0, result.err
+    assert settings(run)["optimizer"]["lr"] == 0.001
+    assert settings(run)["callbacks"]["stop"]["patience"] == 7
+    assert "optimizer.lr=0.01" not in settings(run)["run"]["overrides"]
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_new_learning_rate_counts_on_resume(train, schedule):
     run = train("trainer.max_epochs=2", f"lr_schedule={schedule}").run

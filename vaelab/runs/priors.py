@@ -63,8 +63,8 @@ def read(run: Path, name: str, model: Model, checkpoint: str, trust: bool = Fals
     """A prior that was fitted to the codes of `model`, on its device.
 
     model: as the `checkpoint` has it. The file may be anyone's: no pickle is read, and unless it is trusted, only what
-    stands on the list of `vaelab.runs.gate` is built. Raises UserError if there is no such prior, if its file is damaged,
-    or if it was fitted to other weights.
+    stands on the list of `vaelab.runs.gate` is built. Raises UserError if there is no such prior, if its file is
+    damaged, or if it was fitted to other weights.
     """
     again = f"fit it again: {command(run, name, checkpoint)}"
     path = Files(run).prior(name)
