@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 import vaelab
-from tests.test_conf import CONF
+from tests.test_conf import CONF, composed
 from vaelab.cli import main
+from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.runs import gate, read_config, write_config
+from vaelab.runs.model import with_weights
 
 CANARY, PICKLE, SCRIPT, SHELL = "canary", "canary.pkl", "canary.py", "touch canary"
 GADGETS = {
@@ -223,9 +229,7 @@ def test_what_is_loaded_passes_the_gate(run, section, target):
 
 @pytest.mark.parametrize(("command", "given"), COMMANDS.items(), ids=[*COMMANDS])
 def test_no_command_runs_a_strangers_folder(run, capsys, command, given):
-    (Path("pictures")).mkdir()
-    import numpy as np
-
+    Path("pictures").mkdir()
     np.savez("codes.npz", z=np.zeros((2, 10), np.float32))
     gadget = {"_target_": "joblib.load", "filename": PICKLE}
     for place in (("model", "network"), ("dataset", "val_size"), ("model", "likelihood", "_target_")):
@@ -379,3 +383,112 @@ def test_a_network_of_ones_own_takes_a_word(train, tmp_path, monkeypatch, capsys
     assert train(f"resume={run}", "trainer.max_epochs=3", "trust=true").code == 0
     assert "trust" not in (run / "config.yaml").read_text()
     shutil.rmtree(run)
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(finished):
+    return finished("model=vae", "trainer.max_epochs=1").run
+
+
+def resaved(path: Path, **changed) -> None:
+    """Saves a checkpoint anew with other entries; those that are None are left out."""
+    saved = torch.load(path, weights_only=True) | changed
+    torch.save({name: value for name, value in saved.items() if value is not None}, path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({name: None} for name in ("shape", "window", "epoch_means", "state_dict", "epoch", "global_step", "loops")),
+        *(
+            {"shape": shape}
+            for shape in ([1, 8], [1, 8, -8], [1, 8, 8.0], [10**4] * 3, [10**12, 1, 1], "abc", [[1, 8, 8]])
+        ),
+        {"shape": [1, 2**14, 2**14]},
+        {"shape": [1, 9, 9]},
+        {"num_classes": 10**12},
+        {"num_classes": -1},
+        {"num_classes": "2"},
+        {"epoch": "1"},
+        {"global_step": [1]},
+        {"state_dict": {}},
+        {"state_dict": [1]},
+        {"state_dict": {"x": torch.zeros(1).expand(10**12)}},
+        {"window": {}},
+        {"window": {"names": [], "sums": torch.zeros(1).expand(10**12), "vectors": {}, "count": 0}},
+    ],
+    ids=lambda changed: str(changed)[:40],
+)
+def test_an_odd_checkpoint_ends_in_a_line(trained, capsys, changed):
+    resaved(trained / "checkpoints" / "best.ckpt", **changed)
+    assert main(["sample", f"run={trained}"]) == 2
+    err = capsys.readouterr().err
+    assert "best.ckpt" in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("content", [[1], "text", 5, None, {"a": 1}])
+def test_a_checkpoint_of_another_type_ends_in_a_line(trained, content):
+    torch.save(content, trained / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        vaelab.load(trained)
+
+
+def test_a_flipped_byte_is_noticed_and_the_other_checkpoint_offered(trained, capsys):
+    path = trained / "checkpoints" / "best.ckpt"
+    whole = path.read_bytes()
+    weight = torch.load(path, weights_only=True)["state_dict"]["decoder.body.0.weight"].numpy().tobytes()
+    place = whole.index(weight) + len(weight) // 2
+    for damaged in (whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        assert main(["sample", f"run={trained}"]) == 2
+        err = capsys.readouterr().err
+        assert f"{path} is damaged" in err
+        assert "last.ckpt beside it is whole: take checkpoint=last" in err
+        assert len(err.strip().splitlines()) == 2
+    (trained / "checkpoints" / "last.ckpt").write_bytes(damaged)
+    with pytest.raises(UserError, match="train again"):
+        vaelab.load(trained)
+
+
+def test_a_zip_bomb_is_no_checkpoint(trained):
+    path = trained / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(path) as old:
+        content = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in content.items():
+            new.writestr(name, data + bytes(10**5))
+    with pytest.raises(UserError, match="compressed"):
+        vaelab.load(trained)
+
+
+@pytest.mark.parametrize(("command", "given"), COMMANDS.items(), ids=[*COMMANDS])
+def test_a_run_that_ended_before_its_first_validation_has_its_last_checkpoint(trained, capsys, command, given):
+    (trained / "checkpoints" / "best.ckpt").unlink()
+    Path("pictures").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("pictures/a.png")
+    np.savez("codes.npz", z=np.zeros((2, 20), np.float32))
+    short = {"eval": ["sections=[reconstruction]"], "report": ["figures=false"], "sample": ["n=4"]}
+    assert main([command, f"run={trained}", *given, *short.get(command, [])]) == 0
+    out = capsys.readouterr().out
+    assert out.count("has no best checkpoint") == 1
+    assert "best checkpoint)" not in out
+
+
+@pytest.mark.parametrize("value", [10**9, 10**15])
+def test_no_memory_is_taken_for_a_model_that_the_weights_are_not_of(trained, value):
+    config = read_config(trained)
+    write_config(trained, with_at(config, ("model", "latent_dim"), value))
+    with pytest.raises(UserError, match=r"best\.ckpt is of another model"):
+        vaelab.load(trained)
+
+
+@pytest.mark.parametrize("arguments", [["posterior=flow"], ["codebook=fsq"], ["codebook=ema"]], ids=" ".join)
+def test_every_part_can_be_measured_before_it_is_built(arguments):
+    model = "vqvae" if "codebook" in arguments[0] else "vae"
+    node = composed(f"model={model}", *arguments)["model"]
+    state = build(node, shape=(1, 16, 16), num_classes=None).state_dict()
+    assert with_weights(node, [1, 16, 16], None, state).shape == (1, 16, 16)

@@ -243,7 +243,12 @@ def test_load_takes_last_and_names_what_is_missing(train, tmp_path):
     assert vaelab.load("last").latent_dim == 3
     with pytest.raises(UserError, match="no run"):
         vaelab.load(tmp_path / "nothing")
+    last = vaelab.load("outputs/a", "last")
     (tmp_path / "outputs/a/checkpoints/best.ckpt").unlink()
+    assert all(
+        torch.equal(*pair) for pair in zip(vaelab.load("outputs/a").parameters(), last.parameters(), strict=True)
+    )
+    (tmp_path / "outputs/a/checkpoints/last.ckpt").unlink()
     with pytest.raises(UserError, match=r"best\.ckpt does not exist"):
         vaelab.load("outputs/a")
 

@@ -43,7 +43,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
         run, options["checkpoint"], options["device"], options["root"], options.get("prior"), options["trust"]
     )
     model, data, dataset, part = trained.model, trained.data, trained.dataset, options["split"]
-    point = runs.read_checkpoint(runs.checkpoint_path(run, options["checkpoint"]))
+    point = runs.read_checkpoint(runs.checkpoint_path(run, trained.checkpoint))
     if not hasattr(data, part) or len(getattr(data, part)) < 2:
         raise UserError(f"split={part}: the run has no such images: take another split")
     other = _other(options["ood"], dataset, model) if options.get("ood") else None
@@ -58,7 +58,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     about = {
         "run": saved["run"]["name"],
         "status": "unfinished",
-        "checkpoint": {"name": options["checkpoint"], "epoch": point["epoch"] + 1, "step": point["global_step"]},
+        "checkpoint": {"name": trained.checkpoint, "epoch": point["epoch"] + 1, "step": point["global_step"]},
         "split": part,
         "images": len(getattr(data, part)),
         "seed": options["seed"],

@@ -5,6 +5,7 @@ from vaelab.runs.layout import FORMAT, Files, SweepFiles, find, is_run, is_sweep
 from vaelab.runs.model import load
 from vaelab.runs.records import (
     RESTORE,
+    checkpoint_name,
     checkpoint_path,
     read_checkpoint,
     read_evaluation,
@@ -19,6 +20,7 @@ __all__ = [
     "RESTORE",
     "Files",
     "SweepFiles",
+    "checkpoint_name",
     "checkpoint_path",
     "find",
     "is_run",

@@ -47,8 +47,9 @@ def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from vaelab.core.config import build, check
+    from vaelab.core.config import check
     from vaelab.runs import gate
+    from vaelab.runs.model import with_weights
 
     root = Path(folder)
     about = read_description(root)
@@ -62,9 +63,9 @@ def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{root / WEIGHTS} is damaged: export the run again") from error
     try:
-        model = build(about["model"], shape=tuple(about["shape"]), num_classes=about["num_classes"])
-        model.load_state_dict(upgrade_tensors(tensors | about["extra"]))
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        state = upgrade_tensors(tensors | about["extra"])
+        model = with_weights(about["model"], about["shape"], about["num_classes"], state)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
             f"{root / WEIGHTS} is of another model than {DESCRIPTION} says: export the run again"
         ) from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vaelab.core.errors import UserError
 from vaelab.runs.config import read_config
 from vaelab.runs.layout import Files, find
-from vaelab.runs.records import checkpoint_path, read_checkpoint
+from vaelab.runs.records import checkpoint_name, checkpoint_path, read_checkpoint
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -20,12 +20,13 @@ def load(
     """Loads the trained model of a run, in eval mode.
 
     run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
-    checkpoint: `best` or `last`. device: where to put it. prior: the name of one that vaelab prior has fitted to the
-    run, which takes the place of the model's own. trust: whether to build what the folder names whatever it is, which
-    runs its maker's code; without, only what stands on the list of `vaelab.runs.gate`.
+    checkpoint: `best` or `last`; of a run that has no best one yet, `best` is the last. device: where to put it.
+    prior: the name of one that vaelab prior has fitted to the run, which takes the place of the model's own. trust:
+    whether to build what the folder names whatever it is, which runs its maker's code; without, only what stands on
+    the list of `vaelab.runs.gate`.
     Raises UserError if the folder is no run, if the checkpoint is missing or damaged, or the prior is of other weights.
     """
-    from vaelab.core.config import build, check
+    from vaelab.core.config import check
     from vaelab.core.renames import upgrade_tensors
     from vaelab.runs import exported, gate, priors
 
@@ -36,14 +37,44 @@ def load(
     folder = find(run)
     config = read_config(folder)
     gate.check(config["model"], "model", Files(folder).config, trust)
+    checkpoint = checkpoint_name(folder, checkpoint)
     saved = read_checkpoint(checkpoint_path(folder, checkpoint))
     check(config["model"], "model")
-    model = build(config["model"], shape=tuple(saved["shape"]), num_classes=saved["num_classes"])
     try:
-        model.load_state_dict(upgrade_tensors(saved["state_dict"]))
-    except RuntimeError as error:
+        model = with_weights(
+            config["model"], saved["shape"], saved["num_classes"], upgrade_tensors(saved["state_dict"])
+        )
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: checkpoints/{checkpoint}.ckpt is of another model than config.yaml says") from error
     model = model.to(device).eval()
     if prior is not None:
         model.draw_from(priors.read(folder, prior, model, checkpoint, trust).eval())
     return model
+
+
+def with_weights(node: dict[str, Any], shape: list[int], num_classes: int | None, state: dict[str, Any]) -> Model:
+    """Builds a model and gives it its weights. Raises RuntimeError if they are another's, before it takes memory.
+
+    node: the model's config, checked. Files that disagree may ask for a model of any size.
+    """
+    import torch
+
+    from vaelab.core.config import build
+
+    sizes: dict[str, Any] = {"shape": tuple(shape), "num_classes": num_classes}
+    try:
+        with torch.device("meta"):
+            plan = _sizes(build(node, **sizes).state_dict())
+    except RuntimeError as error:
+        if "meta" not in str(error).lower():
+            raise
+        plan = _sizes(state)  # a model that looks at its values while it is built, as a flow does, has no plan
+    if plan != _sizes(state):
+        raise RuntimeError("the weights are of another model")
+    model = build(node, **sizes)
+    model.load_state_dict(state)
+    return model
+
+
+def _sizes(state: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    return {name: tuple(value.shape) if hasattr(value, "shape") else None for name, value in state.items()}

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged, read_json, write_text
 from vaelab.runs.layout import Files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESTORE = "restore it, or train again"
 MEASURE_AGAIN = "delete it, and run vaelab eval again"
@@ -71,10 +77,17 @@ def checkpoint_path(run: Path, name: str) -> Path:
     return path
 
 
+def checkpoint_name(run: Path, asked: str) -> str:
+    """Returns the name of the checkpoint to take: `last` for `best` where a run ended before its first validation."""
+    files = Files(run)
+    alone = not files.checkpoint("best").is_file() and files.checkpoint("last").is_file()
+    return "last" if asked == "best" and alone else asked
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint's tensors and plain data to the CPU; nothing in it is executed.
 
-    Raises UserError if the file is damaged or holds anything else.
+    Raises UserError if the file is damaged, be it by a single byte, or holds anything else.
     """
     import pickle
     import zipfile
@@ -82,8 +95,88 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if wrong := _wrong(saved):
+            raise ValueError(wrong)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it is damaged, or holds more than tensors and plain data") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged: use the other checkpoint, or train again") from error
+        why = "it is damaged, or holds more than tensors and plain data"
+        raise UserError(f"{path} is refused: {why}\n{_other(path)}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        why = str(error) if isinstance(error, ValueError | zipfile.BadZipFile) else "it cannot be read"
+        raise UserError(f"{path} is damaged: {why}\n{_other(path)}") from error
+    return saved
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError or BadZipFile unless every record has the checksum that it was written with.
+
+    Torch writes them into the file, which is a zip archive, and does not look at them. Nothing in it is compressed.
+    """
+    import pickle
+    import zipfile
+
+    with path.open("rb") as file:
+        if file.read(2) not in (b"PK", b""):
+            raise pickle.UnpicklingError("it is no archive")
+    with zipfile.ZipFile(path) as file:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise ValueError("its records are compressed")
+        if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+            raise ValueError("its records are larger than the file")
+        if broken := file.testzip():
+            raise ValueError(f"the checksum of its record {broken} is another")
+
+
+PARTS = {
+    "epoch": int, "global_step": int, "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list,
+    "lr_schedulers": list, "shape": list, "num_classes": (int, type(None)), "window": dict, "epoch_means": dict,
+}  # fmt: skip
+"""What a checkpoint holds, and of which types."""
+MOST_VALUES = 2**31
+"""Values of the largest image that a checkpoint can be of."""
+
+
+def _wrong(saved: Any) -> str:
+    """Says what is wrong with the content of a checkpoint: nothing, if it is one."""
+    if not isinstance(saved, dict):
+        return "it holds no checkpoint"
+    for name, kind in PARTS.items():
+        if name not in saved or not isinstance(saved[name], kind):
+            return f"its `{name}` is missing, or of another type"
+    shape, classes = saved["shape"], saved["num_classes"]
+    sizes = [*shape, *([] if classes is None else [classes])]
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in sizes) or math.prod(sizes) > MOST_VALUES:
+        return f"its `shape` or `num_classes` is none: {str(sizes)[:60]}"
+    means = {"names", "sums", "vectors", "count"}
+    if not (saved["window"].keys() >= means and saved["epoch_means"].keys() >= means):
+        return "its `window` or `epoch_means` is incomplete"
+    return "one of its tensors is larger than its values" if any(map(_inflated, _tensors(saved))) else ""
+
+
+def _tensors(node: Any) -> Iterator[Tensor]:
+    import torch
+
+    if isinstance(node, torch.Tensor):
+        yield node
+    elif isinstance(node, dict | list | tuple):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _tensors(value)
+
+
+def _inflated(tensor: Tensor) -> bool:
+    """Whether a tensor says that it has more values than it holds, of which a copy could be of any size."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def _other(path: Path) -> str:
+    """Says what to take in the place of a damaged checkpoint: one beside it that is whole."""
+    import pickle
+    import zipfile
+
+    for other in sorted(path.parent.glob("*.ckpt")):
+        with suppress(OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError):
+            if other != path:
+                _check_sums(other)
+                return f"{other.name} beside it is whole: take checkpoint={other.stem}, or train again"
+    return "there is no other that is whole: train again"

@@ -42,11 +42,14 @@ class Trained:
         trust: bool = False,
     ):
         quieten()
-        self.folder, self.checkpoint = runs.find(run), checkpoint
+        self.folder = runs.find(run)
+        self.checkpoint = runs.checkpoint_name(self.folder, checkpoint)
         self.config = runs.read_config(self.folder)
         for part in ("model", "dataset"):  # before any work
             gate.check(self.config[part], part, runs.Files(self.folder).config, trust)
-        self.model = runs.load(self.folder, checkpoint, _device(device), prior, trust)
+        if self.checkpoint != checkpoint:
+            print(f"{self.folder} has no {checkpoint} checkpoint, as before a first validation: its last one is taken")
+        self.model = runs.load(self.folder, self.checkpoint, _device(device), prior, trust)
         self.dataset: dict[str, Any] = dict(self.config["dataset"])
         if root is not None:
             if "root" not in self.dataset:

@@ -56,7 +56,7 @@ def job(config: Any) -> None:
     _decode(trained, codes, labels, names, out)
     if note := _other_run(arrays, trained):
         print(note)
-    print(f"{len(codes):,} images decoded by {trained.folder} ({asked.checkpoint} checkpoint)")
+    print(f"{len(codes):,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
     print(f"images: {out}")
 
 

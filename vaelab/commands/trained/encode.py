@@ -59,7 +59,7 @@ def job(config: Any) -> None:
     if asked.label is not None and found.classes is not None:
         print(f"label={asked.label} for all images: their folders are not looked at")
     count = f"{len(found.names):,} image{'s' * (len(found.names) != 1)}"
-    print(f"{count} encoded by {trained.folder} ({asked.checkpoint} checkpoint): {shapes}")
+    print(f"{count} encoded by {trained.folder} ({trained.checkpoint} checkpoint): {shapes}")
     print(f"codes: {out}")
 
 

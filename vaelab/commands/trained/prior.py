@@ -55,7 +55,8 @@ def job(config: Any) -> None:
     name = HydraConfig.get().runtime.choices["prior"]
     _check(asked.prior, name)
     trained = _opened(asked)
-    asked = replace(asked, of=asked.of or ("draws" if trained.model.blank().density else "means"))
+    of = asked.of or ("draws" if trained.model.blank().density else "means")
+    asked = replace(asked, checkpoint=trained.checkpoint, of=of)
     codes = _codes(trained, asked)
     started = time.monotonic()
     prior, how = _fitted(trained, asked, codes["train"])

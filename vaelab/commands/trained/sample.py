@@ -78,7 +78,7 @@ def _check(trained: Trained, asked: Options) -> None:
     model = trained.model
     name = type(model).__name__
     if model.prior is None:
-        fit = priors.command(trained.folder, "gmm", asked.checkpoint)
+        fit = priors.command(trained.folder, "gmm", trained.checkpoint)
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
     if asked.label == "all" and not model.conditional:
         raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")

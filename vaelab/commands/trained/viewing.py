@@ -71,9 +71,9 @@ def opened(options: Opening, prior: str | None = None) -> Trained:
     torch.manual_seed(options.seed)
     trained = Trained(options.run, options.checkpoint, options.device, options.root, prior, options.trust)
     if not all(bool(weights.isfinite().all()) for weights in trained.model.parameters()):
-        other = {"best": "last", "last": "best"}[options.checkpoint]
+        other = {"best": "last", "last": "best"}[trained.checkpoint]
         raise UserError(
-            f"run: weights of its {options.checkpoint} checkpoint are NaN or infinite: try checkpoint={other}"
+            f"run: weights of its {trained.checkpoint} checkpoint are NaN or infinite: try checkpoint={other}"
         )
     return trained
 
