@@ -492,3 +492,56 @@ def test_every_part_can_be_measured_before_it_is_built(arguments):
     node = composed(f"model={model}", *arguments)["model"]
     state = build(node, shape=(1, 16, 16), num_classes=None).state_dict()
     assert with_weights(node, [1, 16, 16], None, state).shape == (1, 16, 16)
+
+
+# --- configs and records ----------------------------------------------------------------------
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+TEXTS = {
+    "binary": b"\x00\xff\xfe\x80",
+    "bomb": BOMB.encode(),
+    "deep": b"a: " + b"[" * 20_000,
+    "tag": b"run: !!python/object/apply:os.mkdir [canary]\nmodel: {}\ndataset: {}\n",
+    "large": b"#" * (2**24 + 1),
+    "list": b"[1, 2]",
+    "number": b"9" * 5000,
+    "newer": b"run: {format: 99}\nmodel: {}\ndataset: {}\n",
+    "odd format": b"run: {format: x}\nmodel: {}\ndataset: {}\n",
+}
+"""Files in the place of config.yaml."""
+VALUES = {
+    "run": ["x", [1], {"name": 1}, {"overrides": 5}, {"overrides": [1]}, {"config_dir": 7}],
+    "model": ["x", [1], {}, None, {"_target_": 5}],
+    "dataset": ["x", [1], {}, None, {"_target_": "vaelab.datasets.Fake"}],
+}
+"""Values in the place of sections."""
+OPENING = ["sample", "train resume", "doctor"]
+
+
+@pytest.mark.parametrize("command", [*OPENING, "compare", "runs", "watch"])
+def test_an_odd_config_ends_in_a_line(run, capsys, command):
+    word, _, key = command.partition(" ")
+    config, path = read_config(run), run / "config.yaml"
+    values = VALUES if command in OPENING else {}
+    texts = TEXTS | {f"{k}={v}": yaml.safe_dump(config | {k: v}).encode() for k in values for v in values[k]}
+    for name, text in texts.items():
+        path.write_bytes(text)
+        argument = str(run) if command in ("compare", "runs") else f"{key or 'run'}={run}"
+        code = main([word, argument])
+        out, err = capsys.readouterr()
+        if command == "sample":
+            assert code == 2, (name, out)
+        assert "Traceback" not in out + err
+        if name.startswith(("newer", "bomb", "large", "binary")) and command in OPENING:
+            assert str(path) in err, (name, err)
+            assert len(err.strip().splitlines()) <= 2
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, capsys):
+    for name in ("config.yaml", "metrics.csv", "summary.json", "run.log"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    for line in ("sample run={run}", "doctor run={run}", "runs {run}", "compare {run}"):
+        main(line.format(run=run).split())

@@ -55,12 +55,12 @@ def _with_resumed(arguments: list[str]) -> list[str]:
         raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
     run = runs.find(resume.strip("'\""))
     started, config = runs.read_config(run)["run"], Files(run).config
-    saved, now = _joined({command.key_of(a): a for a in started["overrides"]}, given)
+    saved, now = _joined({command.key_of(a): a for a in started.get("overrides", [])}, given)
     gate.check_overrides(list(saved.values()), config, bool(trust))
     flags = []
-    if started["config_dir"] and not {"--config-dir", "-cd"} & given.keys():
-        gate.check_config_dir(started["config_dir"], config, bool(trust))
-        flags = ["--config-dir", started["config_dir"]]
+    if (theirs := started.get("config_dir")) and not {"--config-dir", "-cd"} & given.keys():
+        gate.check_config_dir(theirs, config, bool(trust))
+        flags = ["--config-dir", theirs]
     folder = command.in_quotes(str(run))
     return flags + list((saved | now | {"resume": f"resume={folder}", "run.dir": f"run.dir={folder}"}).values())
 

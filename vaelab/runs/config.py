@@ -10,14 +10,20 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vaelab.core.errors import UserError
-from vaelab.core.files import write_text
+from vaelab.core.files import damaged, write_text
 from vaelab.core.renames import upgrade_run
 from vaelab.runs.layout import FORMAT, Files
 
 NEEDED = {"run", "model", "dataset"}
 """Sections that every config has."""
-SECTIONS = {"trainer", "callbacks", "schedule", "logger", "optimizer", "lr_schedule", "averaging", "prior", "sweep"}
-"""Sections that are mappings in every config that has them, or nothing."""
+KINDS: dict[str, Any] = {
+    "seed": int, "run": dict, "run.name": str, "run.overrides": list, "run.config_dir": str | None, "model": dict,
+    "dataset": dict, "trainer": dict | None, "callbacks": dict | None,
+    "schedule": dict | None, "logger": dict | None,
+}  # fmt: skip
+"""Types of what commands read from a config, where it is there."""
+MOST = 2**24
+"""Bytes of the largest config that is read."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -30,19 +36,36 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{Files(run).config} is missing or empty: restore it, or remove the folder")
     if not config.keys() >= NEEDED:
         raise _foreign(run)
+    if wrong := next((key for key, kind in KINDS.items() if not _is(config, key, kind)), None):
+        raise damaged(Files(run).config, f"{wrong} is missing, or of another type", "restore it, or remove the folder")
     return config
+
+
+def _is(config: dict[str, Any], key: str, kind: Any) -> bool:
+    """Whether the value of a key, if it is there, is of a type."""
+    section, _, name = key.partition(".")
+    part = config if not name else config.get(section)
+    name = name or section
+    if not isinstance(part, dict) or name not in part:
+        return True
+    value = part[name]
+    return isinstance(value, kind) and (kind is not list or all(isinstance(item, str) for item in value))
 
 
 def read_config_if_any(run: Path) -> dict[str, Any]:
     """Reads what there is of a run's config, {} if there is no such file. Raises UserError if it is damaged."""
     path = Files(run).config
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return {}
+        if path.stat().st_size > MOST:
+            raise damaged(path, "it is too large", "restore it, or remove the folder")
         config = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:  # the file is no YAML, or no UTF-8
+    except (ValueError, RecursionError) as error:  # the file is no YAML, or no UTF-8
         raise UserError(f"{path} is damaged, it is no YAML: restore it, or remove the folder") from error
     if not isinstance(config, dict):
         raise _foreign(run)
@@ -67,6 +90,8 @@ def _load(text: str) -> Any:
     import yaml
 
     try:
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_loader())):
+            raise ValueError("it has aliases, which may stand for more than any memory holds; vaelab writes none")
         return yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error

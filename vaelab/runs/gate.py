@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from vaelab.core.conf import CONF
 from vaelab.core.errors import UserError
+from vaelab.core.files import damaged
 from vaelab.core.renames import upgrade
 from vaelab.core.terminal import cut
 
@@ -60,8 +61,10 @@ class Deed(NamedTuple):
 def check(node: Any, key: str, path: Path, trust: bool) -> None:
     """Raises UserError if building a config node would do anything that is not on the list, unless it is trusted.
 
-    key: where the node stands in the file at `path`.
+    key: where the node, which has to name a class, stands in the file at `path`.
     """
+    if key and not (isinstance(node, dict) and isinstance(node.get("_target_"), str)):
+        raise damaged(path, f"{key} names no class", "restore it, or remove the folder")
     if not trust and (deed := next(deeds(node, key), None)):
         raise refused(path, deed)
 

@@ -84,6 +84,8 @@ def locked(path: Path) -> bool:
         import fcntl
     except ImportError:  # Windows has no fcntl
         return False
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -47,6 +47,7 @@ class Trained:
         self.config = runs.read_config(self.folder)
         for part in ("model", "dataset"):  # before any work
             gate.check(self.config[part], part, runs.Files(self.folder).config, trust)
+            check(self.config[part], part)
         if self.checkpoint != checkpoint:
             print(f"{self.folder} has no {checkpoint} checkpoint, as before a first validation: its last one is taken")
         self.model = runs.load(self.folder, self.checkpoint, _device(device), prior, trust)
