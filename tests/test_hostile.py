@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
 import zipfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from tests.test_conf import CONF, composed
 from vaelab.cli import main
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
+from vaelab.datasets.prepared import MAGIC, PARTS, PREFIX, VERSION, PreparedSplit, read_header
 from vaelab.runs import gate, read_config, write_config
 from vaelab.runs.model import with_weights
 
@@ -545,3 +549,99 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, capsys):
         os.mkfifo(run / name)
     for line in ("sample run={run}", "doctor run={run}", "runs {run}", "compare {run}"):
         main(line.format(run=run).split())
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, capsys):
+    """A prepared file with labels, its header, and a function that writes the file with another header."""
+    monkeypatch.chdir(tmp_path)
+    small = ["dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=40", "dataset.classes=3"]
+    assert main(["data", "prepare", *small, "out=x.vaelab"]) == 0
+    path = tmp_path / "x.vaelab"
+    whole = path.read_bytes()
+
+    def write(header) -> Path:
+        content = json.dumps(header).encode()
+        prefix = PREFIX.pack(MAGIC, VERSION, zlib.crc32(content), len(content))
+        path.write_bytes((prefix + content).ljust(4096, b" ") + whole[4096:])
+        return path
+
+    return read_header(path), write
+
+
+def test_no_header_of_a_prepared_file_does_harm(prepared):
+    """Every value of it replaced by odd ones, with a right checksum: a line, or all of the file can be read."""
+    header, write = prepared
+    odd = [
+        -1,
+        -4096,
+        0,
+        1,
+        4096,
+        2**31,
+        2**62,
+        10**30,
+        1.5,
+        True,
+        None,
+        "x",
+        "|O",
+        "<f8",
+        [],
+        [1],
+        {},
+        {"a": 1},
+        "8" * 5000,
+    ]
+    for place in places(header):
+        for value in odd:
+            path = write(with_at(header, place, value))
+            with suppress(UserError):
+                again = read_header(path)
+                for part in PARTS:
+                    split = PreparedSplit(path, again, part)
+                    split.batch(torch.arange(len(split)))
+                    split.verify()
+    assert read_header(write(header)) == header
+
+
+@pytest.mark.parametrize("text", [b"[1, 2]", b"{}", b"x", b"[" * 10_000, b'{"size": 1e999}'])
+def test_a_header_that_is_none(prepared, text):
+    _, write = prepared
+    path = write({})
+    whole = path.read_bytes()
+    path.write_bytes(PREFIX.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text + whole[4096:])
+    with pytest.raises(UserError, match=r"x\.vaelab"):
+        read_header(path)
+
+
+def test_what_is_no_file_is_no_image(train, tmp_path, capsys):
+    """A pipe would be waited for, a device read without end."""
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"images/{i}.png")
+    os.mkfifo(tmp_path / "images/pipe.png")
+    (tmp_path / "images/zero.png").symlink_to("/dev/zero")
+    (tmp_path / "images/gone.png").symlink_to("nowhere")
+    result = train("dataset=folder", "dataset.root=images", "dataset.channels=1", "trainer.max_epochs=1", small=False)
+    assert result.code == 2
+    for name in ("pipe.png", "zero.png", "gone.png"):
+        assert name in result.err
+    assert len(result.err.strip().splitlines()) <= 2
+
+
+def test_all_broken_images_are_named_at_once(train, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(60):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"images/{i:02}.png")
+    broken = [f"{i:02}.png" for i in range(5, 40, 3)]
+    for name in broken:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    result = train("dataset=folder", "dataset.root=images", "dataset.channels=1", "trainer.max_epochs=1", small=False)
+    assert result.code == 2
+    assert "11 images cannot be used" in result.err
+    assert sum(name in result.err for name in broken) == 10
+    assert "and 1 more" in result.err

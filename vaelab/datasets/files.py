@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,8 @@ SMALL = 4096
 """Size of a file, in bytes, below which threads only wait for each other: opening holds the GIL, decoding does not."""
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
+NAMED = 10
+"""Broken files that a message names."""
 END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 """Bytes that the end of a complete file contains, by its format."""
 
@@ -36,7 +39,12 @@ class ImageFiles(ImageData):
     """Base class of data sets of image files. Files that will not be decoded before training are checked first."""
 
     def _hold(self, split: Split) -> Split:
-        held = super()._hold(split)
+        try:
+            held = super()._hold(split)
+        except UserError:
+            if isinstance(split, FileSplit):
+                split.verify()  # names all broken files, and not the first alone
+            raise
         if isinstance(held, FileSplit):
             held.verify()
         return held
@@ -96,21 +104,27 @@ class FileSplit:
     def verify(self) -> None:
         """Looks for files that are no images, are cut short or have another size, without decoding JPEGs.
 
-        Raises UserError, naming the file.
+        Raises UserError, naming the first files of those that are.
         """
         bar = tqdm(total=len(self), desc="checking images", unit="image", delay=2, leave=False)
+        broken: dict[int, UserError] = {}
 
         def check(part: range) -> None:
             for i in part:
-                self._check(self.files[i])
+                try:
+                    self._check(self.files[i])
+                except UserError as error:
+                    broken[i] = error
                 bar.update()
 
         with bar:
             _in_threads(check, self.files)
+        if broken:
+            raise _all_of([self.files[i] for i in sorted(broken)], broken[min(broken)])
 
     def _check(self, file: str) -> None:
         try:
-            with Image.open(file) as image:
+            with _opened(file) as image:
                 size, kind = _upright_size(image), image.format or ""
                 if not (kind in END and END[kind] in _tail(file)):
                     image.load()
@@ -128,7 +142,7 @@ class FileSplit:
     def _decode(self, file: str) -> np.ndarray:
         """Decodes a file to [H, W, C] uint8."""
         try:
-            with Image.open(file) as image:
+            with _opened(file) as image:
                 size = _upright_size(image)
                 if not self.crop:
                     # A photograph much too large is decoded at 1/2, 1/4 or 1/8, but at no less than twice the size.
@@ -153,7 +167,7 @@ class FileSplit:
 def image_size(file: str) -> tuple[int, int]:
     """Reads the height and width of an image from its header. Raises UserError if it is not an image."""
     try:
-        with Image.open(file) as image:
+        with _opened(file) as image:
             return _upright_size(image)
     except Exception as error:  # decoders raise whatever they come across
         raise _unreadable(file, error) from error
@@ -192,6 +206,23 @@ def _worth_threads(files: list[str]) -> bool:
     ):  # worker processes run in parallel already
         return False
     return os.path.isfile(files[0]) and os.path.getsize(files[0]) >= SMALL
+
+
+def _opened(file: str) -> Image.Image:
+    """Opens an image file. Raises ValueError for a pipe or a device, which would be waited for."""
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is no file, but a pipe, a device or a folder")
+    return Image.open(file)
+
+
+def _all_of(files: list[str], first: UserError) -> UserError:
+    """Makes one error of those of several files: what is wrong with the first, and the names of the others."""
+    if len(files) == 1:
+        return first
+    names = ", ".join(Path(file).name for file in files[1:NAMED])
+    rest = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    why, _, remedy = str(first).partition("\n")
+    return UserError(f"{len(files)} images cannot be used: {why}; also {names}{rest}\n{remedy}")
 
 
 def _unreadable(file: str, error: Exception) -> UserError:

@@ -256,11 +256,68 @@ def read_header(path: Path) -> dict[str, Any]:
         content = file.read(length) if length <= MOST_HEADER else b""
         if len(content) < length or zlib.crc32(content) != checksum:
             raise UserError(f"{path}: its header is damaged: {AGAIN}")
-        header = json.loads(content)
         size = os.fstat(file.fileno()).st_size
-        if size != header["size"]:
-            raise UserError(f"{path} has {size:,} bytes, not {header['size']:,}: it is cut short or damaged\n{AGAIN}")
+    try:
+        header = json.loads(content)
+        expected = header["size"]
+        wrong = _wrong(header)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: its header is damaged ({type(error).__name__}): {AGAIN}") from error
+    if size != expected:
+        raise UserError(f"{path} has {size:,} bytes, not {str(expected)[:20]}: it is cut short or damaged\n{AGAIN}")
+    if wrong:
+        raise UserError(f"{path}: its header is damaged ({wrong}): {AGAIN}")
     return header
+
+
+DTYPES = {"images": "|u1", "labels": "<i8", "factors": "<i8"}
+"""Types of the arrays."""
+
+
+def _wrong(header: dict[str, Any]) -> str:
+    """Says what a header has that `layout` never writes: nothing, if all is well.
+
+    A checksum tells a damaged header, and not one that was written to do harm: an array outside the file would
+    end the process when it is read. Raises ValueError, KeyError or the like for what is missing or of another type.
+    """
+    shape, classes, factors, names = (header[key] for key in ("shape", "num_classes", "factors", "class_names"))
+    if not (isinstance(shape, list) and len(shape) == 3 and _counts(*shape)):
+        return "shape"
+    if not (classes is None or _counts(classes)) or not isinstance(header["binary"], bool):
+        return "num_classes or binary"
+    if factors is not None and not (isinstance(factors, dict) and factors and _counts(*factors.values())):
+        return "factors"
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return "class_names"
+    taken, end = [], _padded(PREFIX.size)
+    for part in PARTS:
+        count, arrays = header["parts"][part]["count"], header["parts"][part]["arrays"]
+        rows = {"images": shape, "labels": [], "factors": [len(factors)] if factors else None}
+        if not _counts(count) or arrays.keys() - {name for name, row in rows.items() if row is not None}:
+            return f"the arrays of {part}"
+        for name, place in ({"images": arrays["images"]} | arrays).items():
+            taken.append((place["offset"], place["offset"] + place["bytes"]))
+            values = [count, *(rows[name] or [])]
+            size = math.prod(values) * np.dtype(DTYPES[name]).itemsize
+            whole = type(place["offset"]) is int and place["offset"] % PAGE == 0 and type(place["bytes"]) is int
+            if (
+                not whole
+                or place["dtype"] != DTYPES[name]
+                or str(place["shape"]) != str(values)
+                or place["bytes"] != size
+            ):
+                return f"the {name} of {part}"
+            int(place["crc32"], 16)
+    for first, last in sorted(taken):
+        if first < end:
+            return "an array outside the file, or within another"
+        end = last
+    return "an array beyond the end of the file" if end > header["size"] else ""
+
+
+def _counts(*values: Any) -> bool:
+    """Whether all are positive integers that an array can have."""
+    return all(type(value) is int and 0 < value < 2**48 for value in values)
 
 
 def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict[str, Any]) -> dict[str, Any]:
