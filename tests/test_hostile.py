@@ -645,3 +645,64 @@ def test_all_broken_images_are_named_at_once(train, tmp_path):
     assert "11 images cannot be used" in result.err
     assert sum(name in result.err for name in broken) == 10
     assert "and 1 more" in result.err
+
+
+# --- codes ------------------------------------------------------------------------------------
+
+
+def npz(**members: bytes) -> None:
+    with zipfile.ZipFile("codes.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+
+
+def npy(shape: str, descr: str = "'<f4'", content: bytes = b"") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("(1000000, 1000000)"), npy("(1000000000000,)"), npy("(-1, 20)"), npy("(2, 20)", "'|O'"), npy("'x'"), b"",
+        b"x",
+        npy("(2, 20)", "[('a', '<f4')]", bytes(160)), npy("(2, 20)", "'<U1000'"), npy("(" * 500 + ")" * 500),
+        npy("(2,)" * 9),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_codes_that_are_none_end_in_a_line(run, capsys, content):
+    npz(z=content)
+    assert main(["decode", f"run={run}", "codes=codes.npz", "out=made"]) == 2
+    assert "codes=codes.npz" in (err := capsys.readouterr().err)
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_a_bomb_of_codes_takes_no_memory(run, capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    np.savez_compressed("codes.npz", z=np.zeros((10_000, 20), np.float32))
+    assert main(["decode", f"run={run}", "codes=codes.npz", "out=made"]) == 2
+    assert "in parts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + "/b.png", "/".join(["a"] * 3000)])
+def test_a_name_too_long_for_a_file(run, capsys, name):
+    np.savez("codes.npz", z=np.zeros((1, 20), np.float32), files=np.array([name]))
+    assert main(["decode", f"run={run}", "codes=codes.npz", "out=made"]) == 2
+    assert "too long" in (err := capsys.readouterr().err)
+    assert len(err) < 400
+
+
+@pytest.mark.parametrize("link", ["made/000000.png", "made/sub", "made/other.png"])
+def test_nothing_is_decoded_through_a_link(run, capsys, tmp_path, link):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "made").mkdir()
+    (tmp_path / link).symlink_to(tmp_path / "theirs")
+    np.savez("codes.npz", z=np.zeros((1, 20), np.float32), files=np.array(["sub/x.png"]))
+    assert main(["decode", f"run={run}", "codes=codes.npz", "out=made"]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert not list((tmp_path / "theirs").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
+from vaelab.core.terminal import cut
 from vaelab.core.types import NonNegativeInt
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
+NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError)
+"""What a damaged archive raises beside the usual."""
+LONGEST = 200
+"""Most characters of a file's name, or of a folder's: file systems take 255 bytes."""
 SOFTWARE = "vaelab decode"
 """Mark in the files that vaelab decode writes."""
 
@@ -64,19 +70,42 @@ def read(path: str) -> dict[str, Any]:
     """Reads all arrays of an .npz file into numpy. Raises UserError if it is missing, damaged or of another kind."""
     import numpy as np
 
+    file = Path(path).expanduser()
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
-            if not hasattr(file, "files"):
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+            raise UserError(f"codes={path}: this is no .npz file: vaelab encode writes one")
+        with np.load(file, allow_pickle=False) as arrays:
+            if not hasattr(arrays, "files"):
                 raise UserError(f"codes={path}: this is no .npz file: vaelab encode writes one")
-            return {name: file[name] for name in file.files}
+            _check_size(arrays.zip, path)
+            return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise UserError(f"codes={path}: there is no such file: vaelab encode writes one") from None
     except IsADirectoryError:
         raise UserError(f"codes={path}: this is a folder: name the file that vaelab encode wrote") from None
-    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, RuntimeError, *NOT_ZIP) as error:
         raise UserError(
             f"codes={path}: it is damaged, or not an .npz file of plain arrays\nwrite it anew with vaelab encode"
         ) from error
+
+
+def _check_size(file: zipfile.ZipFile, path: str) -> None:
+    """Raises UserError if the arrays do not fit half of the free memory, or their headers say more than they hold."""
+    import numpy as np
+    import psutil
+
+    size, free = sum(entry.file_size for entry in file.infolist()), psutil.virtual_memory().available // 2
+    if size > free:
+        raise UserError(
+            f"codes={path}: its arrays are of {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} may be used here\n"
+            "decode them in parts"
+        )
+    for entry in file.infolist():
+        with file.open(entry) as array:
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read[np.lib.format.read_magic(array)](array)
+            if math.prod(shape) * dtype.itemsize > entry.file_size or min(shape, default=0) < 0:
+                raise ValueError("an array is larger than the file")
 
 
 def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
@@ -143,6 +172,8 @@ def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
     for name in names:
         if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
             raise UserError(f"codes={path}: `files` holds {str(name)!r}, which would lie outside the folder out=")
+        if max(map(len, name.parts)) > LONGEST or len(str(name)) > 10 * LONGEST:
+            raise UserError(f"codes={path}: `files` holds {cut(str(name), 60)!r}, which is too long for a file's name")
     written = [str(name.with_suffix(".png")) for name in names]
     if len({name.lower() for name in written}) < count:  # such as a.jpg beside a.png
         written = [f"{name}.png" for name in names]
@@ -158,6 +189,11 @@ def _folder(asked: Options, names: list[str]) -> Path:
         raise UserError(f"out={asked.out}: this is a file: name a folder")
     written = set(names)
     for path in out.rglob("*"):
+        if path.is_symlink():
+            raise UserError(
+                f"out={asked.out}: {path.relative_to(out)} is a link, and nothing is written through it\n"
+                "name a new or an empty folder"
+            )
         if not path.is_dir() and not (path.relative_to(out).as_posix() in written and _is_own(path)):
             raise UserError(
                 f"out={asked.out}: the folder holds {path.relative_to(out)}, which is no earlier image of these codes\n"
