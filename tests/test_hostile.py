@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 import zlib
 from contextlib import suppress
@@ -22,6 +23,7 @@ from tests.test_conf import CONF, composed
 from vaelab.cli import main
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
+from vaelab.core.terminal import plain
 from vaelab.datasets.prepared import MAGIC, PARTS, PREFIX, VERSION, PreparedSplit, read_header
 from vaelab.runs import gate, read_config, write_config
 from vaelab.runs.model import with_weights
@@ -706,3 +708,49 @@ def test_nothing_is_decoded_through_a_link(run, capsys, tmp_path, link):
     assert main(["decode", f"run={run}", "codes=codes.npz", "out=made"]) == 2
     assert "is a link" in capsys.readouterr().err
     assert not list((tmp_path / "theirs").iterdir())
+
+
+# --- what is printed, and what is kept ---------------------------------------------------------
+
+ESCAPE = "\x1b]0;title\x07\x1b[2J\x1b[5A\x9b31m\u202e\x08"
+
+
+@pytest.mark.parametrize("line", [*READING, "report run={run} figures=false", "sample run={run}"])
+def test_no_escape_reaches_the_terminal(finished, capsys, line):
+    folder = finished("model=vae", "trainer.max_epochs=1").run.rename(f"a{ESCAPE}b")
+    config, summary = read_config(folder), json.loads((folder / "summary.json").read_text())
+    write_config(folder, with_at(config, ("run", "name"), ESCAPE))
+    finding = {"code": ESCAPE, "evidence": ESCAPE, "remedy": ESCAPE}
+    text = json.dumps(summary | {"name": ESCAPE, "error": ESCAPE, "findings": [finding]})
+    (folder / "summary.json").write_text(text)
+    before = sys.stdout
+    main([part.format(run=folder) for part in line.split()])
+    out, err = capsys.readouterr()
+    assert not set(out + err) & {"\x1b", "\x07", "\x9b", "\u202e", "\x08"}
+    assert "b" in out + err
+    assert sys.stdout is before
+
+
+def test_colours_stay():
+    assert plain("\x1b[1;32mgood\x1b[0m\tx\r\n") == "\x1b[1;32mgood\x1b[0m\tx\r\n"
+    assert plain("\x1b[2J") == "\ufffd[2J"
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "MY_SECRET", "DB_PASSWORD", "AWS_CREDENTIALS"])
+@pytest.mark.parametrize("value", ["${oc.env:%s}", "x-${oc.env:%s}-y", "abcdefgh12345678"])
+def test_a_secret_of_the_environment_reaches_no_file(train, monkeypatch, tmp_path, name, value):
+    monkeypatch.setenv(name, "abcdefgh12345678")
+    result = train(f"run.name='{value % name if '%' in value else value}'")
+    assert result.code == 2
+    assert f"run.name: it holds the value of the environment variable {name}" in result.err
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"abcdefgh12345678" in path.read_bytes()]
+    assert not kept
+    assert "abcdefgh" not in result.err + result.out
+
+
+def test_another_variable_of_the_environment_may_be_used(train, monkeypatch):
+    monkeypatch.setenv("MY_DATA", "somewhere/else")
+    monkeypatch.setenv("SHORT_KEY", "0")
+    result = train("run.name='${oc.env:MY_DATA}'", "trainer.max_epochs=1")
+    assert result.code == 0
+    assert read_config(result.run)["run"]["name"] == "somewhere/else"

@@ -83,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
             hint = f"a command comes first: `vaelab train {word}`"
         print(f"vaelab: there is no command '{word}': {hint}", file=sys.stderr)
         return 2
-    with _stopped_by_signals():
+    from vaelab.core.terminal import plain_output
+
+    with plain_output(), _stopped_by_signals():
         return importlib.import_module(COMMANDS[word][0]).main(rest)
 
 

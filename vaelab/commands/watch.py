@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.core.metrics import in_order, metric
-from vaelab.core.terminal import BAR, bar, cut, duration, spark
+from vaelab.core.terminal import BAR, bar, cut, duration, plain, spark
 from vaelab.core.types import PositiveFloat
 from vaelab.core.words import number
 from vaelab.runs import Files, SweepFiles, overview, read_config_if_any, runs_below, sweep_of
@@ -96,22 +96,22 @@ def _show(watched: Watched, refresh: float) -> None:
     if not sys.stdout.isatty():
         print("\n".join(watched.look(NO_LIMIT, NO_LIMIT).lines))
         return
-    drawn = 0
-    sys.stdout.write("\x1b[?25l")  # hides the cursor
+    drawn, terminal = 0, getattr(sys.stdout, "stream", sys.stdout)  # which takes control sequences, too
+    terminal.write("\x1b[?25l")  # hides the cursor
     try:
         while True:
             size = shutil.get_terminal_size((100, 24))
             view = watched.look(size.columns, size.lines - 1)
-            text = "".join(f"{line}\x1b[K\n" for line in view.lines)
-            sys.stdout.write((f"\x1b[{drawn}A" if drawn else "") + text + "\x1b[J")
-            sys.stdout.flush()
+            text = "".join(f"{plain(line)}\x1b[K\n" for line in view.lines)
+            terminal.write((f"\x1b[{drawn}A" if drawn else "") + text + "\x1b[J")
+            terminal.flush()
             drawn = len(view.lines)
             if not view.live:
                 return
             time.sleep(refresh)
     finally:
-        sys.stdout.write("\x1b[?25h")
-        sys.stdout.flush()
+        terminal.write("\x1b[?25h")
+        terminal.flush()
 
 
 class Watched:

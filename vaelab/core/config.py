@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -62,7 +63,28 @@ def resolved(config: Any) -> dict[str, Any]:
     Raises what OmegaConf does for `???`.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _refuse_secrets(plain, "")
     return upgrade_run(plain)
+
+
+SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""Pattern in the names of environment variables whose values are nobody else's business."""
+SHORT = 8
+"""Characters of a value that is too short to be a secret, and may stand in a config by chance."""
+
+
+def _refuse_secrets(node: Any, key: str) -> None:
+    """Raises UserError if a secret of the environment stands in a config, which goes into files and reports."""
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _refuse_secrets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, str):
+        for name, value in os.environ.items():
+            if len(value) >= SHORT and value in node and SECRET.search(name):
+                raise UserError(
+                    f"{key}: it holds the value of the environment variable {name}, which would stand in config.yaml "
+                    "and the report: leave it out"
+                )
 
 
 def options(kind: type[Options], config: Any) -> Options:

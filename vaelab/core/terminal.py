@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NO_NUMBER = "×"
@@ -15,6 +19,45 @@ WHOLE = 12
 """Characters of the widest column of a table whose cells are never wrapped."""
 SMALLEST = 4
 """Room, in characters, below which neither a curve nor a bar is drawn."""
+
+COLOUR = re.compile("(\x1b\\[[\\d;]*m)")
+CONTROLS = {
+    code: "\ufffd"
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\n\r\t"
+}
+"""Characters that a terminal obeys, or that turn the direction of a text: those of files must not reach it."""
+
+
+def plain(text: str) -> str:
+    """Replaces all that a terminal obeys in a text, but for line ends, tabs and colours."""
+    return "".join(part if COLOUR.fullmatch(part) else part.translate(CONTROLS) for part in COLOUR.split(text))
+
+
+class Plain:
+    """A stream that writes texts `plain`: names and messages may be of anyone's files. The rest is the stream's own."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text if text.isprintable() else plain(text))
+
+
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Writes what is printed meanwhile `plain`, to the terminal and to the error output."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream if isinstance(stream, Plain) else Plain(stream) for stream in before)
+    try:
+        yield
+    finally:
+        for name, stream in zip(("stdout", "stderr"), before, strict=True):
+            if isinstance(getattr(sys, name), Plain):
+                setattr(sys, name, stream)
 
 
 def spark(values: list[float], width: int) -> str:
