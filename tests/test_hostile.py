@@ -754,3 +754,31 @@ def test_another_variable_of_the_environment_may_be_used(train, monkeypatch):
     result = train("run.name='${oc.env:MY_DATA}'", "trainer.max_epochs=1")
     assert result.code == 0
     assert read_config(result.run)["run"]["name"] == "somewhere/else"
+
+
+RECORDS = {
+    "status alone": ("summary.json", '{"status": "finished"}'),
+    "metrics.csv of other columns": ("metrics.csv", "a,b\n1,2\n"),
+    "metrics.csv without steps": ("metrics.csv", "epoch,train/loss\n1,2\n"),
+    "metrics.csv of words": ("metrics.csv", "step,epoch,train/loss\na,b,c\n"),
+    "metrics.csv at no step": ("metrics.csv", "step,epoch,train/loss\nnan,inf,1\n"),
+    "metrics.csv, empty": ("metrics.csv", ""),
+    "a list": ("summary.json", "[1]"),
+    "binary": ("summary.json", "\x00\x01"),
+} | {
+    f"{key}={value}": ("summary.json", {key: value})
+    for key, value in {"status": [1], "epochs": "x", "best": "x", "findings": [1], "seconds": "x", "commit": 5}.items()
+}
+
+
+@pytest.mark.parametrize("line", [*READING, "report run={run} figures=false"])
+def test_an_odd_record_ends_in_a_line(finished, capsys, line):
+    folder = finished("model=vae", "trainer.max_epochs=1").run
+    wholes = {path: path.read_text() for path in (folder / "summary.json", folder / "metrics.csv")}
+    for name, content in RECORDS.values():
+        for path, whole in wholes.items():
+            path.write_text(whole)
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | content) if isinstance(content, dict) else content)
+        main(line.format(run=folder).split())
+        assert "Traceback" not in (said := capsys.readouterr()).out + said.err

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESTORE = "restore it, or train again"
+KINDS: dict[str, Any] = {
+    "status": str, "name": str, "error": str, "identity": str, "epochs": int, "steps": int, "seconds": int | float,
+    "metrics": dict, "best": dict, "findings": list, "kl_per_dim": dict, "model": dict, "data": dict, "objective": dict,
+    "commit": str, "device": str, "processes": int,
+}  # fmt: skip
+"""Types of what a summary holds, where it is there."""
 MEASURE_AGAIN = "delete it, and run vaelab eval again"
 
 
@@ -28,7 +34,14 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 
 def read_summary(run: Path) -> dict[str, Any]:
     """Reads the summary.json of a run, {} if it has none yet. Raises UserError if it is damaged."""
-    return read_json(Files(run).summary, RESTORE)
+    path = Files(run).summary
+    summary = read_json(path, RESTORE)
+    for name, kind in KINDS.items():
+        if not isinstance(summary.get(name), kind | None):
+            raise damaged(path, f"its '{name}' is of another type", RESTORE)
+    if not all(isinstance(finding, dict) and "code" in finding for finding in summary.get("findings") or []):
+        raise damaged(path, "its findings are no findings", RESTORE)
+    return summary
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -47,8 +60,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     for number, cells in enumerate(lines[1:], 2):
         try:
             rows.append({name: float(cell) for name, cell in zip(names, cells, strict=True) if cell})
-            rows[-1]["step"]
-        except (ValueError, KeyError) as error:
+            int(rows[-1]["step"])
+        except (ValueError, KeyError, OverflowError) as error:
             raise damaged(path, f"line {number} is cut short or no row of numbers", RESTORE) from error
     return rows
 
