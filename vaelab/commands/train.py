@@ -47,7 +47,7 @@ def _with_resumed(arguments: list[str]) -> list[str]:
             raise UserError("trust= is for resume=: what you choose yourself needs none: leave it out")
         return arguments
     from vaelab import runs
-    from vaelab.runs import gate
+    from vaelab.runs import Files, gate
 
     if "run.dir" in given:
         raise UserError("resume= continues a run in its own folder: leave out run.dir")

@@ -39,12 +39,21 @@ NAMED = {
     "pytorch_lightning.plugins.environments": {"LightningEnvironment", "SLURMEnvironment", "TorchElasticEnvironment"},
     "pytorch_lightning.profilers": {"AdvancedProfiler", "PassThroughProfiler", "PyTorchProfiler", "SimpleProfiler"},
     "pytorch_lightning.strategies": {"DDPStrategy", "FSDPStrategy", "ModelParallelStrategy", "SingleDeviceStrategy"},
-    "vaelab.training.callbacks": {"Anneal", "EMA", "Health", "LearningRate", "Pictures", "Plateau"},
+    "vaelab.training.callbacks": {
+        "Anneal",
+        "EMA",
+        "EarlyStopping",
+        "Health",
+        "KeepLast",
+        "LearningRate",
+        "Pictures",
+        "Plateau",
+    },
     "vaelab.training.fsdp": {"FullySharded"},
     "vaelab.training.loggers": {"TensorBoard", "WandB"},
 }
 """Parts of a training that may be built, by the modules that they are named in."""
-PLACES = {"dir", "dirpath", "filename", "save_dir", "log_dir", "sub_dir", "root_dir"}
+PLACES = {"path", "dir", "dirpath", "filename", "save_dir", "log_dir", "sub_dir", "root_dir"}
 """Arguments of the trainer's parts that say where they write: a folder's files may not give them."""
 TRUST = "add trust=true if you trust its maker with all that it runs (docs/security.md)"
 WIDTH = 120
@@ -94,7 +103,7 @@ def _of_argument(node: dict[Any, Any], name: Any, value: Any, key: str) -> Itera
     own = isinstance(name, str) and re.fullmatch(r"_.*_", name) and name != "_target_"
     if own and not (name == "_partial_" and isinstance(value, bool)):
         yield Deed(key, f"would change how {node.get('_target_', 'a part')} is built")
-    elif name in PLACES and value is not None and not str(node.get("_target_", "")).startswith("vaelab."):
+    elif name in PLACES and value is not None:
         yield Deed(key, f"would write to {value}")
     yield from deeds(value, key)
 
