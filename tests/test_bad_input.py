@@ -64,7 +64,93 @@ CASES = {
     "-m seed=0,1 run.dir=x": ("sweep.dir",),
     "model.latent_dim=100000000": ("memory", "model.latent_dim"),
     "nonsense": ("nonsense", "key=value"),
+    # a section that is none, or is not there
+    "trainer=7": ("trainer=7", "mapping"),
+    "callbacks=x": ("callbacks='x'", "mapping"),
+    "callbacks.pictures=7": ("callbacks.pictures=7", "mapping"),
+    "averaging=[1,2]": ("these arguments",),
+    "logger=[]": ("logger", "must be given"),
+    "schedule=linear schedule.beta=7": ("schedule.beta=7", "mapping"),
+    "~model": ("model: it must be given",),
+    "~optimizer": ("optimizer: it must be given",),
+    "~trainer.max_steps": ("trainer.max_steps", "must be given"),
+    "run.name=null": ("run.name=None",),
+    # a number beyond its type, or beyond sense
+    "model.latent_dim=1" + "0" * 300: ("model.latent_dim=1", "less than"),
+    "+optimizer.eps=1" + "0" * 300: ("optimizer.eps",),
+    "dataset.size=18446744073709551616": ("dataset.size", "less than"),
+    "averaging=ema averaging.decay=-inf": ("averaging.decay", "finite"),
+    "averaging=ema averaging.decay=1.0": ("averaging.decay=1.0", "less than 1"),
+    "schedule=linear schedule.beta.end=-3": ("schedule.beta.end=-3", "0 or more"),
+    "schedule=linear schedule.beta.start=nan": ("schedule.beta.start=nan", "finite"),
+    "lr_schedule=plateau lr_schedule.factor=0": ("lr_schedule.factor=0",),
+    "optimizer.lr=inf": ("optimizer.lr=inf", "finite"),
+    "optimizer.lr=0": ("optimizer.lr=0",),
+    "dataset.val_size=1.5": ("dataset.val_size=1.5", "an integer or less than 1"),
+    "dataset.val_size=1.0": ("dataset.val_size=1.0",),
+    # what a class makes, where something else is wanted
+    "+network._partial_=7": ("network._partial_=7", "true or false"),
+    "model.latent_dim={_target_:builtins.len}": ("model.latent_dim", "a plain value"),
+    "model.network=${likelihood}": ("model.network._target_", "a Network"),
+    "network._target_=math.pi": ("network._target_=math.pi", "a class or a function"),
+    # options of Lightning's trainer, of which it takes some in silence
+    "trainer.gradient_clip_val=-1": ("trainer.gradient_clip_val=-1",),
+    "trainer.gradient_clip_val=abc": ("trainer.gradient_clip_val='abc'", "a number"),
+    "trainer.log_every_n_steps=-1": ("trainer.log_every_n_steps=-1",),
+    "trainer.min_epochs=-2": ("trainer.min_epochs=-2",),
+    "trainer.min_epochs=3": ("trainer.min_epochs=3", "trainer.max_epochs=2"),
+    "trainer.val_check_interval=0": ("trainer.val_check_interval=0",),
+    "trainer.max_epochs=null": ("trainer.max_epochs=null", "1,000"),
+    "trainer.precision=fp16": ("'16-mixed'", "'bf16-mixed'"),
+    "trainer.profiler=xla": ("trainer.profiler",),
+    "trainer.max_time=5": ("trainer.max_time=5",),
+    "trainer.overfit_batches=1 dataset.storage=stream": ("trainer.overfit_batches", "dataset.storage=resident"),
+    "network.batch_norm=true dataset.batch_size=1": ("dataset.batch_size=1", "network.batch_norm"),
+    # what was meant
+    "vqvae": ("as in model=vqvae",),
+    "--model vqvae": ("write model=vqvae",),
+    "trainer.epochs=10": ("did you mean trainer.max_epochs?",),
+    "epochs=10": ("did you mean trainer.max_epochs?",),
+    "lr=0.01": ("did you mean optimizer.lr?",),
+    "batch_size=64": ("did you mean dataset.batch_size?",),
+    "latent_dim=4": ("did you mean model.latent_dim?",),
+    "beta=4": ("did you mean model.beta?", "model=beta"),
+    "dataset.name=mnist": ("did you mean dataset=mnist?",),
+    "model=VQVAE": ("did you mean vqvae?",),
+    "dataset=MNIST": ("did you mean mnist?",),
+    "likelihood=mse": ("did you mean gaussian?",),
+    "likelihood=bce": ("did you mean bernoulli?",),
+    "likelihood=l1": ("did you mean laplace?",),
+    "model=vqvae codebook.bits=3": ("codebook has restart_after, decay, epsilon",),
+    "codebook.bits=3": ("codebook= takes ema",),
 }
+
+
+def test_an_accelerator_that_is_not_there_is_named_with_the_remedy(train, monkeypatch):
+    import vaelab.datasets  # noqa: F401  Lightning looks at the function that is put aside here
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    result = train("trainer.accelerator=gpu")
+    assert result.code == 2
+    assert "trainer.accelerator=gpu: torch finds none here: use accelerator=auto or cpu" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dataset.batch_size=500"], "dataset.batch_size=500: a batch is all"),
+        (["model=beta", "model.beta=1"], "model.beta=1: the objective is that of model=vae"),
+        (["likelihood=gaussian", "dataset.pixel_range=[0,255]"], "dataset.pixel_range=[0.0, 255.0]"),
+    ],
+)
+def test_what_is_hardly_meant_is_trained_with_a_warning(train, arguments, words):
+    result = train(*arguments, "trainer.max_epochs=1", "test=false")
+    assert result.code == 0, result.err
+    warnings = [line for line in result.err.splitlines() + result.out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert words in warnings[0]
+    assert "warning" not in train("trainer.max_epochs=1", "test=false").err
 
 
 @pytest.mark.parametrize("arguments", CASES)
@@ -204,3 +290,18 @@ def test_tab_completion_knows_commands_groups_and_options(monkeypatch, capsys):
         assert expected in capsys.readouterr().out.split()
     assert main(["completion", "bash"]) == 0
     assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "argument", ["trainer.gradient_clip_val=abc", "trainer.max_epochs=0", "seed=-1", "callbacks=x"]
+)
+def test_a_wrong_value_of_the_trainer_is_refused_without_torch(argument, tmp_path):
+    code = f"""
+import sys
+from vaelab.cli import main
+assert main(["train", {argument!r}]) == 2
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

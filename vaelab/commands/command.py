@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import signal
@@ -12,6 +11,8 @@ from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
+from vaelab.commands import answers
+from vaelab.commands.answers import key_of
 from vaelab.core.conf import CONF
 from vaelab.core.errors import DivergenceError, MachineError, Stopped, UserError
 
@@ -33,30 +34,30 @@ PATHS = (
     "corners",
 )
 """Keys whose values are paths."""
-
-
-EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
-"""Extra of the package that each launcher needs."""
-OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
-"""Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
+SWEPT = ("dataset.root",)
+"""Those of them that a sweep may have several values of."""
 
 
 def of_search(argument: str) -> str:
     """Gives a search's key its full name; a list of metrics or directions needs no brackets."""
     key, equals, value = argument.partition("=")
-    if key not in OF_SEARCH or not equals:
+    if key not in answers.OF_SEARCH or not equals:
         return argument
     return f"hydra.sweeper.{key}=[{value}]" if "," in value and "[" not in value else f"hydra.sweeper.{argument}"
 
 
-def quoted(argument: str) -> str:
-    """Quotes a path for Hydra, whose grammar knows few of the characters that paths have."""
+def quoted(argument: str, sweeping: bool = False) -> str:
+    """Quotes a path for Hydra, whose grammar knows few of the characters that paths have.
+
+    sweeping: whether a comma separates folders of images, unless there is one of that name.
+    """
     key, _, value = argument.partition("=")
     if key not in PATHS or value == "null" or value.startswith(("'", '"')) or "${" in value:
         return argument
     if not value.strip():
         raise UserError(f"{key}= is empty: name a folder, or leave it out")
-    return f"{key}={in_quotes(value)}"
+    several = sweeping and key in SWEPT and not Path(value).expanduser().exists()
+    return f"{key}={','.join(map(in_quotes, value.split(',') if several else [value]))}"
 
 
 def in_quotes(value: str) -> str:
@@ -104,16 +105,15 @@ SWEEPING = {"-m", "--multirun", "sweep"}
 """Arguments that make a command a sweep."""
 
 
+def sweeps(arguments: list[str]) -> bool:
+    """Whether these arguments make a command a sweep."""
+    return not SWEEPING.isdisjoint(map(key_of, arguments))
+
+
 def check_folders(arguments: list[str]) -> None:
     """Raises UserError if a sweep is given one run's folder."""
-    given = set(map(key_of, arguments))
-    if SWEEPING & given and "run.dir" in given:
+    if sweeps(arguments) and "run.dir" in map(key_of, arguments):
         raise UserError("run.dir= is one run's folder: with -m, name the sweep's with sweep.dir=")
-
-
-def key_of(argument: str) -> str:
-    """Returns the key of an argument, without the marks that add or remove it."""
-    return argument.partition("=")[0].lstrip("+~")
 
 
 TAKING_A_VALUE = {
@@ -128,14 +128,14 @@ FLAGS = TAKING_A_VALUE | {
 
 def _check_words(name: str, arguments: list[str]) -> None:
     """Raises UserError for arguments that are neither a flag nor key=value."""
-    for before, argument in zip(["", *arguments], arguments, strict=False):
+    for before, argument, after in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
         flag, equals, value = argument.partition("=")
         if argument.startswith("-") and flag not in FLAGS:
-            key = flag.lstrip("-").replace("-", "_")
-            instead = f"; write {key}={value}" if equals and key else ""
+            key, value = flag.lstrip("-").replace("-", "_"), value if equals else after
+            instead = f"; write {key}={value}" if key and value and "=" not in value and value[:1] != "-" else ""
             raise UserError(f"{argument}: no such flag{instead}\n  vaelab {name} --help says what there is")
         if argument[:1] not in ("-", "~") and not equals and before not in TAKING_A_VALUE:
-            raise UserError(f"{argument}: write key=value, as in run={argument}")
+            raise UserError(f"{argument}: write key=value, as in {answers.key_for(argument, name)}={argument}")
 
 
 def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
@@ -168,7 +168,7 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
-        print(f"vaelab: {_message(error, name, arguments)}", file=sys.stderr)
+        print(f"vaelab: {answers.message(error, name, arguments)}", file=sys.stderr)
         return 2
     except ValueError as error:
         if traceback_wanted or error in failures:
@@ -190,6 +190,12 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
             raise
         print(f"vaelab: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if traceback_wanted or error in failures or not answers.raised_by_hydra(error):
+            raise
+        text = answers.message(error, name, arguments)
+        print(f"vaelab: these arguments make no config: {text}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("vaelab: interrupted", file=sys.stderr)
         return 130
@@ -215,88 +221,3 @@ def _flags_first(arguments: list[str]) -> list[str]:
         return arguments
     values = [a for a in arguments if "=" in a and not a.startswith("-")]
     return [a for a in arguments if a not in values] + values
-
-
-def _message(error: Exception, name: str, arguments: list[str]) -> str:
-    """Words an error for the user: the key, what is wrong, the remedy."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import MissingMandatoryValue
-
-    text = str(error)
-    if isinstance(error, UserError):
-        return text
-    if found := re.search(r"Ambiguous value for argument '([^'=]*)=([^']*)'", text):
-        return (
-            f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …, or write [{found[2]}] for a list"
-        )
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']*)'", text)):
-        group, _, option = found[1].rpartition("/")
-        listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
-        options = [o.strip() for o in listed if o.strip() and not o.strip().startswith("_")]
-        if group == "hydra/launcher" and option in EXTRAS:
-            return f'{group}={option} needs another package: pip install "vaelab[{EXTRAS[option]}]"'
-        if not group or not options:
-            return f"there is no config '{found[1]}'"
-        return f"{group}={option}: no such option{_near(option, options)}\n  {group}= takes {', '.join(options)}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
-    if found := re.search(r"Could not override '([^']*)'", text):
-        key = found[1]
-        if key.startswith("hydra.sweeper.") and key.rpartition(".")[2] in OF_SEARCH:
-            return f"{key.rpartition('.')[2]}= is for a search: add hydra/sweeper=optuna, with -m"
-        hint = _elsewhere(key) or _near(key, [known for known in _keys(name, arguments) if known != key])
-        return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
-    if isinstance(error, MissingMandatoryValue):
-        key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
-        return f"{key}: this value must be given: {key}=…"
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if lines[0].startswith("Error merging override ") and len(lines) > 1:
-        return f"{lines[0].removeprefix('Error merging override ')}: {lines[1]}"
-    return lines[0]
-
-
-def _near(word: str, known: list[str]) -> str:
-    parent = word.rpartition(".")[0]
-    siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]  # a shared parent makes no keys alike
-    last = difflib.get_close_matches(word.rpartition(".")[2], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
-    near = [f"{parent}.{last[0]}"] if last else difflib.get_close_matches(word, known, 1, 0.65)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _elsewhere(key: str) -> str:
-    """Names the options of the key's group that have such a key: model.beta is one of model=beta."""
-    import yaml
-
-    group, _, rest = key.partition(".")
-    first = rest.partition(".")[0]
-    files = sorted((CONF / group).glob("*.yaml")) if first else []
-    having = [f"{group}={p.stem}" for p in files if first in (yaml.safe_load(p.read_text()) or {})]
-    return f"; it belongs to {' and '.join(having)}" if having else ""
-
-
-def _keys(name: str, arguments: list[str]) -> list[str]:
-    """Returns all keys and groups of the config, composed from the arguments that choose an option of a group."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig
-
-    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-    chosen = [a for a in arguments if a.partition("=")[0] in groups and "," not in a]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(name, overrides=chosen)
-    except HydraException:
-        return groups
-
-    def walk(node: Any, prefix: str) -> list[str]:
-        keys = []
-        for key in node:
-            keys.append(f"{prefix}{key}")
-            value = node._get_node(key)
-            if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():
-                keys += walk(value, f"{prefix}{key}.")
-        return keys
-
-    return walk(config, "") + [group for group in groups if group in config]

@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> int:
     """Runs `vaelab plan` with these arguments. Returns the exit code."""
     try:
         command.check_folders(arguments)
-        arguments = [command.of_search(command.quoted(argument)) for argument in arguments]
+        sweeping = command.sweeps(arguments)
+        arguments = [command.of_search(command.quoted(argument, sweeping)) for argument in arguments]
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2

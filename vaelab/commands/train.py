@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -14,7 +15,9 @@ from vaelab.core.errors import UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        arguments = _with_resumed([command.of_search(command.quoted(argument)) for argument in arguments])
+        sweeping = command.sweeps(arguments)
+        arguments = [command.of_search(command.quoted(argument, sweeping)) for argument in arguments]
+        arguments = _with_resumed(arguments)
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
@@ -110,9 +113,11 @@ def job(config: Any) -> str:
     from vaelab.core.config import resolved
     from vaelab.sweeps import sweep as sweeps
     from vaelab.training import launch
+    from vaelab.training.checks import check_sections
 
     hydra: Any = HydraConfig.get()
     instance: Any = HydraConfig.instance()
+    os.chdir(hydra.runtime.cwd)  # paths are meant from where the command was given, with hydra.job.chdir=true, too
     run = runs.shown(hydra.runtime.output_dir)
     in_sweep = hydra.mode.name == "MULTIRUN"
     overrides = [o for o in hydra.overrides.task if command.key_of(o) not in ("resume", "run.dir", "sweep.dir")]
@@ -121,17 +126,18 @@ def job(config: Any) -> str:
         config.run.config_dir = next(
             (s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None
         )
-        if in_sweep and "wandb" in config.logger and config.logger.wandb.group is None:
-            config.logger.wandb.group = Path(hydra.sweep.dir).name
     title = f"[{hydra.job.num}] {' '.join(overrides)}" if in_sweep else ""
     try:
         plain = resolved(config)
+        check_sections(plain)
+        if in_sweep and "wandb" in plain["logger"] and plain["logger"]["wandb"]["group"] is None:
+            plain["logger"]["wandb"]["group"] = Path(hydra.sweep.dir).name
         instance.cfg = None  # otherwise Lightning would rerun this command line in every process
         if in_sweep:
             run = sweeps.do(plain, run, title, hydra.launcher)
         else:
             launch.attempt(plain, run)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, UserError) as error:  # the config itself is wrong
         if not in_sweep:
             raise
         launch.record(run, "failed", error, None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -25,7 +27,31 @@ GIVEN_LATER = {"shape", "num_classes", "run"}
 SIZES = {"latent_dim", "num_embeddings", "embedding_dim"}
 """Names of arguments that a model gives to the parts that it builds."""
 Options = TypeVar("Options")
-NO_CONFIG = ConfigDict(arbitrary_types_allowed=True)
+NO_CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+RESERVED: dict[str, Any] = {
+    "_target_": str,
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_args_": list[Any],
+}
+"""Keys by which Hydra makes an object of a mapping, and their types."""
+OF_OBJECTS = {"is_instance_of", "is_subclass_of", "needs_python_object", "callable_type"}
+"""Kinds of errors of pydantic that say that an object is wanted."""
+LONGEST = 80
+"""Most characters of a wrong value that is written out."""
+PLAIN = {int, float, str, bool, list, dict, tuple, type(None)}
+"""Types of plain values: what a key of these takes is not made by a class."""
+WORDS = {
+    "Input should": "must",
+    "a valid array": "a list",
+    "a valid integer": "an integer",
+    "a valid boolean": "true or false",
+    "a valid ": "a ",
+    "an object": "a mapping of keys",
+    "Field required": "too few values",
+}
+"""Words of pydantic, and those for the user."""
 
 
 def _of_list(function: Callable[[Sequence[Any]], Any]) -> Callable[[Any], Any]:
@@ -93,14 +119,22 @@ def options(kind: type[Options], config: Any) -> Options:
     Raises UserError for an unknown key, a value that is missing or one that cannot be.
     """
     given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    hints = get_type_hints(kind, include_extras=True)
+    check_keys(kind, given)
+    constructor: Any = kind
+    return constructor(**given)
+
+
+def check_keys(kind: type, given: dict[str, Any], key: str = "") -> None:
+    """Raises UserError for a key that `kind` has no annotation for, and for a value that is not as its annotation says.
+
+    key: where the mapping stands in the whole.
+    """
+    hints, prefix = get_type_hints(kind, include_extras=True), f"{key}." if key else ""
     for name, value in given.items():
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1)
-            raise UserError(f"{name}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
-        _check_value(hints[name], value, name)
-    constructor: Any = kind
-    return constructor(**given)
+            raise UserError(f"{prefix}{name}: no such key" + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+        _check_plain(hints[name], value, f"{prefix}{name}")
 
 
 def check(config: Any, key: str = "") -> None:
@@ -111,6 +145,8 @@ def check(config: Any, key: str = "") -> None:
     if isinstance(config, list):
         for i, item in enumerate(config):
             check(item, f"{key}[{i}]")
+    if isinstance(config, int | float) and not abs(config) < 2**63:
+        raise UserError(f"{key}={_short(config)}: must be a finite number, below 2^63")
     if not isinstance(config, dict):
         return
     if "_target_" in config:
@@ -121,16 +157,24 @@ def check(config: Any, key: str = "") -> None:
 
 def target_of(config: dict[str, Any], key: str) -> Any:
     """The class or function that a config node calls. Raises UserError if it cannot be imported."""
+    for name in RESERVED.keys() & config.keys():
+        _check_plain(RESERVED[name], config[name], f"{key}.{name}")
     try:
-        return get_object(config["_target_"])
+        target = get_object(config["_target_"])
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({reason})") from error
+    if not callable(target):
+        raise UserError(f"{key}._target_={config['_target_']}: must be a class or a function")
+    return target
 
 
 def _check_call(config: dict[str, Any], key: str) -> None:
     target = target_of(config, key)
-    signature = inspect.signature(target).parameters
+    try:
+        signature = inspect.signature(target).parameters
+    except ValueError:  # one written in C may not say what it takes
+        return
     for name, parameter in signature.items():
         needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         needed |= dataclasses.is_dataclass(target) and parameter.default is parameter.empty
@@ -138,15 +182,18 @@ def _check_call(config: dict[str, Any], key: str) -> None:
             lazy = f", or _partial_: true, with which the model gives {name}" if name in SIZES else ""
             raise UserError(f"{key}.{name}: this value must be given: {key}.{name}=…{lazy}")
     owner = target if dataclasses.is_dataclass(target) or inspect.isfunction(target) else target.__init__
-    hints = get_type_hints(owner, include_extras=True)
+    try:
+        hints = get_type_hints(owner, include_extras=True)
+    except NameError:  # another library's, of names that only its type checker knows
+        hints = {}
     for name, value in config.items():
-        if name in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
+        if name in RESERVED:
             continue
         if name not in signature:
             near = difflib.get_close_matches(name, signature, 1)
             hint = f"; did you mean {key}.{near[0]}?" if near else ""
             raise UserError(f"{key}.{name}: {config['_target_']} takes no such value{hint}")
-        if name in hints and not _has_target(value) and not _is_none(hints[name], value):
+        if name in hints and not _is_none(hints[name], value):
             _check_value(hints[name], value, f"{key}.{name}")
 
 
@@ -156,6 +203,14 @@ def _is_none(hint: Any, value: Any) -> bool:
 
 
 def _check_value(hint: Any, value: Any, key: str) -> None:
+    """Refuses what is not of the type `hint`: a plain value, or what its `_target_` makes."""
+    if _has_target(value):
+        _check_objects(hint, value, key)
+    else:
+        _check_plain(hint, value, key)
+
+
+def _check_plain(hint: Any, value: Any, key: str) -> None:
     """Refuses what is not of the type `hint`, strictly: "off" is no boolean and 20.0 no integer.
 
     Values are checked as JSON, because there a list may stand for a tuple and an integer for a float, as in YAML.
@@ -164,14 +219,65 @@ def _check_value(hint: Any, value: Any, key: str) -> None:
     try:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
-        if problem["type"] in ("is_instance_of", "is_subclass_of", "needs_python_object"):
-            raise UserError(f"{key}={value!r}: must be a mapping with a _target_") from None
-        message = problem["msg"].removeprefix("Input ").replace("should be a valid array", "must be a list")
-        message = message.replace("should be a valid int", "must be an int").replace("should be a valid", "must be a")
-        message = message.replace("should", "must").replace("Field required", "too few values")
-        raise UserError(f"{key}{place}={problem['input']!r}: {message[0].lower() + message[1:]}") from None
+        _refuse(error, value, key)
+
+
+def _refuse(error: ValidationError, value: Any, key: str) -> NoReturn:
+    """Raises the UserError for a value; of a list, the item that is wrong is named by its place."""
+    places = [(_place(problem["loc"], value), problem) for problem in error.errors()]
+    where, problem = max(places, key=lambda item: len(item[0]))
+    found = [problem for place, problem in places if place == where]
+    messages = []
+    for message in (p["msg"] for p in found if p["type"] not in OF_OBJECTS):
+        for words, ours in WORDS.items():
+            message = message.replace(words, ours)
+        messages.append(message.removeprefix("must be "))
+    wanted = " or ".join(dict.fromkeys(messages)) or "a mapping with a _target_"
+    must = "must " if wanted.startswith("have ") else "" if wanted.startswith("too ") else "must be "
+    raise UserError(f"{key}{where}={_short(problem['input'])}: {must}{wanted}") from None
+
+
+def _place(parts: Sequence[int | str], value: Any) -> str:
+    """Writes the place within a value; pydantic's has names of a union's members in it, too."""
+    place = ""
+    for part in parts:
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
+            place, value = f"{place}[{part}]", value[part]
+        elif isinstance(value, dict) and part in value:
+            place, value = f"{place}.{part}", value[part]
+    return place
+
+
+def _short(value: Any) -> str:
+    """Writes a wrong value out, if it is not too long for a line."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _check_objects(hint: Any, value: Any, key: str) -> None:
+    """Refuses a value that becomes an object, or has some in it, where `hint` names other classes or plain values.
+
+    What a function makes is not known beforehand: it may be anything but a plain value.
+    """
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for member in members:
+        if isinstance(value, list) and get_origin(member) in (list, Sequence):
+            for i, item in enumerate(value):
+                _check_value(get_args(member)[0], item, f"{key}[{i}]")
+            return
+        if isinstance(value, dict) and get_origin(member) is dict and "_target_" not in value:
+            for name, item in value.items():
+                _check_value(get_args(member)[1], item, f"{key}.{name}")
+            return
+    if Any in members or not isinstance(value, dict) or "_target_" not in value:
+        return
+    kinds = [get_args(m)[0] if get_origin(m) is Annotated else get_origin(m) or m for m in members]
+    classes = [kind for kind in kinds if inspect.isclass(kind)]
+    target = functools.partial if value.get("_partial_") else target_of(value, key)
+    plain = PLAIN.issuperset(classes)
+    if plain or (inspect.isclass(target) and not any(issubclass(target, kind) for kind in classes)):
+        names = "plain value" if plain else " or a ".join(kind.__name__ for kind in classes if kind not in PLAIN)
+        raise UserError(f"{key}._target_={value['_target_']}: makes no such value: it must be a {names}")
 
 
 def _has_own_config(hint: Any) -> bool:

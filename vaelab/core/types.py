@@ -10,10 +10,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Real = Annotated[float, Field(ge=-3e38, le=3e38, allow_inf_nan=False)]
+"""A number that float32 holds."""
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+PositiveFloat = Annotated[float, Field(gt=0, le=3e38, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=3e38, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+"""The weight of the past in a moving average."""
+ProperFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+"""A fraction that is neither nothing nor all."""
+Portion = NonNegativeInt | Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+"""A part of something: a count, or a fraction below 1."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
 """An image's (channels, height, width)."""

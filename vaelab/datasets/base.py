@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from vaelab.core.types import NonNegativeInt, Portion, PositiveInt, Real, Seed
 from vaelab.datasets.splits import (
     IndexBatches,
     ResidentLoader,
@@ -50,13 +50,13 @@ class ImageData(pl.LightningDataModule):
     """
 
     batch_size: PositiveInt
-    val_size: NonNegativeFloat
+    val_size: Portion
     binarize: Literal["none", "threshold", "static", "dynamic"]
-    pixel_range: tuple[float, float]
+    pixel_range: tuple[Real, Real]
     storage: Literal["auto", "resident", "stream"]
     num_workers: NonNegativeInt
-    seed: int
-    split_seed: int
+    seed: Seed
+    split_seed: Seed
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -223,7 +223,8 @@ class ImageData(pl.LightningDataModule):
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
-        return self.order_of(self.trainer.current_epoch), start
+        epoch = 0 if self.trainer.overfit_batches else self.trainer.current_epoch  # type: ignore[attr-defined]
+        return self.order_of(epoch), start
 
     def order_of(self, epoch: int) -> Tensor:
         """Computes the training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
@@ -248,6 +249,10 @@ class ImageData(pl.LightningDataModule):
 
             batches = self._dealt[part] = self._batches(split, placed, steps)
             return split, ResidentLoader(split, batches)
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.overfit_batches is for data in memory: use dataset.storage=resident, or leave it out"
+            )
         batches = self._dealt[part] = self._batches(split, order, steps)
         return split, streaming_loader(split, batches, self.num_workers, pin_memory=device.type == "cuda")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.errors import UserError
-from vaelab.core.types import PositiveFloat, PositiveInt
+from vaelab.core.types import PositiveInt, ProperFraction
 from vaelab.datasets.files import SUFFIXES, FileSplit, ImageFiles, image_size, list_images
 from vaelab.datasets.sources import hold_out
 
@@ -46,7 +46,7 @@ class Folder(ImageFiles):
     root: str
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None
     channels: Literal[1, 3]
-    test_size: PositiveFloat
+    test_size: PositiveInt | ProperFraction
 
     def load(self) -> tuple[FileSplit, FileSplit]:
         """Lists the images. Raises UserError if there are too few, or one is broken or of another size."""

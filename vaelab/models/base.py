@@ -44,8 +44,8 @@ class Variant(nn.Module):
     best: Literal["min", "max"] = "max"
     """Whether the best checkpoint has the greatest (`max`) or the least (`min`) value of `monitor`."""
     scalars: dict[str, float] = {}
-    """Names and first values of scalars that a schedule or a controller may set. Each becomes a 0-dim buffer: saved,
-    moved with the device, logged under its name, and changed without recompiling a compiled model."""
+    """Names and first values of scalars that a schedule or a controller may set, to 0 or more. Each becomes a 0-dim
+    buffer: saved, moved with the device, logged under its name, and changed without recompiling a compiled model."""
     layout: Layout
     """Description of the latents: their levels, shapes and axes."""
     prior: Prior | None

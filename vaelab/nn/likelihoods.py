@@ -45,6 +45,11 @@ class Likelihood(nn.Module):
     def start_from(self, spread: float) -> None:
         """Fits the scale of a fresh likelihood, if it learns one, to `spread`: the pixels' standard deviation."""
 
+    @property
+    def fixed_scale(self) -> float | None:
+        """The width of the noise, in the data's range, where the config fixes it."""
+        return None
+
     def density(self, binary: bool) -> str:
         """Says in words what `log_prob` is on such data, for the run's summary.
 
@@ -135,6 +140,10 @@ class Gaussian(Likelihood):
         """The standard deviation, a scalar tensor."""
         return self.log_sigma.exp()
 
+    @property
+    def fixed_scale(self) -> float | None:
+        return self.sigma.item()
+
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         pixels = x[0].numel()
         squares = sum_pixels((x.float() - raw.float()).square())
@@ -163,6 +172,10 @@ class GaussianLearned(Gaussian):
     @property
     def sigma(self) -> Tensor:
         return (self.GAIN * self.scaled_log_sigma).exp()
+
+    @property
+    def fixed_scale(self) -> float | None:
+        return None
 
     def start_from(self, spread: float) -> None:
         self.scaled_log_sigma.data.fill_(math.log(max(spread, 1e-3)) / self.GAIN)
@@ -227,6 +240,10 @@ class Laplace(Likelihood):
     def __init__(self, scale: PositiveFloat):
         super().__init__()
         self.register_buffer("scale", torch.tensor(float(scale)))
+
+    @property
+    def fixed_scale(self) -> float | None:
+        return self.scale.item()
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         distance = sum_pixels((x.float() - raw.float()).abs())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from vaelab.core.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from vaelab.core.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Real
 
 Unit = Literal["steps", "epochs", "fraction"]
 
@@ -40,12 +40,12 @@ def ramp(progress: Progress, over: float, unit: Unit) -> float:
     return min(1.0, elapsed(progress, unit) / over) if over > 0 else 1.0
 
 
-def constant(progress: Progress, value: float) -> float:
+def constant(progress: Progress, value: Real) -> float:
     """Stays at `value` throughout."""
     return value
 
 
-def linear(progress: Progress, start: float, end: float, over: NonNegativeFloat, unit: Unit) -> float:
+def linear(progress: Progress, start: Real, end: Real, over: NonNegativeFloat, unit: Unit) -> float:
     """Follows a straight line from `start` to `end`, then stays at `end`.
 
     With start 0, end 1, over 5 and unit epochs it is the warm-up min(1, epoch / 5); with start 0
@@ -54,13 +54,13 @@ def linear(progress: Progress, start: float, end: float, over: NonNegativeFloat,
     return start + (end - start) * ramp(progress, over, unit)
 
 
-def cosine(progress: Progress, start: float, end: float, over: NonNegativeFloat, unit: Unit) -> float:
+def cosine(progress: Progress, start: Real, end: Real, over: NonNegativeFloat, unit: Unit) -> float:
     """Follows half a cosine from `start` to `end`: flat at both ends."""
     return start + (end - start) * 0.5 * (1 - math.cos(math.pi * ramp(progress, over, unit)))
 
 
 def sigmoid(
-    progress: Progress, start: float, end: float, over: NonNegativeFloat, unit: Unit, steepness: PositiveFloat
+    progress: Progress, start: Real, end: Real, over: NonNegativeFloat, unit: Unit, steepness: PositiveFloat
 ) -> float:
     """Follows a logistic curve from `start` to `end`, centred at half of `over` (Bowman et al. 2016).
 
@@ -72,7 +72,7 @@ def sigmoid(
 
 
 def cyclical(
-    progress: Progress, start: float, end: float, over: PositiveFloat, unit: Unit, cycles: PositiveInt, rise: Fraction
+    progress: Progress, start: Real, end: Real, over: PositiveFloat, unit: Unit, cycles: PositiveInt, rise: Fraction
 ) -> float:
     """Follows `cycles` sawteeth within `over`, then stays at `end` (Fu et al. 2019, eq. 6-7).
 

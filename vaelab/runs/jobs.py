@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -25,6 +26,12 @@ ASIDE = ("run", "sweep", "resume", "logger", "report", "checkpoint")
 """Sections of a config on which the trained model does not depend."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
 """Keys of a data set that may differ on resume: where it lies and how it is read."""
+ASIDE_WITHIN = {
+    "dataset": ("download", "storage", "num_workers"),
+    "trainer": ("default_root_dir", "enable_progress_bar"),
+    "callbacks": ("pictures",),
+}
+"""Keys within sections on which it does not depend either."""
 
 
 def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> Any:
@@ -42,11 +49,19 @@ def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> 
 
 
 def identity(config: dict[str, Any]) -> str:
-    """Identifies what a job trains: a hash of its resolved config without paths and without what only looks on."""
+    """Identifies what a job trains: a hash of its resolved config without paths and without what only looks on.
+
+    Data that are downloaded are the same wherever they lie; a folder of images is the data.
+    """
     what = {key: value for key, value in upgrade_run(config).items() if key not in ASIDE}
-    what["dataset"] = {key: value for key, value in (what.get("dataset") or {}).items() if key not in MAY_MOVE}
-    for section, names in {"trainer": ("default_root_dir", "enable_progress_bar"), "callbacks": ("pictures",)}.items():
-        what[section] = {key: value for key, value in (what.get(section) or {}).items() if key not in names}
+    for section, names in ASIDE_WITHIN.items():
+        if isinstance(what.get(section), dict):
+            what[section] = {key: value for key, value in what[section].items() if key not in names}
+    data = what.get("dataset")
+    if isinstance(data, dict) and "root" in data:
+        data["root"] = (
+            None if "download" in config["dataset"] else os.path.realpath(Path(str(data["root"])).expanduser())
+        )
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vaelab.core.conf import CONF, target_names
+from vaelab.core.conf import target_names
 from vaelab.core.errors import UserError
 from vaelab.runs.jobs import MAY_MOVE
 from vaelab.runs.layout import Files
 from vaelab.runs.records import read_summary
+from vaelab.training.options import Run, Trainer, Training
+
+if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
+    from vaelab.models import Model
 
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""
+NARROW = 0.01
+"""Width of the noise, as a part of the range of pixels, below which it is doubtful."""
 PARTS = {"codebook": "vqvae", "posterior": "vae", "prior": "vae", "condition": "vae"}
 """Parts of a config that not every model has, each with a model that has it."""
-SWITCHES = {
-    "test": (True, False),
-    "report": (True, False),
-    "compile": (True, False),
-    "channels_last": (True, False, None),
-}
-"""Switches of the config, and the values they take."""
+IMPORTING = ("checkpoint", "lr_schedule", "averaging", "dataset", "logger", "model", "callbacks")
+"""Sections whose classes take a second to import, as they need Lightning: checked after the others. A model's parts
+stand before it, and what the callbacks refer to before them: what is wrong is named where the user set it."""
+
+
+def check_sections(config: dict[str, Any]) -> None:
+    """Raises UserError if a section of a config is missing or no mapping, or a value of its own is not one of its kind.
+
+    Whoever reads a composed config checks this first.
+    """
+    from vaelab.core.config import check_keys
+
+    if unknown := sorted(config.keys() - Training.__annotations__.keys()):
+        raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
+    for kind, section in {Training: "", Run: "run", Trainer: "trainer"}.items():
+        values, prefix = (config[section], f"{section}.") if section else (config, "")
+        if missing := sorted(kind.__required_keys__ - values.keys()):
+            raise UserError(f"{prefix}{missing[0]}: it must be given: leave out what removes it")
+        check_keys(kind, values, section)
 
 
 def check_run(config: dict[str, Any], run: Path) -> None:
@@ -36,43 +54,75 @@ def check_run(config: dict[str, Any], run: Path) -> None:
 
     if FIRST and config["resume"] is None:
         check_unused(run)
-    known = {path.stem for path in CONF.iterdir() if path.is_dir()} | {"seed", "resume", "run", "checkpoint", *SWITCHES}
-    if unknown := sorted(config.keys() - known - {"sweep", "trainer", "callbacks"}):
-        raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
-    seed, trainer = config["seed"], config["trainer"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
-    for key, values in SWITCHES.items():
-        if not any(config[key] is value for value in values):
-            raise UserError(f"{key}={config[key]}: must be {' or '.join(json.dumps(value) for value in values)}")
+    check_sections(config)
     compiler = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))[0]
     if config["compile"] and not shutil.which(compiler):
         raise UserError(f"compile=true needs a C++ compiler, and {compiler} is not there: install it, or set CXX")
-    if not config["model"]:
-        raise UserError("model=null: choose a model, such as model=vae")
+    for part, example in {"model": "vae", "dataset": "digits", "optimizer": "adam"}.items():
+        if not config[part]:
+            raise UserError(f"{part}=null: choose one, such as {part}={example}")
+    _check_trainer(config)
+    for part, example in PARTS.items():
+        if config[part] and part not in config["model"]:
+            raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
     if config["prior"] and getattr(target_of(config["prior"], "prior"), "afterwards", False):
         name = target_names().get(config["prior"]["_target_"], "")
         raise UserError(
             f"prior={name}: it is fitted afterwards: leave it out and train, then vaelab prior run=RUN prior={name}"
         )
-    for part, example in PARTS.items():
-        if config[part] and part not in config["model"]:
-            raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
-    # a model's parts last: what is wrong with them is named where the user set it
-    check({key: config[key] for key in sorted(config, key=lambda k: k in ("model", "callbacks"))})
-    if 0 in (trainer["max_epochs"], trainer["max_steps"]):
-        raise UserError("trainer.max_epochs=0 or max_steps=0: there is nothing to train")
-    if trainer["limit_train_batches"] == 0:
-        raise UserError("trainer.limit_train_batches=0: there is nothing to train")
-    if trainer["accumulate_grad_batches"] < 1:
-        raise UserError(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}: must be 1 or more")
-    if str(trainer["precision"]).endswith("-true") and trainer["precision"] != "32-true":
-        raise UserError(f"trainer.precision={trainer['precision']}: use bf16-mixed, 16-mixed or 32-true")
-    mixed, optimizer = str(trainer["precision"]).endswith("-mixed"), config["optimizer"] or {}
-    if mixed and trainer["gradient_clip_val"] and optimizer.get("fused"):
-        raise UserError("trainer.gradient_clip_val with 16 bits needs optimizer.fused=false: add it")
+    for section in sorted(
+        config.keys() - {"trainer"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
+    ):
+        check(config[section], section)
+    check({key: value for key, value in config["trainer"].items() if key != "_target_"}, "trainer")
+    check_accelerator(config["trainer"]["accelerator"])
     if config["resume"] is not None:
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))
+
+
+def _check_trainer(config: dict[str, Any]) -> None:
+    """Raises UserError for options of the trainer that do not go together, or with others."""
+    trainer, optimizer = config["trainer"], config["optimizer"]
+    if trainer["limit_train_batches"] == 0:
+        raise UserError("trainer.limit_train_batches=0: there is nothing to train")
+    if trainer["max_epochs"] is None and trainer["max_steps"] == -1 and trainer["max_time"] is None:
+        raise UserError(
+            "trainer.max_epochs=null: Lightning would take 1,000; give a number, or -1 for a run without an end"
+        )
+    for unit in ("epochs", "steps"):
+        least, most = trainer[f"min_{unit}"] or 0, trainer[f"max_{unit}"] or -1
+        if least > most > 0:
+            raise UserError(f"trainer.min_{unit}={least}: must not be more than trainer.max_{unit}={most}")
+    if optimizer.get("lr") == 0:
+        raise UserError("optimizer.lr=0: nothing would be learned: it must be greater than 0")
+    if str(trainer["precision"]).endswith("-mixed") and trainer["gradient_clip_val"] and optimizer.get("fused"):
+        raise UserError("trainer.gradient_clip_val with 16 bits needs optimizer.fused=false: add it")
+
+
+def check_accelerator(name: str) -> None:
+    """Raises UserError if this machine has no such accelerator."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not {"gpu": any(there.values())}.get(name, there.get(name, True)):
+        raise UserError(
+            f"trainer.accelerator={name}: torch finds none here: use accelerator=auto or cpu (vaelab doctor says more)"
+        )
+
+
+def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
+    """Says in a line each what is allowed but hardly meant: trained it is all the same."""
+    found, (low, high), scale = [], data.pixel_range, model.likelihood.fixed_scale
+    if data.batch_size > len(data.train):
+        found.append(f"dataset.batch_size={data.batch_size}: a batch is all {len(data.train):,} training images")
+    if scale is not None and scale < NARROW * (high - low):
+        found.append(
+            f"dataset.pixel_range={[low, high]} with noise of width {scale:g} (likelihood): the KL hardly counts "
+            "beside the reconstruction: widen the noise in proportion, or use likelihood=gaussian_learned"
+        )
+    if config["model"].get("beta") == 1 and "beta" in model.scalars:
+        found.append("model.beta=1: the objective is that of model=vae")
+    return found
 
 
 def check_unused(run: Path) -> None:

@@ -24,6 +24,7 @@ from vaelab.core.quiet import Terminal, quieten
 from vaelab.runs import Files
 from vaelab.training import studies, summary
 from vaelab.training.callbacks import KLPerDimension, ProgressLine, Prune, RunCheckpoint, WholeFile
+from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger
 from vaelab.training.loop import quicken
@@ -48,6 +49,8 @@ def fit(config: dict[str, Any], run: Path) -> None:
             logger.log_hyperparams(config)
         log.info(summary.opening(config, model, data, trainer))
         log.info("run folder: %s", config["run"]["dir"])
+        for doubt in doubts(config, model, data):
+            log.warning(doubt)
         if config["compile"]:
             log.info("compile=true: the second step compiles the model, which may take a minute")
     try:
@@ -126,6 +129,8 @@ def lightning_errors() -> Iterator[None]:
     except (MisconfigurationException, ValueError) as error:
         if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
             raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        if "more than 1 value per channel" in str(error):
+            raise UserError("dataset.batch_size=1: network.batch_norm=true needs more images in a batch") from error
         raise
 
 

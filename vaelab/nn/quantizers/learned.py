@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vaelab.core.distributed import Share, all_sum, random_rows
-from vaelab.core.types import Fraction, PositiveFloat, PositiveInt
+from vaelab.core.types import Decay, PositiveFloat, PositiveInt
 from vaelab.nn.quantizers.base import Chosen, Codebook, code_counts, rows_of
 from vaelab.nn.quantizers.search import nearest_code
 
@@ -99,7 +99,7 @@ class EMACodebook(GradientCodebook):
         num_embeddings: PositiveInt,
         embedding_dim: PositiveInt,
         restart_after: PositiveInt | None,
-        decay: Fraction,
+        decay: Decay,
         epsilon: PositiveFloat,
     ):
         super().__init__(num_embeddings, embedding_dim, restart_after)

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping as LightningsEarlyStopping
 
 from vaelab.core.errors import UserError
-from vaelab.core.types import Fraction, NonNegativeFloat, NonNegativeInt
+from vaelab.core.types import NonNegativeFloat, NonNegativeInt, ProperFraction
 from vaelab.nn.schedules import ENDLESS, Progress
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ def _check_length(key: str, schedule: Schedule) -> None:
         raise UserError(
             f"{key}.over={given['over']}: with {key}.unit=fraction the whole run is 1: add {key}.unit=steps, or epochs"
         )
+
+
+def _check_values(key: str, schedule: Schedule) -> None:
+    """Raises UserError for a schedule that goes below 0: weights, targets and rates are 0 or more."""
+    given = getattr(schedule, "keywords", {})
+    places = [place / 100 * float(given.get("over", 1)) for place in range(101)]
+    least = min(schedule(Progress(round(done), done, min(done, 1.0))) for done in places)
+    if not 0 <= least < math.inf:
+        name = next((f".{name}" for name in given if given[name] == least), "")
+        raise UserError(f"{key}{name}={least:g}: must be 0 or more, as all values of a schedule")
 
 
 class Scheduled(pl.Callback):
@@ -102,9 +112,10 @@ class Anneal(Scheduled):
         return True
 
     def check(self, model: Model) -> None:
-        """Raises UserError if a schedule names what the model does not have, or is longer than the run."""
+        """Raises UserError if a schedule names what the model does not have, is longer than the run, or below 0."""
         for name, schedule in self.schedules.items():
             _check_length(f"schedule.{name}", schedule)
+            _check_values(f"schedule.{name}", schedule)
             if name not in model.scalars:
                 known = sorted(model.scalars)
                 near = difflib.get_close_matches(name, known, 1)
@@ -156,8 +167,9 @@ class LearningRate(Scheduled):
         return {"lr_schedule.factor": self.factor}
 
     def check(self, model: Model) -> None:
-        """Raises UserError if the schedule is longer than the run."""
+        """Raises UserError if the schedule is longer than the run, or below 0."""
         _check_length("lr_schedule.factor", self.factor)
+        _check_values("lr_schedule.factor", self.factor)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -204,7 +216,7 @@ class Plateau(pl.Callback):
     """
 
     def __init__(
-        self, factor: Fraction, patience: NonNegativeInt, threshold: NonNegativeFloat, min_lr: NonNegativeFloat
+        self, factor: ProperFraction, patience: NonNegativeInt, threshold: NonNegativeFloat, min_lr: NonNegativeFloat
     ):
         self.factor, self.patience, self.threshold, self.min_lr = factor, patience, threshold, min_lr
         self.state: dict[str, Any] = {}
@@ -234,7 +246,8 @@ class Plateau(pl.Callback):
             group["lr"] = rate
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
-        self._look(trainer, f"val/{pl_module.monitor}")
+        if not trainer.sanity_checking:
+            self._look(trainer, f"val/{pl_module.monitor}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         if not any(trainer.num_val_batches):

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from vaelab.core.files import whole
+from vaelab.core.types import Decay
 from vaelab.training.callbacks.anneal import Anneal
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class EMA(EMAWeightAveraging):
     decay: of the average, per step.
     """
 
-    def __init__(self, decay: float):
+    def __init__(self, decay: Decay):
         super().__init__(decay=decay)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Model, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,165 @@
+"""Words an error for the user: the key, what is wrong with it, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from vaelab.core.conf import CONF
+from vaelab.core.errors import UserError
+
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""Extra of the package that each launcher needs."""
+OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
+"""Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
+ALSO_CALLED = {
+    "mse": "gaussian",
+    "l2": "gaussian",
+    "bce": "bernoulli",
+    "l1": "laplace",
+    "mae": "laplace",
+    "cuda": "gpu",
+}
+"""Names by which others call some options."""
+
+
+def key_of(argument: str) -> str:
+    """Returns the key of an argument, without the marks that add or remove it."""
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def key_for(word: str, name: str) -> str:
+    """Returns the key that a bare word may be meant for: the group with such an option, or the run."""
+    groups = [path.parent.name for path in sorted(CONF.glob(f"*/{word.lower()}.yaml"))] if word.isidentifier() else []
+    if "\nrun: " in (CONF / f"{name}.yaml").read_text():
+        return "run"
+    return groups[0] if groups else "model"
+
+
+def raised_by_hydra(error: Exception) -> bool:
+    """Whether Hydra or OmegaConf stumbled over the arguments: the innermost code that raised the error is theirs."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf")
+
+
+def message(error: Exception, name: str, arguments: list[str]) -> str:
+    """Words an error for the user: the key, what is wrong, the remedy."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
+
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if found := re.search(r"Ambiguous value for argument '([^'=]*)=([^']*)'", text):
+        return (
+            f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …, or write [{found[2]}] for a list"
+        )
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']*)'", text)):
+        group, _, option = found[1].rpartition("/")
+        listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
+        options = [o.strip() for o in listed if o.strip() and not o.strip().startswith("_")]
+        if group == "hydra/launcher" and option in EXTRAS:
+            return f'{group}={option} needs another package: pip install "vaelab[{EXTRAS[option]}]"'
+        if not group or not options:
+            return f"there is no config '{found[1]}'"
+        near = difflib.get_close_matches(option.lower(), options, 1, 0.65) or [ALSO_CALLED.get(option.lower(), "")]
+        hint = f"; did you mean {near[0]}?" if near[0] in options else ""
+        return f"{group}={option}: no such option{hint}\n  {group}= takes {', '.join(options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
+    if found := re.search(r"Could not override '([^']*)'", text):
+        key = found[1]
+        if key.startswith("hydra.sweeper.") and key.rpartition(".")[2] in OF_SEARCH:
+            return f"{key.rpartition('.')[2]}= is for a search: add hydra/sweeper=optuna, with -m"
+        value = next((a.partition("=")[2] for a in arguments if key_of(a) == key), "")
+        known = [k for k in _keys(name, arguments) if k != key]
+        hint = _option(key, value) or _elsewhere(key, known) or _near(key, known)
+        return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
+        return f"{key}: this value must be given: {key}=…"
+    lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
+    if lines[0].startswith("Error merging override ") and len(lines) > 1:
+        return f"{lines[0].removeprefix('Error merging override ')}: {lines[1]}"
+    return lines[0]
+
+
+def _option(key: str, value: str) -> str:
+    """Recognises an option that was given to a key of its group: dataset.name=mnist is dataset=mnist."""
+    group = key.partition(".")[0]
+    there = "." in key and value and (CONF / group / f"{value}.yaml").is_file()
+    return f"; did you mean {group}={value}?" if there else ""
+
+
+def _elsewhere(key: str, known: Sequence[str]) -> str:
+    """Names the options of the key's group that have such a key if the chosen one has not: model.beta is model=beta's."""
+    group, _, rest = key.partition(".")
+    first = rest.partition(".")[0]
+    having = [] if f"{group}.{first}" in known else _having(group, first)
+    return f"; it belongs to {' and '.join(having)}" if having else ""
+
+
+def _having(group: str, key: str) -> list[str]:
+    """Returns the options of a group whose files have such a key."""
+    import yaml
+
+    files = sorted((CONF / group).glob("*.yaml")) if key else []
+    return [f"{group}={path.stem}" for path in files if key in (yaml.safe_load(path.read_text()) or {})]
+
+
+def _near(key: str, known: Sequence[str]) -> str:
+    """Says which of the known keys may be meant: one beside it, one of that name elsewhere, or one that looks alike."""
+    parent, _, last = key.rpartition(".")
+    beside = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent and k[-1] != "_"]
+    if near := _alike(last, beside):
+        return f"; did you mean {parent}.{near[0]}?"
+    if beside:
+        return f"; {parent} has {', '.join(beside)}"
+    if parent in known:
+        options = sorted(path.stem for path in (CONF / parent).glob("*.yaml"))
+        return f"; {parent} has no keys as it is" + (f": {parent}= takes {', '.join(options)}" if options else "")
+    leaves = [k for k in known if not any(other.startswith(f"{k}.") for other in known)]
+    for names in (f".{last}", f"_{last}"):
+        if found := [k for k in leaves if k.endswith(names)]:
+            return f"; did you mean {found[0]}?"
+    for group in ("model", *sorted(path.name for path in CONF.iterdir() if path.is_dir())):
+        if not parent and (having := _having(group, last)):
+            return f"; did you mean {group}.{last}? It belongs to {' and '.join(having)}"
+    near = difflib.get_close_matches(key, known, 1, 0.65)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _alike(word: str, known: Sequence[str]) -> list[str]:
+    """Returns the known words that `word` is the end of, or else the one that looks like it."""
+    return [k for k in known if k.endswith(f"_{word}")] or difflib.get_close_matches(word, known, 1, 0.6)
+
+
+def _keys(name: str, arguments: list[str]) -> list[str]:
+    """Returns all keys and groups of the config, composed from the arguments that choose an option of a group."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+
+    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    chosen = [a for a in arguments if a.partition("=")[0] in groups and "," not in a]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(name, overrides=chosen)
+    except HydraException:
+        return groups
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        keys = []
+        for key in node:
+            keys.append(f"{prefix}{key}")
+            value = node._get_node(key)
+            if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():
+                keys += walk(value, f"{prefix}{key}.")
+        return keys
+
+    return walk(config, "") + [group for group in groups if group in config]
