@@ -95,7 +95,7 @@ def _option(key: str, value: str) -> str:
 
 
 def _elsewhere(key: str, known: Sequence[str]) -> str:
-    """Names the options of the key's group that have such a key if the chosen one has not: model.beta is model=beta's."""
+    """Names the options of the group that have such a key where the chosen one has not: model.beta is of model=beta."""
     group, _, rest = key.partition(".")
     first = rest.partition(".")[0]
     having = [] if f"{group}.{first}" in known else _having(group, first)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 import pytorch_lightning as pl
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt, Portion, PositiveInt, Real, Seed
+from vaelab.core.types import Portion, PositiveInt, Real, Seed
 from vaelab.datasets.splits import (
     IndexBatches,
     ResidentLoader,
@@ -54,7 +55,7 @@ class ImageData(pl.LightningDataModule):
     binarize: Literal["none", "threshold", "static", "dynamic"]
     pixel_range: tuple[Real, Real]
     storage: Literal["auto", "resident", "stream"]
-    num_workers: NonNegativeInt
+    num_workers: Annotated[int, Field(ge=0, le=1024)]
     seed: Seed
     split_seed: Seed
 
