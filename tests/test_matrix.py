@@ -1,0 +1,100 @@
+"""Every pair of a model, a network, a likelihood, a data set and a precision trains, or is refused with its reason."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import combinations, product
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.test_conf import options
+from vaelab.cli import main
+from vaelab.core.conf import CONF
+from vaelab.training.options import Trainer
+
+TRIES = 2
+"""Refused rows after which a pair counts as one that cannot be."""
+SMALL = {
+    "fake": ["dataset.size=100", "dataset.image_shape=[1,8,8]"],
+    "sprites": ["dataset.train_size=100", "dataset.val_size=10", "dataset.test_size=10"],
+    "folder": ["dataset.root=photos", "dataset.channels=3"],
+    "prepared": ["dataset.root=photos.vaelab"],
+}
+"""Words that make a data set small, or say where it is."""
+
+
+def words_of(dataset: str) -> tuple[str, ...]:
+    """The words that choose a data set; fake images of the same shape stand for one that would be downloaded."""
+    text = (CONF / "dataset" / f"{dataset}.yaml").read_text()
+    if "download:" not in text:
+        return (f"dataset={dataset}", *SMALL.get(dataset, []))
+    found = re.search(r"(RGB|grey|binary).*?(\d+)x(\d+)", text)
+    assert found, f"{dataset}.yaml does not say the shape of its images"
+    side = yaml.safe_load(text).get("size", found[2])
+    shape = f"dataset.image_shape=[{3 if found[1] == 'RGB' else 1},{side},{side}]"
+    return "dataset=fake", "dataset.size=100", shape, *(["dataset.classes=null"] if "no labels" in text else [])
+
+
+def axes() -> list[list[tuple[str, ...]]]:
+    """What there is to choose from, as words of the command line."""
+    precisions = get_args(get_args(get_type_hints(Trainer)["precision"])[0])
+    return [
+        *([(f"{group}={option}",) for option in options(group)] for group in ("model", "network", "likelihood")),
+        list(dict.fromkeys(map(words_of, options("dataset")))),
+        [(f"trainer.precision={precision}",) for precision in precisions],
+    ]
+
+
+def images(root: Path) -> None:
+    for name, i in product(("cat", "dog"), range(40)):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name / f"{i}.png")
+
+
+@pytest.mark.slow
+def test_every_pair_trains_or_is_refused_with_its_reason(train, tmp_path):
+    """Rows are drawn, each with a pair that no trained row has had, until there is none but those always refused."""
+    images(tmp_path / "photos")
+    assert (
+        main(["data", "prepare", "dataset=folder", "dataset.root=photos", "dataset.channels=3", "out=photos.vaelab"])
+        == 0
+    )
+    chosen, dice = axes(), random.Random(0)
+    pairs = [{a: x, b: y} for a, b in combinations(range(len(chosen)), 2) for x, y in product(chosen[a], chosen[b])]
+    trained, refused = [], {}
+    for pair in pairs:
+        for _ in range(TRIES):
+            if any(pair.items() <= row.items() for row in trained):
+                break
+            row = {axis: pair.get(axis, dice.choice(values)) for axis, values in enumerate(chosen)}
+            line = [word for words in row.values() for word in words]
+            result = train(
+                *line,
+                "dataset.batch_size=16",
+                "trainer.max_steps=2",
+                "test=false",
+                "trainer.accelerator=cpu",
+                small=False,
+            )
+            if result.code == 0:
+                assert result.summary["status"] == "finished"
+                trained.append(row)
+            else:
+                assert result.code == 2, (line, result.err)
+                said = [text for text in result.err.splitlines() if text.startswith("vaelab: ")]
+                assert len(said) == 1, (line, result.err)
+                refused[" ".join(line)] = said[0]
+    for axis, values in enumerate(chosen):
+        assert {row[axis] for row in trained} == set(values)
+    print(
+        f"{len(pairs)} pairs, {len(trained)} rows trained, {len(refused)} refused",
+        *sorted(set(refused.values())),
+        sep="\n",
+    )
