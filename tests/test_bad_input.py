@@ -74,6 +74,10 @@ CASES = {
     "~model": ("model: it must be given",),
     "~optimizer": ("optimizer: it must be given",),
     "~trainer.max_steps": ("trainer.max_steps", "must be given"),
+    "~callbacks.anneal._target_": ("callbacks.anneal", "a mapping with a _target_"),
+    "~dataset._target_": ("dataset=", "a mapping with a _target_"),
+    "optimizer=" + "9" * 300: ("optimizer=",),
+    "optimizer.x=" + "y" * 300: ("optimizer.x",),
     "run.name=null": ("run.name=None",),
     # a number beyond its type, or beyond sense
     "model.latent_dim=1" + "0" * 300: ("model.latent_dim=1", "less than"),

@@ -33,7 +33,7 @@ def key_of(argument: str) -> str:
 
 def key_for(word: str, name: str) -> str:
     """Returns the key that a bare word may be meant for: the group with such an option, or the run."""
-    groups = [path.parent.name for path in sorted(CONF.glob(f"*/{word.lower()}.yaml"))] if word.isidentifier() else []
+    groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == word.lower()]
     if "\nrun: " in (CONF / f"{name}.yaml").read_text():
         return "run"
     return groups[0] if groups else "model"
@@ -90,8 +90,12 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
 def _option(key: str, value: str) -> str:
     """Recognises an option that was given to a key of its group: dataset.name=mnist is dataset=mnist."""
     group = key.partition(".")[0]
-    there = "." in key and value and (CONF / group / f"{value}.yaml").is_file()
+    there = "." in key and value in _options(group)
     return f"; did you mean {group}={value}?" if there else ""
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
 
 
 def _elsewhere(key: str, known: Sequence[str]) -> str:
@@ -119,7 +123,7 @@ def _near(key: str, known: Sequence[str]) -> str:
     if beside:
         return f"; {parent} has {', '.join(beside)}"
     if parent in known:
-        options = sorted(path.stem for path in (CONF / parent).glob("*.yaml"))
+        options = _options(parent)
         return f"; {parent} has no keys as it is" + (f": {parent}= takes {', '.join(options)}" if options else "")
     leaves = [k for k in known if not any(other.startswith(f"{k}.") for other in known)]
     for names in (f".{last}", f"_{last}"):

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from vaelab.core.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 
-Node = dict[str, Any]
+
+def _with_target(node: dict[str, Any]) -> dict[str, Any]:
+    if node and "_target_" not in node:
+        raise PydanticCustomError("node", "Input should be a mapping with a _target_")
+    return node
+
+
+Node = Annotated[dict[str, Any], AfterValidator(_with_target)]
 """A mapping with a `_target_`, or an option without content."""
 Long = Annotated[int, Field(gt=0, lt=2**53)]
 """A number of steps."""
