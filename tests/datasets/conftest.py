@@ -24,6 +24,7 @@ def trainer():
     """Stands in for Lightning's trainer: what the loaders ask it for."""
     progress = SimpleNamespace(is_last_batch=True, current=SimpleNamespace(processed=0))
     return SimpleNamespace(
+        overfit_batches=0,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         global_rank=0,
         world_size=1,
