@@ -309,3 +309,36 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_hydra_may_change_the_folder_and_paths_stay_the_users(train, tmp_path):
+    folder_of_images(tmp_path / "images", 10)
+    result = train("hydra.job.chdir=true", "dataset=folder", "dataset.root=images", "trainer.max_steps=1", small=False)
+    assert result.code == 0, result.err
+    assert (result.run / "config.yaml").is_file()
+
+
+def test_a_sweep_over_two_folders_trains_two_runs(train, tmp_path):
+    for name in ("a", "b"):
+        folder_of_images(tmp_path / name, 10)
+    arguments = ("-m", "dataset=folder", "dataset.root=a,b", "trainer.max_steps=1", "test=false", "sweep.dir=sweep")
+    first, again = train(*arguments, small=False), train(*arguments, small=False)
+    assert first.code == again.code == 0, first.err
+    assert len(list((tmp_path / "sweep").glob("*/config.yaml"))) == 2
+    assert first.out.count("done already") == 0
+    assert again.out.count("done already") == 2
+
+
+def test_overfitting_takes_the_same_batches_in_every_epoch(train, monkeypatch):
+    from vaelab.models.vae import VAE
+
+    sums, step = [], VAE.training_step
+    monkeypatch.setattr(VAE, "training_step", lambda *a: sums.append(a[1].images.sum().item()) or step(*a))
+    assert train("trainer.overfit_batches=1", "trainer.max_epochs=3", "test=false").code == 0
+    assert len(sums) == 3
+    assert len(set(sums)) == 1
+
+
+def test_a_plateau_does_not_count_the_validation_before_training(train):
+    result = train("trainer.num_sanity_val_steps=2", "lr_schedule=plateau", "test=false")
+    assert result.code == 0, result.err
