@@ -76,7 +76,7 @@ CASES = {
     "~trainer.max_steps": ("trainer.max_steps", "must be given"),
     "~callbacks.anneal._target_": ("callbacks.anneal", "a mapping with a _target_"),
     "~dataset._target_": ("dataset=", "a mapping with a _target_"),
-    "optimizer=" + "9" * 300: ("optimizer=",),
+    "optimizer=" + "z" * 300: ("optimizer=",),
     "optimizer.x=" + "y" * 300: ("optimizer.x",),
     "run.name=null": ("run.name=None",),
     # a number beyond its type, or beyond sense
