@@ -359,6 +359,7 @@ def test_a_healthy_run(doctor, run):
     assert (code, err) == (0, "")
     assert "my run: vae-digits, finished, 6 epochs" in out
     assert out.count("nothing found") == 2
+    assert "judged" not in out
     assert f"`vaelab eval run='{run}'`" in out
     assert "no finding" in out
     evaluate(run, {"likelihood/kl": 20.0})
@@ -367,6 +368,17 @@ def test_a_healthy_run(doctor, run):
     assert out.count("nothing found") == 3
     assert "test images, best checkpoint, epoch 5" in out
     assert "vaelab eval" not in out
+
+
+@pytest.mark.parametrize("told", [{"findings": None, "steps": 300}, {"findings": [], "steps": 199}])
+def test_what_was_not_judged_is_not_called_healthy(doctor, run, told):
+    """The second is what version 0.1 wrote."""
+    change(run, **told)
+    lines = (run / "metrics.csv").read_text().splitlines()
+    (run / "metrics.csv").write_text("\n".join([*lines[:5], ""]))
+    out = doctor(f"run={run}")[1]
+    assert f"while training\n  not judged  No health check has looked at this training of {told['steps']} steps" in out
+    assert "curves in metrics.csv (no trend is judged from 4 epochs): nothing found" in out
 
 
 def test_findings_of_all_sources_are_told_once(doctor, run):
@@ -463,6 +475,7 @@ def test_a_real_run(train, doctor, monkeypatch):
     code, out, err = doctor("run=last")
     assert (code, err) == (0, "")
     assert out.startswith("outputs/a: beta-fake, finished, 2 epochs\n")
+    assert "not judged" in out
 
 
 BROKEN = {

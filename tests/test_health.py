@@ -10,6 +10,7 @@ from vaelab.evaluation.findings.health import (
     diagnose_codebook,
     diagnose_latents,
     diagnose_output,
+    judged_from,
 )
 from vaelab.nn.likelihoods import Bernoulli
 from vaelab.training.callbacks import Health
@@ -235,6 +236,11 @@ def test_the_capacity_is_judged_on_the_images_that_the_constraint_is_on():
     lagging = train | {"kl": 22.0}
     assert "capacity_missed" in look("lagrangian", False, lagging, unseen, 25.0)
     assert "capacity_missed" not in look("lagrangian", False, lagging, unseen, 26.0)
+
+
+def test_no_model_is_judged_before_a_fifth_of_its_run():
+    steps = {10: 200, 1000: 200, 2000: 400, 10**6: 1000, float("inf"): 1000}
+    assert {total: judged_from(total) for total in steps} == steps
 
 
 def test_the_callback_knows_of_labels():

@@ -180,8 +180,14 @@ def test_findings_of_training_and_evaluation_are_said_with_their_remedy(trained)
 
 
 def test_nothing_found_is_said_only_of_a_run_without_findings(trained):
-    change(trained, findings=[])
-    assert "Nothing found" in run.build(trained, None)
+    assert runs.read_summary(trained)["findings"] is None  # it ended before anything was judged
+    text = run.build(trained, None)
+    assert "Nothing found" not in text
+    assert "Not judged" in text
+    change(trained, findings=[], steps=200)
+    text = run.build(trained, None)
+    assert "Nothing found" in text
+    assert "Not judged" not in text
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def job(config: Any, problems: list[str]) -> None:
 def report(run: str) -> str:
     """Returns the text about a run. Raises UserError if it is no run or its files cannot be read."""
     from vaelab import runs
-    from vaelab.evaluation.findings.diagnosis import diagnose_schedules, diagnose_training
+    from vaelab.evaluation.findings.curves import LEAST_POINTS, diagnose_schedules, diagnose_training
+    from vaelab.evaluation.findings.health import not_judged
 
     folder = runs.find(run)
     config, rows, summary = runs.read_config(folder), runs.read_metrics(folder), _read_summary(folder)
@@ -70,16 +71,21 @@ def report(run: str) -> str:
     epochs = sum(any(name.startswith("train/") for name in row) for row in rows)
     if (epochs or status == "finished") and parts["trainer"].get("enable_checkpointing", True):
         curves += _diagnose_checkpoints(folder)
-    again = sorted({f.code for f in stored} & {f.code for f in evaluated})  # the evaluation is of the model that counts
+    found = stored or []
+    again = sorted({f.code for f in found} & {f.code for f in evaluated})  # the evaluation is of the model that counts
     training = "while training, at its last look"
     training += f" (found again by the evaluation: {', '.join(again)})" if again else ""
     of_run = "curves in metrics.csv"
+    of_run += f" (no trend is judged from {_plural(epochs, 'epoch')})" if epochs < LEAST_POINTS else ""
     if not Files(folder).metrics.is_file():
         of_run = "end of the run (metrics.csv is missing: no curve is judged)"
-    by_source = {training: [f for f in stored if f.code not in again], of_run: curves}
+    by_source = {training: [f for f in found if f.code not in again], of_run: curves}
     by_source |= {place: evaluated} if place else {}
     name = shlex.quote(str(folder))
     lines = [f"{folder}: {parts['run'].get('name')}, {status or 'no summary.json'}, {_plural(epochs, 'epoch')}"]
+    if stored is None:
+        del by_source[training]
+        lines += ["", "while training", *_table([("  not judged", not_judged(summary), "")])]
     for heading, findings in by_source.items():
         lines += ["", heading if findings or (again and heading == training) else f"{heading}: nothing found"]
         lines += _table([(f"  {f.code}", f.evidence, f.remedy.replace("=RUN", f"={name}")) for f in findings])
@@ -128,14 +134,16 @@ def _diagnose_checkpoints(folder: Path) -> list[Finding]:
     return [Finding("checkpoint_missing", evidence, remedy)]
 
 
-def _stored(summary: dict[str, Any], folder: Path) -> list[Finding]:
-    """Reads the findings that training wrote into summary.json."""
+def _stored(summary: dict[str, Any], folder: Path) -> list[Finding] | None:
+    """Reads the findings that training wrote into summary.json; None if it was not judged."""
     from vaelab import runs
-    from vaelab.evaluation.findings.health import Finding
+    from vaelab.evaluation.findings.health import Finding, findings_of
 
+    if (stored := findings_of(summary)) is None:
+        return None
     broken = damaged(Files(folder).summary, "its findings are no findings", runs.RESTORE)
     try:
-        findings = [Finding(**finding) for finding in summary.get("findings", [])]
+        findings = [Finding(**finding) for finding in stored]
     except TypeError as error:
         raise broken from error
     if not all(isinstance(text, str) for finding in findings for text in finding):

@@ -13,6 +13,7 @@ from vaelab.core.files import damaged
 from vaelab.core.metrics import MAIN, metric
 from vaelab.core.words import duration, number
 from vaelab.evaluation.comparison.compared import is_outdated
+from vaelab.evaluation.findings.health import findings_of, not_judged
 from vaelab.report import pictures
 from vaelab.report.page import HERE, render
 from vaelab.runs import Files
@@ -107,10 +108,11 @@ def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns notices with the findings of training and of the evaluation, or that there are none."""
+    """Returns notices with the findings of training and of the evaluation, or that nothing was found, or not judged."""
     by_code: dict[str, dict[str, Any]] = {}
-    for source, findings in (("training", summary.get("findings", [])), ("evaluation", evaluation.get("findings", []))):
-        for finding in findings:
+    sources = {"training": findings_of(summary), "evaluation": evaluation.get("findings")}
+    for source, findings in sources.items():
+        for finding in findings or []:
             notice = by_code.setdefault(
                 finding["code"], {"kind": "warn", "title": finding["code"].replace("_", " "), "lines": []}
             )
@@ -122,10 +124,13 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) 
     lines = [f"{name}: {verdict}" for name, verdict in evaluation.get("verdicts", {}).items()]
     if lines:
         notices.append({"kind": "plain", "title": "The evaluation's verdicts", "lines": lines, "command": None})
-    if not by_code and summary.get("status") in ("finished", "trained"):
-        where = "training and evaluation" if evaluation else "training"
+    looked = [source for source, findings in sources.items() if findings is not None]
+    if not by_code and looked and summary.get("status") in ("finished", "trained"):
+        where = " and ".join(looked)
         notices.append({"kind": "good", "title": "Nothing found",
                         "lines": [f"The health checks of {where} found nothing wrong."], "command": None})  # fmt: skip
+    if "training" not in looked and summary.get("status") in ("finished", "trained"):
+        notices.append({"kind": "plain", "title": "Not judged", "lines": [not_judged(summary)], "command": None})
     if summary.get("status") == "finished" and not evaluation:
         notices.append({"kind": "plain", "title": "Not evaluated",
                         "lines": ["This measures the likelihood, the latent space, samples and more:"],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaelab import __version__
 from vaelab.core.words import number
+from vaelab.evaluation.findings.health import findings_of
 
 if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
@@ -54,7 +55,7 @@ def sweep_table(summaries: dict[str, dict[str, Any]]) -> str:
     for name, summary in summaries.items():
         best = summary.get("best", {})
         shown = f"{best['by']} {number(best['value'])}" if best.get("by") else (summary.get("error") or "")
-        codes = ", ".join(dict.fromkeys(finding["code"] for finding in summary.get("findings", [])))
+        codes = ", ".join(dict.fromkeys(finding["code"] for finding in findings_of(summary) or []))
         lines.append(f"{name:{width}}  {summary.get('status', '?'):11}  {shown}{'  ' * bool(codes)}{codes}")
     return "\n".join(lines)
 
@@ -73,7 +74,7 @@ def collect(config: dict[str, Any], model: Model, data: ImageData, trainer: Any,
     pixels, latents = math.prod(data.shape), model.layout.dimensions
     weight = getattr(model, "beta", None)
     beta = None if weight is None else float(weight)
-    health = [c for c in trainer.callbacks if hasattr(c, "findings")]
+    judged = [c.findings for c in trainer.callbacks if getattr(c, "findings", None) is not None]
     return {
         "status": "finished",
         "name": config["run"]["name"],
@@ -81,7 +82,7 @@ def collect(config: dict[str, Any], model: Model, data: ImageData, trainer: Any,
         "best": {},
         "epochs": trainer.current_epoch,
         "steps": trainer.fit_loop.epoch_loop.global_step,
-        "findings": [finding._asdict() for callback in health for finding in callback.findings],
+        "findings": [finding._asdict() for findings in judged for finding in findings] if judged else None,
         "kl_per_dim": {p: v["kl_per_dim"].tolist() for p, v in model.epoch_vectors.items() if "kl_per_dim" in v},
         "model": {
             "class": type(model).__name__,

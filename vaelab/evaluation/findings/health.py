@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaelab.core.metrics import DEAD_DIMENSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEAST_STEPS, MOST_STEPS = 200, 1000
+"""Steps before which no model is judged, and after which every model is: one that has just begun always looks ill."""
 COLLAPSED_KL = 0.5
 """Nats of KL below which a posterior has collapsed: it says nothing of the image."""
 MUCH_KL, LITTLE_EXPLAINED = 5.0, 1 / 3
@@ -30,6 +32,28 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.evidence}. Remedy: {self.remedy}."
+
+
+def judged_from(steps: float) -> float:
+    """Returns the step from which on a run of so many steps is judged: after a fifth of it, within the limits."""
+    return min(MOST_STEPS, max(LEAST_STEPS, 0.2 * steps))
+
+
+def findings_of(summary: dict[str, Any]) -> Any:
+    """Returns the findings of training in the content of summary.json, [] if nothing was found; None if it was not
+    judged. (Version 0.1 wrote [] of a run that was too short to be judged.)
+    """
+    findings = summary.get("findings")
+    return None if not findings and summary.get("steps", LEAST_STEPS) < LEAST_STEPS else findings
+
+
+def not_judged(summary: dict[str, Any]) -> str:
+    """Says why training was not judged, as a sentence."""
+    steps = f" of {summary['steps']:,} steps" if "steps" in summary else ""
+    return (
+        f"No health check has looked at this training{steps}: they begin after a fifth of a run, not before "
+        f"{LEAST_STEPS} steps and after {MOST_STEPS:,} at the latest."
+    )
 
 
 def diagnose_latents(

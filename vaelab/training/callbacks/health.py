@@ -14,6 +14,7 @@ from vaelab.evaluation.findings.health import (
     diagnose_codebook,
     diagnose_latents,
     diagnose_output,
+    judged_from,
 )
 
 if TYPE_CHECKING:
@@ -28,12 +29,11 @@ SAMPLE, FEW = 512, 64
 class Health(pl.Callback):
     """Diagnoses every epoch's metrics and warns once of each finding; `findings` holds those of the last epoch.
 
-    A run is judged once a fifth of it is done, but not before 200 steps, and after 1,000 at the
-    latest: a model that has just begun always looks ill.
+    They are None until the run is judged: `judged_from` says when.
     """
 
     def __init__(self) -> None:
-        self.findings: list[Finding] | None = []
+        self.findings: list[Finding] | None = None
         self.warned: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,8 +47,7 @@ class Health(pl.Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
-        total = trainer.estimated_stepping_batches
-        if trainer.global_step < min(1000, max(200, 0.2 * total)):
+        if trainer.global_step < judged_from(trainer.estimated_stepping_batches):
             return
         metrics = trainer.callback_metrics
         part = "val" if "val/reconstruction" in metrics else "train"
