@@ -23,6 +23,13 @@ def test_scheduled_values_reach_the_objective(train):
         assert loss == pytest.approx(reconstruction + beta * kl, rel=1e-5)
 
 
+def test_a_scheduled_value_is_logged_as_it_is_in_its_step(train):
+    """Its mean since the last row would lag behind, by more where more steps lie between two rows."""
+    result = train("model=beta", "model.beta=4", "schedule.beta.over=2", "trainer.log_every_n_steps=2")
+    logged = {row["step"]: float(row["step/beta"]) for row in result.rows("step/beta")}
+    assert logged == pytest.approx({step: 1 + 3 * (int(step) - 1) / 6 for step in ("2", "3", "4", "6")}, rel=1e-6)
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_last_step_has_the_final_values(accumulated):
     """Of a ramp that the run does not see the end of: three batches make three steps, or two."""

@@ -133,10 +133,16 @@ class Model(Variant, pl.LightningModule):
             self._close_epoch()
 
     def _close_window(self) -> None:
-        """Hands the means since the last call to the loggers, as `step/...`."""
+        """Hands the means since the last call to the loggers, as `step/...`; of a scalar the value in this step.
+
+        (The mean of a value that moves belongs to no step: drawn at the window's end it lags behind.)
+        """
         self.closed_at = self.trainer.global_step
         if not self.window.empty:
             self.latest, _ = self._metrics(self.window)
+            if self.scalars:
+                values = torch.stack([getattr(self, name).detach() for name in self.scalars]).tolist()
+                self.latest |= dict(zip(self.scalars, values, strict=True))
             rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
             self._log({f"step/{name}": value for name, value in (self.latest | {"lr": rate}).items()})
             self.epoch_means.merge(self.window)

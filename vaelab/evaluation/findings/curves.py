@@ -26,7 +26,8 @@ SPIKE, SPIKE_SIZE = 10.0, 0.1
 SPIKE_WINDOWS = 20
 """Fewest logging windows in which spikes are looked for: their spread must be known."""
 SCHEDULE_SHORT = 0.05
-"""Fraction of a schedule's range that may be missing at the end: the last window's mean lags a little behind."""
+"""Fraction of a schedule's range that may be missing at the end: a last step of many counts as the end. (The rows of
+version 0.1 were means of windows, which lag a little behind.)"""
 SCALARS = ("beta", "capacity", "gamma", "commitment_cost")
 """Scalars that a schedule may change and the objective depends on: losses under different values do not compare."""
 
