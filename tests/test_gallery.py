@@ -208,7 +208,7 @@ class Set:
 
     def __init__(self, images, labels, num_classes):
         self.train = self.val = TensorSplit(images, labels)
-        self.shape, self.num_classes, self.pixel_range = self.train.shape, num_classes, (0.0, 1.0)
+        self.shape, self.class_names, self.pixel_range = self.train.shape, list("abcd")[:num_classes], (0.0, 1.0)
 
     def as_model_sees(self, batch):
         return batch._replace(images=batch.images / 255)
@@ -221,7 +221,7 @@ def test_a_class_with_few_images_is_in_the_figure_of_the_data(monkeypatch):
     monkeypatch.setattr(gallery.images, "data", lambda *arrays: given.append(arrays))
     gallery.FIGURES["data"](gallery.Scene(SimpleNamespace(device=torch.device("cpu")), Set(images, labels, 4), 8))
     shown, histograms, names = given[0]
-    assert names == ["0", "1", "3"]
+    assert names == ["a", "b", "d"]
     assert histograms.sum(1).tolist() == [10 * 64, 3 * 64, 64]
     levels = (shown[:, :, 0, 0, 0] * 255).round().int().tolist()
     assert levels == [[0] * 8, [60] * 3 + [255] * 5, [180] + [255] * 7]  # white where there is none
@@ -233,7 +233,7 @@ def test_large_images_are_looked_at_in_smaller_numbers(shape, count):
     assert gallery.many((3, 2048, 2048)) == gallery.FEW
 
 
-@pytest.mark.parametrize(("classes", "names"), [(3, None), (40, ["class"])])
+@pytest.mark.parametrize(("classes", "names"), [(3, ["0", "1", "2"]), (40, ["class"])])
 def test_many_classes_are_named_on_their_colour_bar(finished, monkeypatch, classes, names):
     trained = Trained(finished("model=vae", f"dataset.classes={classes}", "dataset.size=480").run)
     given = []

@@ -53,7 +53,7 @@ def prepare(config: Any, arguments: list[str]) -> None:
     splits = data.load()
     about = {
         "num_classes": data.num_classes,
-        "class_names": getattr(data, "class_names", None),
+        "class_names": data.class_names,
         "factors": data.factor_sizes,
         "binary": data.binary,
         "source": source,

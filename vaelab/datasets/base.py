@@ -84,6 +84,11 @@ class ImageData(pl.LightningDataModule):
         return None
 
     @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their labels: their numbers, where a family has no names for them."""
+        return None if self.num_classes is None else [str(label) for label in range(self.num_classes)]
+
+    @property
     def factor_sizes(self) -> dict[str, int] | None:
         """Name and number of values of each ground-truth factor, or None."""
         return None

@@ -20,6 +20,7 @@ from vaelab.datasets.splits import Batch
 FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 URL = f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{FILE}"
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "position_x": 32, "position_y": 32}
+SHAPES = ["square", "ellipse", "heart"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,6 +54,10 @@ class DSprites(ImageData):
     @property
     def num_classes(self) -> int:
         return FACTORS["shape"]
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(SHAPES)
 
     @property
     def factor_sizes(self) -> dict[str, int]:

@@ -84,8 +84,7 @@ class Prepared(ImageData):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, if they have any."""
-        return self.header["class_names"]
+        return self.header["class_names"] or super().class_names
 
     @property
     def factor_sizes(self) -> dict[str, int] | None:

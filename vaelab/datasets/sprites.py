@@ -17,6 +17,8 @@ from vaelab.datasets.splits import Batch
 
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "position_x": 32, "position_y": 32}
 """The factors and their numbers of values; the last one varies fastest in the index of an image."""
+SHAPES = ["square", "ellipse", "heart"]
+"""Names of the shapes, which are the labels."""
 SIZE = 64
 """Height and width of an image, in pixels."""
 TOTAL = math.prod(FACTORS.values())
@@ -61,6 +63,10 @@ class Sprites(ImageData):
     @property
     def num_classes(self) -> int:
         return FACTORS["shape"]
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(SHAPES)
 
     @property
     def factor_sizes(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ import pickle
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,9 +32,16 @@ class _Published(ImageData):
     root: str
     download: bool
 
+    names: ClassVar[str] = "0 1 2 3 4 5 6 7 8 9"
+    """Names of the classes, separated by blanks."""
+
     @property
     def num_classes(self) -> int:
         return 10
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.names.split()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,14 +63,20 @@ _IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10
 class FashionMNIST(MNIST):
     """60,000 + 10,000 grey 28x28 pictures of clothes (Xiao et al., 2017): `<root>/FashionMNIST/raw/*-ubyte`."""
 
+    names = "t-shirt trouser pullover dress coat sandal shirt sneaker bag boot"
+
 
 class KMNIST(MNIST):
     """60,000 + 10,000 grey 28x28 cursive Kuzushiji (Clanuwat et al., 2018): `<root>/KMNIST/raw/*-ubyte`."""
+
+    names = "o ki su tsu na ha ma ya re wo"
 
 
 @dataclass(kw_only=True, eq=False)
 class CIFAR10(_Published):
     """50,000 + 10,000 RGB 32x32 photographs (Krizhevsky, 2009): `<root>/cifar-10-batches-py/*`."""
+
+    names = "airplane automobile bird cat deer dog frog horse ship truck"
 
     def load(self) -> tuple[TensorSplit, TensorSplit]:
         """Reads the files. Raises UserError if one is missing, cut short or holds anything but arrays and labels."""

@@ -44,7 +44,7 @@ def of_run(run: Path, model: Model, data: ImageData, out: Path, figures: bool = 
     from vaelab.report.run import build
 
     shown = data.sample_batch(IMAGES, model.device)
-    content = explorer.payload(model, shown.images, shown.labels, data.pixel_range)
+    content = explorer.payload(model, shown.images, shown.labels, data.pixel_range, data.class_names)
     drawn, rows = {}, runs.read_metrics(run)
     if figures and content is not None:
         drawn = gallery.redraw(run, model, data, rows)

@@ -91,6 +91,11 @@ class Scene:
         return to_unit(x, self.data.pixel_range).cpu()
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes as figures take them: a $ would begin a formula."""
+        return [name.replace("$", r"\$") for name in self.data.class_names or []]
+
+    @property
     def one(self) -> Tensor | None:
         """The label of the first image, [1], or None."""
         return None if self.few.labels is None else self.few.labels[:1]
@@ -176,7 +181,7 @@ def _classes(s: Scene) -> Figure | None:
     z = torch.cat([*coding.draws(s.model, columns, SEED)] * shown)  # a draw per column
     labels = torch.arange(shown).repeat_interleave(columns)
     made = coding.decode(s.model, z, labels, s.data.pixel_range)
-    return images.classes(made.unflatten(0, (shown, columns)), [str(c) for c in range(shown)])
+    return images.classes(made.unflatten(0, (shown, columns)), s.classes[:shown])
 
 
 def _levels(s: Scene) -> Figure | None:
@@ -242,10 +247,11 @@ def _latents(s: Scene) -> Figure | None:
     if (s.model.layout.dimensions or 0) < 2:
         return None
     points, explained = latents.principal_components(s.codes)
-    values, names = s.many.labels, ["class"]
+    values, names = s.many.labels, s.classes
     if values is None and s.many.factors is not None and s.data.factor_sizes:
-        values, names = s.many.factors[:, 0], [next(iter(s.data.factor_sizes))]
-    few = values is not None and len(values.unique()) <= latents.MOST_CLASSES
+        values, names = s.many.factors[:, 0], []
+    if values is not None and len(values.unique()) > latents.MOST_CLASSES:
+        names = ["class"] if s.many.labels is not None else [next(iter(s.data.factor_sizes or ["factor"]))]
     first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
     what = "posterior means" if s.posterior.density else "codes"
     return latents.scatter(
@@ -253,7 +259,7 @@ def _latents(s: Scene) -> Figure | None:
         None if values is None else values.cpu(),
         (first, second),
         f"{what} of {len(points):,} images",
-        None if few else names,
+        names,
     )
 
 
@@ -292,11 +298,7 @@ def _data(s: Scene) -> Figure:
     index = torch.linspace(0, len(s.data.train) - 1, min(many(s.data.shape), len(s.data.train))).long()
     batch = s.data.as_model_sees(s.data.train.batch(index).to(s.model.device))
     x, labels, columns = s.unit(batch.images), batch.labels, 8
-    groups = (
-        {"all": x}
-        if labels is None
-        else {str(c): x[labels.cpu() == c] for c in range(min(s.data.num_classes or 0, ROWS))}
-    )
+    groups = {"all": x} if labels is None else {name: x[labels.cpu() == c] for c, name in enumerate(s.classes[:ROWS])}
     groups = {name: group for name, group in groups.items() if len(group)}
     columns = min(columns, max(map(len, groups.values())))
     white = torch.ones(columns, *x.shape[1:])

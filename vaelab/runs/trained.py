@@ -12,9 +12,11 @@ from torch import Tensor
 from vaelab import runs
 from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
+from vaelab.core.files import damaged
 from vaelab.core.pixels import to_unit
 from vaelab.core.quiet import quieten
 from vaelab.runs import gate
+from vaelab.runs.classes import Classes
 
 if TYPE_CHECKING:
     from vaelab.datasets.splits import Batch
@@ -61,6 +63,21 @@ class Trained:
     def data(self) -> Any:
         """The run's data set, set up."""
         return open_data(self.dataset, "dataset", self.model)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes of the run's data set, named as in summary.json; without one, as the data names them."""
+        count = self.model.num_classes or 0
+        names = runs.read_summary(self.folder).get("data", {}).get("class_names")
+        if names is None and count:
+            try:
+                names = build(self.dataset).class_names
+            except UserError:  # the data has moved
+                names = None
+            return Classes(count, names if names and len(names) == count else None)
+        if count and not (isinstance(names, list) and [type(name) for name in names] == [str] * count):
+            raise damaged(runs.Files(self.folder).summary, f"class_names are not {count} names", runs.RESTORE)
+        return Classes(count, names)
 
     def split(self, name: str) -> Any:
         """Returns the train, val or test images. Raises UserError if there are none."""

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
+from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 from vaelab.core.terminal import cut
@@ -37,7 +38,7 @@ class Options(NamedTuple):
     device: str
     codes: str
     out: str
-    label: NonNegativeInt | None
+    label: NonNegativeInt | str | None
     trust: bool
 
 
@@ -56,7 +57,7 @@ def job(config: Any) -> None:
 
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     codes = _codes(arrays, trained.model, asked.codes)
-    labels = _labels(arrays, trained.model, asked, len(codes))
+    labels = _labels(arrays, trained, asked, len(codes))
     names = _names(arrays, asked.codes, len(codes))
     out = _folder(asked, names)
     _decode(trained, codes, labels, names, out)
@@ -138,26 +139,23 @@ def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
     return codes
 
 
-def _labels(arrays: dict[str, Any], model: Model, asked: Options, count: int) -> Tensor | None:
+def _labels(arrays: dict[str, Any], trained: Trained, asked: Options, count: int) -> Tensor | None:
     """Returns classes to decode with, [N] int64, of `label` or of the file; None unless the model is conditional."""
     import torch
 
-    if not model.conditional:
-        if asked.label is not None:
-            raise UserError(f"label={asked.label}: the model does not take labels: leave it out")
+    label = viewing.class_of(trained, asked.label)
+    if not trained.model.conditional:
         return None
-    classes = f"the model's classes are 0 to {model.classes - 1}"
-    if asked.label is not None:
-        if asked.label >= model.classes:
-            raise UserError(f"label={asked.label}: {classes}")
-        return torch.full((count,), asked.label)
+    if label is not None:
+        return torch.full((count,), label)
     if "labels" not in arrays:
         raise UserError(f"label: the model takes a label, and codes={asked.codes} holds no `labels`: give label=0, say")
     labels = arrays["labels"]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"codes={asked.codes}: `labels` must be {count} integers, one for each row")
-    if labels.min() < 0 or labels.max() >= model.classes:
-        raise UserError(f"codes={asked.codes}: `labels` run from {labels.min()} to {labels.max()}, but {classes}")
+    if labels.min() < 0 or labels.max() >= trained.model.classes:
+        known = f"the model's classes are 0 to {trained.model.classes - 1}"
+        raise UserError(f"codes={asked.codes}: `labels` run from {labels.min()} to {labels.max()}, but {known}")
     return torch.from_numpy(labels.astype("int64"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
+from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 from vaelab.core.types import NonNegativeInt
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vaelab.datasets.images import Found
-    from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
 
@@ -28,7 +28,7 @@ class Options(NamedTuple):
     input: str
     out: str
     resize: bool
-    label: NonNegativeInt | None
+    label: NonNegativeInt | str | None
     trust: bool
 
 
@@ -52,7 +52,7 @@ def job(config: Any) -> None:
 
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     found = images.find(asked.input, trained.model.shape, "input", asked.resize)
-    labels = _labels(found, trained.model, asked.label)
+    labels = _labels(found, trained, viewing.class_of(trained, asked.label))
     arrays = _encoded(trained, found, labels)
     _write(out, arrays, _about(trained, found, labels), found.names, labels)
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
@@ -63,37 +63,34 @@ def job(config: Any) -> None:
     print(f"codes: {out}")
 
 
-def _labels(found: Found, model: Model, label: int | None) -> Tensor | None:
+def _labels(found: Found, trained: Trained, label: int | None) -> Tensor | None:
     """Returns the images' classes, [N] int64, or None where neither the model nor the folders have any.
 
-    For a conditional model: `label` for all, or the class folders, which are the model's classes in
-    alphabetical order, as dataset=folder has them, or where they are fewer are named by their numbers.
+    `label` for all, or the class folders, each of which is the class of that name in training. Folders of other names
+    are numbered in alphabetical order where the model takes no labels, and refused where it does.
     """
     import torch
 
-    if not model.conditional:
-        if label is not None:
-            raise UserError(f"label={label}: the model does not take labels: leave it out")
-        return found.labels
-    count = model.classes
     if label is not None:
-        if label >= count:
-            raise UserError(f"label={label}: the model's classes are 0 to {count - 1}")
         return torch.full((len(found.names),), label)
+    conditional, classes = trained.model.conditional, trained.classes
     if found.labels is None or found.classes is None:
+        if not conditional:
+            return None
         raise UserError(
-            "label: the model takes images with their labels\n"
-            f"give label=0 to label={count - 1} for all of them, or put them into a folder for each class"
+            f"label: the model takes images with their labels\ngive label={classes.name(0)}, say, for all of them, or "
+            "put them into a folder for each class"
         )
-    if len(found.classes) == count:
-        return found.labels
-    numbers = [int(name) if name.isascii() and name.isdigit() else count for name in found.classes]
-    if max(numbers) >= count:
+    numbers = [classes.find(name) for name in found.classes]
+    unknown = next((name for name, number in zip(found.classes, numbers, strict=True) if number is None), None)
+    if unknown is None:
+        return torch.tensor(numbers)[found.labels]
+    if conditional:
         raise UserError(
-            f"input: {len(found.classes)} class folders, but the model has {count} classes\n"
-            f"have a folder for each class, or name the folders by their numbers, 0 to {count - 1}"
+            f"input: the folder `{unknown}` is no class of the model, whose classes are {classes.words}\n"
+            "name the folders by their classes, or give label= for all images"
         )
-    return torch.tensor(numbers)[found.labels]
+    return found.labels
 
 
 def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Tensor]:

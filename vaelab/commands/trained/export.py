@@ -96,6 +96,7 @@ def describe(trained: Any) -> dict[str, Any]:
         "class": type(model).__name__,
         "shape": list(model.shape),
         "num_classes": model.num_classes,
+        "class_names": trained.classes.names,
         "conditional": model.conditional,
         "latents": model.blank().name,
         **sizes,

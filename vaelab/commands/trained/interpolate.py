@@ -29,7 +29,7 @@ class Options(viewing.Options):
     steps: Annotated[int, Field(ge=2, le=101)]
     mode: Literal["both", "linear", "spherical"]
     corners: Any
-    label: NonNegativeInt | None
+    label: NonNegativeInt | str | None
     resize: bool
 
 
@@ -45,7 +45,7 @@ def job(config: Any) -> None:
     wanted = _wanted(asked)
     trained = viewing.opened(asked)
     trained.model.layout.require_axes(type(trained.model).__name__, "interpolate")
-    viewing.check_label(trained.model, asked.label)
+    label = viewing.class_of(trained, asked.label)
     path = viewing.destination(asked.out, trained.folder, "interpolate")
 
     import torch
@@ -53,9 +53,9 @@ def job(config: Any) -> None:
     from vaelab.figures import style
     from vaelab.inference import coding, paths
 
-    chosen = [viewing.choose(trained, asked.split, [item], key, asked.label, asked.resize) for key, item in wanted]
+    chosen = [viewing.choose(trained, asked.split, [item], key, label, asked.resize) for key, item in wanted]
     codes = torch.cat([coding.codes(trained.model, one.images, one.labels) for one in chosen])
-    labels = chosen[0].labels if asked.label is None else torch.tensor([asked.label])
+    labels = chosen[0].labels if label is None else torch.tensor([label])
     labels = labels if trained.model.conditional else None
     style.save(_drawing(trained, asked, torch.cat([one.images for one in chosen]), codes, labels), path)
     for number, one in enumerate(chosen):
@@ -64,7 +64,7 @@ def job(config: Any) -> None:
         apart = f", {_apart(codes[0], codes[number])}" if number else ""
         print(f"{one.names[0]}{kl}, |z| {codes[number].norm():.2f}{apart}")
     if labels is not None:
-        print(f"decoded as class {int(labels)} throughout; label= chooses another")
+        print(f"decoded as class {trained.classes.name(int(labels))} throughout; label= chooses another")
     print(f"figure: {path}")
 
 

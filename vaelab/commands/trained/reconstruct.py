@@ -28,7 +28,7 @@ class Options(viewing.Options):
 
     n: PositiveInt
     image: Any
-    label: NonNegativeInt | None
+    label: NonNegativeInt | str | None
     resize: bool
 
 
@@ -48,9 +48,9 @@ def job(config: Any) -> None:
     wanted = None if asked.image is None else viewing.images_named(asked.image, "image")
     _check(asked, kind, wanted)
     trained = viewing.opened(asked)
-    viewing.check_label(trained.model, asked.label)
+    label = viewing.class_of(trained, asked.label)
     path = viewing.destination(asked.out, trained.folder, "reconstruct")
-    count, batches = _chosen(trained, asked, wanted)
+    count, batches = _chosen(trained, asked, wanted, label)
     errors: list[Tensor] = []
     made = _made(trained, batches, errors)
     if kind == "figure":
@@ -79,12 +79,14 @@ def _check(asked: Options, kind: str, wanted: list[int | str] | None) -> None:
         raise UserError(f"label={asked.label}: it is the class of image files; images of the split have their own")
 
 
-def _chosen(trained: Trained, asked: Options, wanted: list[int | str] | None) -> tuple[int, Iterable[Any]]:
+def _chosen(
+    trained: Trained, asked: Options, wanted: list[int | str] | None, label: int | None
+) -> tuple[int, Iterable[Any]]:
     """Returns how many images there are, and batches of them, as the model sees them, with labels."""
     if wanted is None:
         index = viewing.spread(trained, asked.split, asked.n)
         return len(index), (trained.batch(asked.split, part) for part in index.split(BATCH))
-    chosen = viewing.choose(trained, asked.split, wanted, "image", asked.label, asked.resize)
+    chosen = viewing.choose(trained, asked.split, wanted, "image", label, asked.resize)
     return len(wanted), [chosen]
 
 

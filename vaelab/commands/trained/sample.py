@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -30,7 +30,7 @@ class Options(viewing.Options):
     """Keys of conf/sample.yaml."""
 
     n: Annotated[int, Field(ge=1, le=100_000)]
-    label: NonNegativeInt | Literal["all"] | None
+    label: NonNegativeInt | str | None
     temperature: NonNegativeFloat
     level: str | None
     prior: dict[Literal["name"], str | None]
@@ -57,7 +57,7 @@ def job(config: Any) -> None:
             f"n={asked.n}: a figure holds at most {IN_A_FIGURE:,} images: out=FOLDER/ or out=FILE.npz takes more"
         )
     trained = viewing.opened(asked, asked.fitted)
-    _check(trained, asked)
+    asked = _checked(trained, asked)
     path = viewing.destination(asked.out, trained.folder, f"sample-{asked.fitted}" if asked.fitted else "sample")
     count, batches = _drawn(trained, asked)
     if kind == "figure":
@@ -67,12 +67,12 @@ def job(config: Any) -> None:
     else:
         viewing.write_images(path, kind, count, batches)
     source = f" from {trained.model.require_prior().words}" if asked.fitted else ""
-    print(f"{count:,} samples of {trained.config['run']['name']}{_classes(trained.model, asked, count)}{source}")
+    print(f"{count:,} samples of {trained.config['run']['name']}{_classes(trained, asked, count)}{source}")
     print(f"{kind}: {path}")
 
 
-def _check(trained: Trained, asked: Options) -> None:
-    """Raises UserError for what this model cannot do."""
+def _checked(trained: Trained, asked: Options) -> Options:
+    """Returns what is asked, with the label as a number or `all`. Raises UserError for what the model cannot do."""
     from vaelab.runs import priors
 
     model = trained.model
@@ -82,10 +82,11 @@ def _check(trained: Trained, asked: Options) -> None:
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
     if asked.label == "all" and not model.conditional:
         raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")
-    viewing.check_label(model, None if asked.label == "all" else asked.label)
+    label = "all" if asked.label == "all" else viewing.class_of(trained, asked.label)
     model.prior.check_temperature(asked.temperature, name)
     if asked.level is not None:
         model.layout.span(asked.level)
+    return replace(asked, label=label)
 
 
 def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:
@@ -103,7 +104,7 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
             return None
         if asked.label is None:
             return torch.arange(start, start + size) % model.classes
-        return torch.full((size,), group if asked.label == "all" else asked.label)
+        return torch.full((size,), group if asked.label == "all" else int(asked.label))
 
     def drawn() -> Iterable[Tensor]:
         codes = coding.draws(model, each, asked.seed, asked.temperature)
@@ -131,8 +132,9 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
     model = trained.model
     images, classes = torch.cat([images for images, _ in batches]), model.classes
     if asked.label == "all":
-        return figures.classes(images.unflatten(0, (classes, -1)), [f"class {k}" for k in range(classes)])
-    title = f"{trained.config['run']['name']}: samples" + ("" if asked.label is None else f" of class {asked.label}")
+        return figures.classes(images.unflatten(0, (classes, -1)), [trained.classes.name(k) for k in range(classes)])
+    title = f"{trained.config['run']['name']}: samples"
+    title += "" if asked.label is None else f" of class {trained.classes.name(int(asked.label))}"
     title += f", prior {asked.fitted}" if asked.fitted else ""
     return figures.samples(images, _columns(model, asked, len(images)), title)
 
@@ -145,10 +147,12 @@ def _columns(model: Model, asked: Options, count: int) -> int:
     return model.classes if in_turn else max(8, round(count**0.5))
 
 
-def _classes(model: Model, asked: Options, count: int) -> str:
-    if not model.conditional:
+def _classes(trained: Trained, asked: Options, count: int) -> str:
+    if not trained.model.conditional:
         return ""
     if asked.label is None:
-        return f", classes 0 to {model.classes - 1} in turn"
-    each = count // model.classes
-    return f", {each} of each class, from the same {each} draws of z" if asked.label == "all" else f" as {asked.label}"
+        return f", classes {trained.classes.words} in turn"
+    each = count // trained.model.classes
+    if asked.label == "all":
+        return f", {each} of each class, from the same {each} draws of z"
+    return f" as {trained.classes.name(int(asked.label))}"

@@ -35,7 +35,7 @@ class Options(viewing.Options):
     range: Annotated[float, Field(gt=0, le=1e6)]
     steps: Annotated[int, Field(ge=2, le=101)]
     image: Any
-    label: NonNegativeInt | None
+    label: NonNegativeInt | str | None
     resize: bool
     level: str | None
 
@@ -77,13 +77,14 @@ def job(config: Any) -> None:
     wanted = None if asked.image is None else viewing.one_image(asked.image, "image")
     viewing.check_figure(asked.out)
     trained = viewing.opened(asked)
+    label = viewing.class_of(trained, asked.label)
     _check(trained.model, asked, dims)
     path = viewing.destination(asked.out, trained.folder, "traverse")
 
     from vaelab.figures import style, walks
     from vaelab.inference import paths
 
-    axes, start = _axes(trained, asked.split, asked.level), _start(trained, asked, wanted)
+    axes, start = _axes(trained, asked.split, asked.level), _start(trained, asked, wanted, label)
     rows = axes.dims[: len(axes.dims) if asked.dims == "all" else ROWS] if dims is None else dims
     used = dict(zip(axes.dims, axes.used.values.tolist(), strict=True))
     values = torch.linspace(-asked.range, asked.range, asked.steps)
@@ -120,7 +121,6 @@ def _dims(value: Any) -> list[int] | None:
 def _check(model: Model, asked: Options, dims: list[int] | None) -> None:
     """Raises UserError for options that do not fit the model."""
     count = model.layout.require_axes(type(model).__name__, "traverse")
-    viewing.check_label(model, asked.label)
     axes = range(count) if asked.level is None else model.layout.span(asked.level)
     if dims and not all(j in axes for j in dims):
         where = "the model" if asked.level is None else f"level={asked.level}"
@@ -158,18 +158,18 @@ def _axes(trained: Trained, split: str, level: str | None) -> Axes:
     return Axes(dims.tolist(), used, codes.mean(0), codes.std(0, unbiased=False))
 
 
-def _start(trained: Trained, asked: Options, wanted: int | str | None) -> Start:
+def _start(trained: Trained, asked: Options, wanted: int | str | None, label: int | None) -> Start:
     """Returns the code of the image, or the prior's mean; decoded as class `label` if one is asked for."""
     import torch
 
     from vaelab.inference import coding
 
     model = trained.model
-    labels = None if asked.label is None else torch.tensor([asked.label])
+    labels = None if label is None else torch.tensor([label])
     if wanted is None:
         mean = model.require_prior().mean
         assert mean is not None  # a prior of vectors has one
-        return Start(mean[None].cpu(), labels, viewing.as_class("the prior's mean", asked.label))
-    chosen = viewing.choose(trained, asked.split, [wanted], "image", asked.label, asked.resize)
+        return Start(mean[None].cpu(), labels, viewing.as_class(trained, "the prior's mean", label))
+    chosen = viewing.choose(trained, asked.split, [wanted], "image", label, asked.resize)
     code = coding.codes(model, chosen.images, chosen.labels)
-    return Start(code, chosen.labels if labels is None else labels, viewing.as_class(chosen.names[0], asked.label))
+    return Start(code, chosen.labels if labels is None else labels, viewing.as_class(trained, chosen.names[0], label))

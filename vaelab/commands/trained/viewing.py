@@ -19,7 +19,6 @@ from vaelab.runs import Files
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -78,14 +77,17 @@ def opened(options: Opening, prior: str | None = None) -> Trained:
     return trained
 
 
-def check_label(model: Model, label: int | None) -> None:
-    """Raises UserError for a label that the model has no use for, or does not know."""
+def class_of(trained: Trained, label: int | str | None) -> int | None:
+    """Finds the number of the class that `label=` names, None for none.
+
+    Raises UserError for a label that the model has no use for, or does not know.
+    """
     if label is None:
-        return
-    if not model.conditional:
-        raise UserError(f"label={label}: {type(model).__name__} takes no labels: leave it out, or train model=cvae")
-    if label >= model.classes:
-        raise UserError(f"label={label}: the model's classes are 0 to {model.classes - 1}")
+        return None
+    if not trained.model.conditional:
+        name = type(trained.model).__name__
+        raise UserError(f"label={label}: {name} takes no labels: leave it out, or train model=cvae")
+    return trained.classes.require(label)
 
 
 def images_named(value: Any, key: str) -> list[int | str]:
@@ -146,7 +148,7 @@ def _from_split(trained: Trained, split: str, index: int, key: str) -> Chosen:
     if index >= size:
         raise UserError(f"{key}={index}: split={split} has {size:,} images, 0 to {size - 1}")
     batch = trained.batch(split, torch.tensor([index]))
-    name = f"{split} {index}" + ("" if batch.labels is None else f" (class {int(batch.labels)})")
+    name = f"{split} {index}" + ("" if batch.labels is None else f" (class {trained.classes.name(int(batch.labels))})")
     return Chosen(batch.images, batch.labels, [name])
 
 
@@ -163,9 +165,9 @@ def _from_file(trained: Trained, path: str, key: str, label: int | None, resize:
     return Chosen(x, None if label is None else torch.tensor([label], device=model.device), [Path(path).name])
 
 
-def as_class(name: str, label: int | None) -> str:
+def as_class(trained: Trained, name: str, label: int | None) -> str:
     """An image's name, with the class it is decoded as if one was asked for."""
-    return name if label is None else f"{name} as class {label}"
+    return name if label is None else f"{name} as class {trained.classes.name(label)}"
 
 
 def spread(trained: Trained, split: str, count: int) -> Tensor:
