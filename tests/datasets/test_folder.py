@@ -1,3 +1,4 @@
+import logging
 import pickle
 from pathlib import Path
 
@@ -241,3 +242,16 @@ def test_test_without_train(classed, common):
 def test_images_beside_class_folders(classed, common):
     write(classed / "train" / "stray.png")
     refused(folder(classed, common), "side by side")
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(10, True), (12, True), (16, False)])
+def test_a_camera_s_bits_in_sixteen_are_told(tmp_path, caplog, monkeypatch, bits, warned):
+    from vaelab.datasets.files import warn_if_dark
+
+    monkeypatch.setattr(logging.getLogger("vaelab"), "propagate", True)
+    pixels = np.linspace(0, 2**bits - 1, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    warn_if_dark([str(tmp_path / "a.png")], "dataset.root=photos")
+    said = caplog.text
+    assert ("dataset.root=photos" in said) == warned
+    assert (f"times {2 ** (16 - bits)}" in said) == warned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from vaelab.core.errors import UserError
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import Batch, Split
 
+log = logging.getLogger("vaelab")
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 """Endings of the files that are taken for images."""
 THREADS = min(8, os.cpu_count() or 1)
@@ -27,6 +31,8 @@ THREADED = 32
 """Number of images in a batch from which threads are worth their start."""
 SMALL = 4096
 """Size of a file, in bytes, below which threads only wait for each other: opening holds the GIL, decoding does not."""
+LOOKED_AT = 32
+"""Files by which the range of 16-bit images is judged, about."""
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
 NAMED = 10
@@ -171,6 +177,22 @@ def image_size(file: str) -> tuple[int, int]:
             return _upright_size(image)
     except Exception as error:  # decoders raise whatever they come across
         raise _unreadable(file, error) from error
+
+
+def warn_if_dark(files: list[str], key: str) -> None:
+    """Warns of 16-bit images that use a small part of their range, such as a camera's 12 bits; looks at a few."""
+    most = 0
+    for file in files[:: max(1, len(files) // LOOKED_AT)]:
+        with contextlib.suppress(Exception), Image.open(file) as image:  # what cannot be decoded is told elsewhere
+            if not image.mode.startswith("I;16"):
+                return
+            most = max(most, int(np.asarray(image).max()))
+    if 0 < most < 2**14:
+        log.warning(
+            "%s: images of 16 bits whose brightest value is %d (of %d files): white is 65535, so they come out nearly "
+            "black; write them anew with their values times %d",
+            *(key, most, min(len(files), LOOKED_AT), 65535 // (2 ** most.bit_length() - 1)),
+        )
 
 
 def list_images(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt, ProperFraction
-from vaelab.datasets.files import SUFFIXES, FileSplit, ImageFiles, image_size, list_images
+from vaelab.datasets.files import SUFFIXES, FileSplit, ImageFiles, image_size, list_images, warn_if_dark
 from vaelab.datasets.sources import hold_out
 
 
@@ -51,6 +51,7 @@ class Folder(ImageFiles):
     def load(self) -> tuple[FileSplit, FileSplit]:
         """Lists the images. Raises UserError if there are too few, or one is broken or of another size."""
         train, test = self._listings
+        warn_if_dark(train.files, f"dataset.root={self.root}")
         fixed = self.size is None
         if isinstance(self.size, int):
             size = (self.size, self.size)
