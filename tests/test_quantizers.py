@@ -411,3 +411,11 @@ def test_half_precision_encoder_outputs_are_taken(make):
     assert out.vectors.dtype == torch.float32
     assert z.grad.dtype == torch.bfloat16
     assert torch.equal(z.grad, torch.ones_like(z))
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+def test_the_nearest_code_does_not_depend_on_the_origin(offset):
+    draw = torch.Generator().manual_seed(0)
+    z, codes = torch.randn(301, 64, generator=draw) + offset, torch.randn(512, 64, generator=draw) + offset
+    exact = torch.cdist(z.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert torch.equal(nearest_code(z, codes), exact)

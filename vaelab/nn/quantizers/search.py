@@ -19,17 +19,20 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     """Finds the index of the nearest code by Euclidean distance, [N] int64; the first one of several.
 
     z: [N, D]; codes: [K, D]. |z - e|^2 is searched as |e|^2 - 2 z.e, one matrix product with the
-    norms folded in, in chunks of rows through one buffer: the memory does not grow with N * K.
+    norms folded in, in chunks of rows through one buffer: the memory does not grow with N * K. The codes' mean is
+    subtracted from both first: far from the origin, |e|^2 would drown what tells two codes apart.
     """
+    centre = codes.mean(0)
+    codes = codes - centre
     minus_twice, norms = -2 * codes.t(), codes.square().sum(1)
     if torch.compiler.is_exporting():  # a loop would keep the example batch's number of chunks
-        return torch.addmm(norms, z, minus_twice).argmin(1)
+        return torch.addmm(norms, z - centre, minus_twice).argmin(1)
     elements = SEARCH_ELEMENTS if z.device.type == "cpu" else SEARCH_ELEMENTS_GPU
     rows = min(len(z), max(1, elements // len(codes)))
     distances = z.new_empty(rows, len(codes))
     indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
     for part, nearest in zip(z.split(rows), indices.split(rows), strict=True):
-        _argmin(torch.addmm(norms, part, minus_twice, out=distances[: len(part)]), out=nearest)
+        _argmin(torch.addmm(norms, part - centre, minus_twice, out=distances[: len(part)]), out=nearest)
     return indices
 
 
