@@ -196,25 +196,22 @@ def test_images_out_of_range_are_refused(bad):
 # --- the cache --------------------------------------------------------------------------------
 
 
-class Reader:
-    """Gives the toy set and counts how often it is asked."""
-
-    calls = 0
-
-    def __call__(self):
-        self.calls += 1
-        return toy()
+@pytest.fixture
+def trainings(monkeypatch):
+    """The numbers of classes of the judges that were trained."""
+    made, train = [], judging.train_judge
+    monkeypatch.setattr(judging, "train_judge", lambda *a: made.append(a[2]) or train(*a))
+    return made
 
 
-def ask(read, folder, identity=None, num_classes=4, seed=0):
-    return cached_judge(read, num_classes, identity or {"class": "Toy"}, seed, CPU, progress=False, folder=folder)
+def ask(folder, data=None, num_classes=4, seed=0):
+    return cached_judge(*(data or toy()), num_classes, seed, CPU, progress=False, folder=folder)
 
 
-def test_a_judge_is_trained_once(short, tmp_path):
-    read = Reader()
-    first = ask(read, tmp_path / "new" / "folder")
-    second = ask(read, tmp_path / "new" / "folder")
-    assert read.calls == 1
+def test_a_judge_is_trained_once(short, tmp_path, trainings):
+    first = ask(tmp_path / "new" / "folder")
+    second = ask(tmp_path / "new" / "folder")
+    assert len(trainings) == 1
     assert same_weights(first, second)
     assert not second.training
     images = toy()[0]
@@ -222,17 +219,21 @@ def test_a_judge_is_trained_once(short, tmp_path):
     assert len(list(tmp_path.rglob("*.*"))) == 1  # and no partial file is left
 
 
-def test_other_data_other_seed_other_classes_are_other_judges(short, tmp_path, monkeypatch):
-    read = Reader()
-    ask(read, tmp_path, {"class": "Toy", "range": (0, 1)})
-    ask(read, tmp_path, {"range": [0, 1], "class": "Toy"})
-    assert read.calls == 1
-    ask(read, tmp_path, {"class": "Toy", "range": (0, 2)})
-    ask(read, tmp_path, {"class": "Toy", "range": (0, 1)}, seed=1)
-    ask(read, tmp_path, {"class": "Toy", "range": (0, 1)}, num_classes=5)
+def test_other_images_labels_seed_or_classes_are_other_judges(short, tmp_path, monkeypatch, trainings):
+    """Wherever the images lie: two folders of the same name in two projects are two sets."""
+    images, labels = toy()
+    ask(tmp_path)
+    ask(tmp_path, (images.clone(), labels.clone()))
+    assert len(trainings) == 1
+    other = images.clone()
+    other[-1, 0, 0, 0] ^= 1
+    ask(tmp_path, (other, labels))
+    ask(tmp_path, (images, labels.roll(1)))
+    ask(tmp_path, seed=1)
+    ask(tmp_path, num_classes=5)
     monkeypatch.setattr(judging, "ARCHITECTURE", -1)
-    ask(read, tmp_path, {"class": "Toy", "range": (0, 1)})
-    assert read.calls == 5
+    ask(tmp_path)
+    assert len(trainings) == 6
 
 
 def flip_a_weight(data):
@@ -263,31 +264,29 @@ class Malice:
     ],
     ids=["empty", "cut", "text", "other", "malice", "flipped"],
 )
-def test_a_damaged_file_is_trained_and_written_anew(damage, short, tmp_path, monkeypatch):
+def test_a_damaged_file_is_trained_and_written_anew(damage, short, tmp_path, monkeypatch, trainings):
     monkeypatch.chdir(tmp_path)
-    read = Reader()
-    first = ask(read, tmp_path)
+    first = ask(tmp_path)
     (path,) = tmp_path.glob("*.pt")
     path.write_bytes(damage(path.read_bytes()))
-    assert same_weights(first, ask(read, tmp_path))
-    assert read.calls == 2
+    assert same_weights(first, ask(tmp_path))
+    assert len(trainings) == 2
     assert not (tmp_path / "executed").exists()
-    ask(read, tmp_path)
-    assert read.calls == 2
+    ask(tmp_path)
+    assert len(trainings) == 2
 
 
-def test_a_folder_that_cannot_be_written_costs_a_training(short, tmp_path):
+def test_a_folder_that_cannot_be_written_costs_a_training(short, tmp_path, trainings):
     (tmp_path / "file").write_text("")
-    read = Reader()
     for _ in range(2):
-        ask(read, tmp_path / "file" / "below")
-    assert read.calls == 2
+        ask(tmp_path / "file" / "below")
+    assert len(trainings) == 2
 
 
 def test_the_cache_is_where_the_standard_says(short, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "vaelab"
-    ask(Reader(), None)
+    ask(None)
     assert len(list((tmp_path / "vaelab").iterdir())) == 1
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for ignored in ("relative/path", ""):

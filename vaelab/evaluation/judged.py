@@ -187,13 +187,10 @@ def _known(subject: Subject) -> Part:
 
 def _judge(subject: Subject) -> tuple[Judge, float]:
     """Returns the classifier of the data set, and its accuracy on the measured images."""
-
-    def read() -> tuple[Tensor, Tensor]:
-        return subject.bytes_of(_known(subject)), _labels(subject, _known(subject))
-
-    classes, seed = subject.data.num_classes, subject.settings.seed
+    classes, known = subject.data.num_classes, _known(subject)
     assert classes is not None
-    judge = cached_judge(read, classes, subject.identity, seed, subject.device, True)
+    images, labels = subject.bytes_of(known), _labels(subject, known)
+    judge = cached_judge(images, labels, classes, subject.settings.seed, subject.device, True)
     assert subject.labels is not None
     seen = [judge.classify(subject.unit(batch.images)).cpu() for batch in subject.batches()]
     return judge, (torch.cat(seen) == subject.labels).double().mean().item()

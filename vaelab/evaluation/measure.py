@@ -79,7 +79,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     if options.get("prior"):
         prior = model.require_prior()
         about["prior"] = {"name": options["prior"], "words": prior.words, "fit": fingerprint(prior)}
-    return Subject(model, data, part, identity, settings, other), about
+    return Subject(model, data, part, settings, other), about
 
 
 def _other(config: dict[str, Any], own: dict[str, Any], model: Model) -> Part:

@@ -70,14 +70,12 @@ class Part(NamedTuple):
 class Subject:
     """A trained model in eval mode, its data, set up, and the part of it that is measured.
 
-    identity: what the images depend on, as plain data. other: test images of a data set that the
-    model was not trained on, for anomaly detection, or None.
+    other: test images of a data set that the model was not trained on, for anomaly detection, or None.
     """
 
     model: Model
     data: ImageData
     part: str
-    identity: dict[str, Any]
     settings: Settings
     other: Part | None = None
 

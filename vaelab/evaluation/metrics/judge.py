@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +156,9 @@ def _bar(steps: Tensor, progress: bool) -> Any:
 
 
 def cached_judge(
-    read: Callable[[], tuple[Tensor, Tensor]],
+    images: Tensor,
+    labels: Tensor,
     num_classes: int,
-    identity: dict[str, Any],
     seed: int,
     device: torch.device,
     progress: bool,
@@ -167,20 +166,20 @@ def cached_judge(
 ) -> Judge:
     """Returns the judge of a data set: from the cache, or trained with `train_judge` and kept there.
 
-    read: gives images and labels as `train_judge` takes them; called only if the judge has to be
-    trained. identity: what the images depend on (data set, root, binarisation, split, ...), as JSON
-    takes it: another identity, seed or number of classes is another judge. folder: of the cache;
-    `cache_folder()` if None.
+    images, labels: as `train_judge` takes them. The judge is kept under what they hold, not under where they come
+    from: other images, labels, seed or number of classes are another judge. folder: of the cache; `cache_folder()`
+    if None.
 
     A damaged file is trained and written anew. A folder that cannot be written to costs a training
     each time and nothing else.
     """
-    what = json.dumps([ARCHITECTURE, identity, num_classes, seed], sort_keys=True)
-    name = f"judge-{hashlib.sha256(what.encode()).hexdigest()[:24]}.pt"
+    what = hashlib.sha256(json.dumps([ARCHITECTURE, list(images.shape), num_classes, seed]).encode())
+    for values in (images, labels):
+        what.update(values.cpu().numpy().tobytes())
+    name = f"judge-{what.hexdigest()[:24]}.pt"
     path = (cache_folder() if folder is None else folder) / name
     judge = _load(path)
     if judge is None:
-        images, labels = read()
         judge = train_judge(images.to(device), labels, num_classes, seed, progress)
         with contextlib.suppress(OSError):
             _save(judge, path)
