@@ -389,3 +389,18 @@ def test_an_evaluation_of_nothing_leaves_no_file(finished, capsys):
     out, err = capsys.readouterr()
     assert (out + err).count("has no codebook") == 1
     assert not (run / "evaluation.json").exists()
+
+
+def test_the_report_shows_the_evaluation_at_once(finished, capsys):
+    from vaelab.cli import main
+
+    run = finished("model=vae").run
+    given = ["eval", f"run={run}", "sections=[latents]"]
+    assert main(given) == 0
+    assert not (run / "report.html").exists()  # none is made where none was
+    (run / "report.html").write_text("Not evaluated")
+    assert main(given) == 0
+    page = (run / "report.html").read_text()
+    assert "Not evaluated" not in page
+    assert "vaelab eval on" in page
+    assert "report: " in capsys.readouterr().out

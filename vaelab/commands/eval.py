@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.runs import Files
+
+if TYPE_CHECKING:
+    from vaelab.evaluation.subject import Subject
 
 SECTIONS = {
     "likelihood": "vaelab.evaluation.sections",
@@ -60,9 +64,24 @@ def job(config: Any) -> None:
     evaluation, failed = measure.measure(run, subject, about, _chosen(options))
     if evaluation["protocols"]:
         print(f"evaluation: {Files(run).evaluation(options['split'], options['prior'])}")
+        _renew(run, subject, options)
     asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
     if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
         raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
+
+
+def _renew(run: Path, subject: Subject, options: dict[str, Any]) -> None:
+    """Writes the page of the run anew, if it has one that shows this evaluation; its figures stay as they are."""
+    from vaelab.report import build
+
+    page, best = Files(run).report, Files(run).checkpoint("best").is_file()
+    if not page.is_file() or options["split"] != "test" or options["prior"]:
+        return
+    if options["checkpoint"] == "best" or not best:
+        build.of_run(run, subject.model, subject.data, page, figures=False)
+    else:  # the page's explorer is of the best checkpoint
+        build.of_folder(run, page, "best", options["device"], options["root"], figures=False)
+    print(f"report: {page}")
 
 
 def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: dict[str, Any]) -> None:
