@@ -242,6 +242,25 @@ def test_many_classes_are_named_on_their_colour_bar(finished, monkeypatch, class
     assert given[0][-1] == names
 
 
+def test_two_dimensions_are_drawn_as_they_are(finished, monkeypatch):
+    trained, given = Trained(finished("model=vae", "model.latent_dim=2").run), []
+    monkeypatch.setattr(gallery.latents, "scatter", lambda *arguments: given.append(arguments))
+    list(gallery.draw(trained.model, trained.data, 8, ["latents"]))
+    points, _, axes, *_ = given[0]
+    scene = gallery.Scene(trained.model, trained.data, 8)
+    assert torch.equal(points, scene.codes)
+    assert axes == (trained.model.layout.axis(0), trained.model.layout.axis(1))
+
+
+def test_codes_are_counted_over_training_images(finished, monkeypatch):
+    trained, given = Trained(finished("model=vqvae").run), []
+    monkeypatch.setattr(gallery.latents, "codebook", lambda *arguments: given.append(arguments))
+    list(gallery.draw(trained.model, trained.data, 8, ["codes"]))
+    counts, _, of = given[0]
+    assert int(counts.sum()) == len(trained.data.train) * trained.model.layout.shape[0] * trained.model.layout.shape[1]
+    assert of == f"{len(trained.data.train)} training images"
+
+
 def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypatch):
     """As with trainer.max_time: the epoch's figures are closed after the callbacks' turn."""
     from vaelab.training.callbacks import Health

@@ -169,11 +169,11 @@ def steps(axes):
 
 
 def test_codes_stand_by_frequency_and_by_index():
-    figure = latents.codebook(torch.tensor([3, 0, 7, 2]), 2.5)
+    figure = latents.codebook(torch.tensor([3, 0, 7, 2]), 2.5, "9 images")
     ranked, indexed = figure.axes
     assert steps(ranked) == ([7, 3, 2, 0], [False, False, False, True])
     assert steps(indexed) == ([3, 0, 7, 2], [False, True, False, False])
-    assert ranked.get_title(loc="left") == "3 of 4 codes in use, perplexity 2.5"
+    assert ranked.get_title(loc="left") == "3 of 4 codes chosen by 9 images, perplexity 2.5"
     alike, perplexity = ranked.get_lines()
     assert list(alike.get_ydata()) == [3, 3]  # 12 choices of 4 codes
     assert list(perplexity.get_xdata()) == [2, 2]  # the right side of code 2.5 of 4, whose bars begin at -0.5
@@ -181,20 +181,28 @@ def test_codes_stand_by_frequency_and_by_index():
 
 
 def test_dead_codes_are_named_in_ranges():
-    figure = latents.codebook(torch.tensor([0, 5, 0, 0, 0, 5, 5, 0, 0]), 3.0)
+    figure = latents.codebook(torch.tensor([0, 30, 0, 0, 0, 30, 30, 0, 0]), 3.0, "9 images")
     assert figure.get_supxlabel() == "dead: 0, 2–4, 7–8"
-    assert figure.axes[1].get_title(loc="left") == "6 dead codes, never chosen"
+    assert figure.axes[1].get_title(loc="left") == "6 codes dead"
+
+
+def test_few_images_call_no_code_dead():
+    """144 images choose 576 codes of 512: many more than are dead are not among them."""
+    figure = latents.codebook(torch.tensor([0, 30, 0, 0, 0, 30, 29, 0, 0]), 3.0, "9 images")
+    assert figure.get_supxlabel() == "not chosen: 0, 2–4, 7–8"
+    title = figure.axes[1].get_title(loc="left")
+    assert title == "6 codes not chosen: too few images to call any dead (89 codes drawn)"
 
 
 def test_a_long_list_of_dead_codes_is_cut():
-    text = latents.codebook(torch.arange(512) % 2, 256.0).get_supxlabel()
-    assert text == f"dead: {', '.join(str(2 * i) for i in range(12))}, …"
-    assert not latents.codebook(torch.arange(24) % 2, 12.0).get_supxlabel().endswith("…")
+    text = latents.codebook(torch.arange(512) % 2, 256.0, "9 images").get_supxlabel()
+    assert text == f"not chosen: {', '.join(str(2 * i) for i in range(12))}, …"
+    assert not latents.codebook(torch.arange(24) % 2, 12.0, "9 images").get_supxlabel().endswith("…")
 
 
 @pytest.mark.parametrize("perplexity", [20.0, 250.0, 440.0, 511.0])
 def test_the_perplexity_does_not_run_through_the_legend(perplexity):
-    figure = latents.codebook(torch.arange(512), perplexity)
+    figure = latents.codebook(torch.arange(512), perplexity, "9 images")
     style.rendered(figure)
     ranked = figure.axes[0]
     line = ranked.get_lines()[1]
@@ -202,14 +210,14 @@ def test_the_perplexity_does_not_run_through_the_legend(perplexity):
 
 
 def test_no_dead_codes_are_not_named():
-    figure = latents.codebook(torch.tensor([1, 2]), 1.9)
+    figure = latents.codebook(torch.tensor([1, 2]), 1.9, "9 images")
     assert figure.get_supxlabel() == ""
-    assert figure.axes[1].get_title(loc="left") == "No dead codes, never chosen"
+    assert figure.axes[1].get_title(loc="left") == "No codes not chosen"
 
 
 @pytest.mark.parametrize("counts", [torch.zeros(4), torch.tensor([9]), torch.ones(2048)])
 def test_extreme_codebooks_fit_their_panels(counts):
-    figure = latents.codebook(counts, float("nan") if not counts.any() else float(len(counts)))
+    figure = latents.codebook(counts, float("nan") if not counts.any() else float(len(counts)), "9 images")
     style.rendered(figure)
     for axes in figure.axes:
         assert axes.get_ylim()[1] > counts.max()

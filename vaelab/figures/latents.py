@@ -28,6 +28,8 @@ LABELS = 25
 """Most dimensions that have a number each below their bars; of more, every second, third, ... has one."""
 BELOW_LEGEND = 0.88
 """Fraction of a panel's height above which its legend begins."""
+ENOUGH = 10
+"""Codes drawn for each that there is, from which one that never came is called dead."""
 NAMED = 12
 """Most dead codes, or ranges of them, that are named."""
 
@@ -109,11 +111,12 @@ def dimensions(kl: Tensor, variance_of_means: Tensor, mean_of_variances: Tensor,
 
 
 @style.styled
-def codebook(counts: Tensor, perplexity: float) -> Figure:
+def codebook(counts: Tensor, perplexity: float, of: str) -> Figure:
     """Draws how often each code was chosen: by frequency, and by index, with the codes that never were.
 
     counts: [K], of a whole split. perplexity: exp(entropy) of their frequencies, marked where it lies on
-    the axis of codes: as many codes, used alike, have the same entropy.
+    the axis of codes: as many codes, used alike, have the same entropy. of: the images, in words. A code that they
+    never choose is called dead only where ten were chosen for each that there is.
     """
     from matplotlib.patches import StepPatch
     from matplotlib.ticker import MaxNLocator
@@ -138,11 +141,13 @@ def codebook(counts: Tensor, perplexity: float) -> Figure:
         ranked.axvline(perplexity - 0.5, ymax=BELOW_LEGEND, **look)
     ranked.set(xlabel="codes, by frequency", ylabel="times chosen")
     ranked.legend(frameon=False, fontsize=8, loc="upper right", ncols=2, borderaxespad=0)
-    ranked.set_title(f"{size - len(dead)} of {size} codes in use, perplexity {perplexity:.1f}")
+    ranked.set_title(f"{size - len(dead)} of {size} codes chosen by {of}, perplexity {perplexity:.1f}")
+    word = "dead" if uses.sum() >= ENOUGH * size else "not chosen"
     indexed.set_xlabel("index of the code")
-    indexed.set_title(f"{len(dead) or 'No'} dead code{'s' * (len(dead) != 1)}, never chosen")
+    few = "" if word == "dead" else f": too few images to call any dead ({uses.sum():,.0f} codes drawn)"
+    indexed.set_title(f"{len(dead) or 'No'} code{'s' * (len(dead) != 1)} {word}{few if len(dead) else ''}")
     if len(dead):
-        figure.supxlabel(f"dead: {_ranges(dead.tolist())}", fontsize=9, color=style.VERMILION)
+        figure.supxlabel(f"{word}: {_ranges(dead.tolist())}", fontsize=9, color=style.VERMILION)
     return figure
 
 

@@ -66,6 +66,12 @@ class Scene:
         return self.data.sample_batch(many(self.data.shape), self.model.device)
 
     @cached_property
+    def known(self) -> Any:
+        """Many training images, taken evenly from the whole split."""
+        index = torch.linspace(0, len(self.data.train) - 1, min(many(self.data.shape), len(self.data.train))).long()
+        return self.data.as_model_sees(self.data.train.batch(index).to(self.model.device))
+
+    @cached_property
     def posterior(self) -> Posterior:
         """The posterior of many images, on the model's device."""
         return coding.posterior(self.model, self.many.images, self.many.labels)
@@ -246,18 +252,20 @@ def _pairs(labels: Tensor | None, count: int) -> list[tuple[int, int]]:
 def _latents(s: Scene) -> Figure | None:
     if (s.model.layout.dimensions or 0) < 2:
         return None
-    points, explained = latents.principal_components(s.codes)
+    points, axes = s.codes, tuple(s.model.layout.axis(i) for i in range(2))
+    if s.model.layout.dimensions != 2:
+        points, explained = latents.principal_components(s.codes)
+        axes = tuple(f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
     values, names = s.many.labels, s.classes
     if values is None and s.many.factors is not None and s.data.factor_sizes:
         values, names = s.many.factors[:, 0], []
     if values is not None and len(values.unique()) > latents.MOST_CLASSES:
         names = ["class"] if s.many.labels is not None else [next(iter(s.data.factor_sizes or ["factor"]))]
-    first, second = (f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
     what = "posterior means" if s.posterior.density else "codes"
     return latents.scatter(
         points,
         None if values is None else values.cpu(),
-        (first, second),
+        (axes[0], axes[1]),
         f"{what} of {len(points):,} images",
         names,
     )
@@ -283,8 +291,8 @@ def _uncertainty(s: Scene) -> Figure | None:
 def _codes(s: Scene) -> Figure | None:
     if s.model.layout.codes is None:
         return None
-    counts = code_histogram(s.codes, s.model.layout.codes)
-    return latents.codebook(counts, perplexity(counts).item())
+    counts = code_histogram(coding.codes(s.model, s.known.images, s.known.labels), s.model.layout.codes)
+    return latents.codebook(counts, perplexity(counts).item(), f"{len(s.known.images):,} training images")
 
 
 def _code_maps(s: Scene) -> Figure | None:
@@ -294,10 +302,8 @@ def _code_maps(s: Scene) -> Figure | None:
 
 
 def _data(s: Scene) -> Figure:
-    """Draws training images, taken evenly from the whole split; a class with few of them has gaps in its row."""
-    index = torch.linspace(0, len(s.data.train) - 1, min(many(s.data.shape), len(s.data.train))).long()
-    batch = s.data.as_model_sees(s.data.train.batch(index).to(s.model.device))
-    x, labels, columns = s.unit(batch.images), batch.labels, 8
+    """Draws training images; a class with few of them has gaps in its row."""
+    x, labels, columns = s.unit(s.known.images), s.known.labels, 8
     groups = {"all": x} if labels is None else {name: x[labels.cpu() == c] for c, name in enumerate(s.classes[:ROWS])}
     groups = {name: group for name, group in groups.items() if len(group)}
     columns = min(columns, max(map(len, groups.values())))

@@ -76,8 +76,9 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "latents": (
             "Codes of the validation images",
-            "A point per image in the two directions in which codes vary most, coloured by class or first factor where "
-            "the data has them: groups that the model was not told of are structure that it found.",
+            "A point per image in the two directions in which codes vary most, or z0 and z1 where there are no others, "
+            "coloured by class or first factor where the data has them: groups that the model was not told of are "
+            "structure that it found.",
         ),
         "dimensions": (
             "Latent dimensions",
@@ -87,8 +88,8 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "codes": (
             "Use of the codebook",
-            "How often validation images use each code: an even histogram is a codebook well spent, codes that are "
-            "never used are dead.",
+            "How often training images use each code: an even histogram is a codebook well spent, and codes that many "
+            "images never use are dead.",
         ),
         "code_maps": (
             "Maps of codes",
