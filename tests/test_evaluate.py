@@ -404,3 +404,12 @@ def test_the_report_shows_the_evaluation_at_once(finished, capsys):
     assert "Not evaluated" not in page
     assert "vaelab eval on" in page
     assert "report: " in capsys.readouterr().out
+
+
+def test_scores_that_were_left_out_have_a_line():
+    from vaelab.evaluation.measure import section_lines
+
+    protocol = "100 images; seed 0; beta_vae and factor_vae left out: factor 2 has too few images of a value"
+    evaluation = {"figures": {"a/mig": 0.5}, "protocols": {"a": protocol}, "seconds": {"a": 1.0}}
+    assert "beta_vae and factor_vae left out: factor 2" in section_lines(evaluation, "a")[-1]
+    assert "seed 0" not in "\n".join(section_lines(evaluation, "a"))

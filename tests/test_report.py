@@ -179,6 +179,18 @@ def test_findings_of_training_and_evaluation_are_said_with_their_remedy(trained)
     assert "-12.250" not in run.build(trained, None)
 
 
+def test_without_validation_images_the_page_says_what_is_shown(trained):
+    summary = runs.read_summary(trained)
+    metrics = {name: value for name, value in summary["metrics"].items() if not name.startswith("val/")}
+    assert "Validation images, what the model makes" in run.build(trained, None)
+    change(trained, data=summary["data"] | {"val": 0}, metrics=metrics)
+    text = run.build(trained, None)
+    assert "Training images, what the model makes" in text
+    assert "no images were held out" in text
+    assert "alidation images" not in text
+    assert "train is of epoch 2" in text
+
+
 def test_nothing_found_is_said_only_of_a_run_without_findings(trained):
     assert runs.read_summary(trained)["findings"] is None  # it ended before anything was judged
     text = run.build(trained, None)

@@ -231,7 +231,8 @@ def section_lines(evaluation: dict[str, Any], section: str) -> list[str]:
         of = f" of {values['dimensions']:.0f}" if name == "active" else ""
         shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else number(value)
         lines.append(f"  {name:{WIDTH}} {shown:>11}{error}{of}")
-    return lines
+    notes = [note for note in evaluation["protocols"].get(section, "").split("; ") if " left out: " in note]
+    return lines + [wrapped(note) for note in notes]
 
 
 def closing(evaluation: dict[str, Any]) -> str:

@@ -131,6 +131,24 @@ class Shown(NamedTuple):
     picture: Picture
 
 
+def of_training_images(captions: Mapping[str, Mapping[str, tuple[str, str]]]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Returns the captions of a run without validation images: training images stand in the place of these."""
+
+    def said(text: str) -> str:
+        return text.replace("Validation images", "Training images").replace("validation image", "training image")
+
+    told = {
+        heading: {name: (said(title), said(caption)) for name, (title, caption) in texts.items()}
+        for heading, texts in captions.items()
+    }
+    told["Training"]["curves"] = (
+        "Learning curves",
+        "Train metrics over time, nats per image: no images were held out for validation, so that they do not tell "
+        "whether the model learns its images by heart; the test column above does.",
+    )
+    return told
+
+
 def groups(figures: Path, captions: Mapping[str, Mapping[str, tuple[str, str]]]) -> list[tuple[str, list[Shown]]]:
     """Collects the pictures of a folder under their headings, in the order of `captions`, then all others."""
     paths = {path.stem: path for path in sorted(figures.glob("*.png")) if not path.name.startswith(".")}

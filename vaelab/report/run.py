@@ -45,6 +45,9 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
     """
     config, summary = runs.read_config(folder), runs.read_summary(folder)
     evaluation, evaluated = _evaluation(folder, summary)
+    captions = pictures.CAPTIONS
+    if summary.get("data", {}).get("val") == 0:
+        captions = pictures.of_training_images(captions)
     scripts = all((HERE / name).is_file() for name in ("explorer.js", "explorer.css"))
     return render(
         "run.html",
@@ -55,7 +58,7 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
         metrics=_metrics(summary),
         evaluation=evaluated,
         explorer=explorer if scripts else None,
-        groups=pictures.groups(Files(folder).figures, pictures.CAPTIONS),
+        groups=pictures.groups(Files(folder).figures, captions),
         again=again(config),
         versions=_versions(summary),
         config=Files(folder).config.read_text(encoding="utf-8"),
@@ -153,7 +156,10 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
         if best.get("by"):
             of = f"of epoch {best['epoch']}, the best by {best['by']} ({number(best['value'])})"
         test = f"; test is {of}" if "test" in parts else f"; the best checkpoint is {of}"
-        notes.insert(0, f"train and val are of epoch {summary['epochs']}{test}.")
+        known = [part for part in parts if part != "test"]
+        notes.insert(
+            0, f"{' and '.join(known)} {'are' if len(known) > 1 else 'is'} of epoch {summary['epochs']}{test}."
+        )
     if "objective" in summary:
         objective = summary["objective"]
         notes.append(f"Likelihood: {objective['likelihood']}, {objective['log_likelihood_is']}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from os.path import relpath
@@ -122,9 +123,11 @@ def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) 
 
 
 def _shown(rows: Sequence[comparison.Configuration], jobs: Sequence[Job]) -> list[str]:
-    """Returns the test metrics that at least half of the runs have, but for losses of different objectives."""
+    """Returns the test metrics that at least half of the runs have, but for losses that do not compare or are -ELBO."""
     names = [name for name in swept.figures(jobs) if 2 * sum(name in job.metrics for job in jobs) >= len(jobs)]
-    return [name for name in names if name != "test/loss" or not comparison.rank(rows, "training/loss").refused]
+    mirrored = all(math.isclose(job.metrics.get("test/loss", 0), -job.metrics.get("test/elbo", 1)) for job in jobs)
+    shown = not mirrored and not comparison.rank(rows, "training/loss").refused
+    return [name for name in names if name != "test/loss" or shown]
 
 
 # --- the parts of the page --------------------------------------------------------------------

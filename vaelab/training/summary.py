@@ -44,7 +44,8 @@ def table(summary: dict[str, Any]) -> str:
         cells = (metrics.get(f"{part}/{name}") for part in parts)
         lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else number(cell):>12}" for cell in cells))
     of = f"of epoch {best['epoch']}, the best by {best['by']}" if best["by"] else "of the last epoch, too"
-    lines.append(f"train and val of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
+    known = " and ".join(part for part in parts if part != "test")
+    lines.append(f"{known} of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
     return "\n".join(lines)
 
 

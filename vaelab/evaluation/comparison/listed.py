@@ -81,7 +81,7 @@ class Listed:
             if not isinstance(node, dict) or part not in node:
                 return config.overrides.get(key, MISSING)  # of a group that leaves no key, such as experiment
             node = node[part]
-        return node
+        return config.overrides.get(key, MISSING) if isinstance(node, dict) else node  # a group: what was chosen
 
     def swept(self, runs: Iterable[Run]) -> list[str]:
         """Returns the keys that were set on the command line and differ among the jobs of a sweep, in that order."""
