@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 import vaelab.training.callbacks
+from vaelab.training.callbacks import last
 
 VARIANTS = {
     "vae": ["model=vae", "schedule=cyclical", "dataset.binarize=dynamic"],
@@ -170,6 +171,22 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(train, finished, monkeypatch, 
         assert (stopped.run / name).read_text() == (whole.run / name).read_text()
     for key in ("metrics", "findings", "kl_per_dim", "best"):
         assert stopped.summary[key] == whole.summary[key]
+
+
+def test_slurms_warning_signal_resubmits_the_job(train, tmp_path, monkeypatch):
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setattr(last, "STOPPING", [*last.STOPPING, signal.SIGUSR1])
+    monkeypatch.setattr(vaelab.training.callbacks, "Signal", Signal, raising=False)
+    send = (
+        f"{{_target_:vaelab.training.callbacks.Signal,number:{int(signal.SIGUSR1)},hook:on_train_batch_start,count:2}}"
+    )
+    stopped = train(f"+callbacks.send={send}")
+    assert stopped.code == 128 + signal.SIGUSR1, stopped.err
+    assert (tmp_path / "asked").read_text() == "requeue 71\n"
+    assert torch.load(stopped.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_a_second_ctrl_c_does_not_wait(train, monkeypatch):

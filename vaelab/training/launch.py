@@ -227,6 +227,8 @@ def _train(config: dict[str, Any], run: Path) -> None:
             print(
                 f"interrupted; {again if Files(run).saved else 'nothing was saved yet: the same command begins anew'}"
             )
+        if FIRST and number not in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            _requeue()
         if number == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise Stopped(number) from None
@@ -234,6 +236,17 @@ def _train(config: dict[str, Any], run: Path) -> None:
         sys.argv = sys_argv
         _leave_process_group(environment)
         finish_wandb(run)  # otherwise a sweep's next job would log into it
+
+
+def _requeue() -> None:
+    """Has SLURM start this job anew, which its warning signal asks for; `scripts/slurm/train.sbatch` then resumes."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        print(f"SLURM will start job {job} anew")
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"vaelab: SLURM does not start job {job} anew ({error}): submit it again", file=sys.stderr)
 
 
 def _leave_process_group(environment: dict[str, str | None]) -> None:

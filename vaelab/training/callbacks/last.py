@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that ask a run to stop."""
 if "SLURM_JOB_ID" in os.environ:
-    STOPPING.append(signal.SIGUSR1)  # which SLURM sends before the time limit, where `--signal=USR1@120` asks for it
+    STOPPING.append(
+        signal.SIGUSR1
+    )  # by which `sbatch --signal=USR1@120` warns of the time limit: the job is resubmitted
 
 
 class KeepLast(pl.Callback):
