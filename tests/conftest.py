@@ -20,6 +20,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a shell's background job ignores Ctrl-C, and so would the processes that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 
 SMALL = [
     "dataset=fake",

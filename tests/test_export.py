@@ -204,12 +204,12 @@ def test_other_indices_are_refused_unless_the_codes_are_equally_near():
     model = model_of("vqvae")
     model.codebook.codes.data[5] = model.codebook.codes.data[2]
     x = torch.rand(4, *model.shape)
-    own = model.encode(x).indices
-    model.codebook.codes.data[5] = model.codebook.codes.data[own[0, 0, 0]]  # a copy of a code in use
+    used = next(int(i) for i in model.encode(x).indices.flatten() if i not in (2, 5))
+    model.codebook.codes.data[5] = model.codebook.codes.data[used]  # a copy of a code in use
     own = model.encode(x).indices
     tie, other = own.clone(), own.clone()
-    tie[tie == own[0, 0, 0]] = 5
-    other[0, 0, 0] = next(i for i in range(5) if i != own[0, 0, 0])
+    tie[own == used], tie[own == 5] = 5, used
+    other[0, 0, 0] = next(i for i in range(5) if i not in (own[0, 0, 0], used))
     assert onnx._agree(model, (x,), tie, own)[0]
     assert not torch.equal(tie, own)
     assert not onnx._agree(model, (x,), other, own)[0]

@@ -154,19 +154,23 @@ def test_a_sweep_that_grows_does_the_new_jobs_alone(train, tmp_path):
     assert seeds == {"0-vae-fake": 1, "1-vae-fake": 2, "2-vae-fake": 0}
 
 
+MOVES = {"download": True}  # data that may lie anywhere
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
         ({"run": {"dir": "elsewhere"}}, True),
         ({"logger": {"wandb": {}}}, True),
-        ({"dataset": {"root": "b", "size": 3}}, True),
-        ({"dataset": {"root": "a", "size": 4}}, False),
+        ({"dataset": {"root": "b", "size": 3} | MOVES}, True),
+        ({"dataset": {"root": "a", "size": 3}}, False),
+        ({"dataset": {"root": "a", "size": 4} | MOVES}, False),
         ({"seed": 2}, False),
         ({"model": {"beta": 4.0}}, False),
     ],
 )
 def test_the_identity_of_a_job_is_what_it_trains(change, same):
-    config = {"seed": 1, "model": {"beta": 1.0}, "dataset": {"root": "a", "size": 3}, "run": {"dir": "here"}}
+    config = {"seed": 1, "model": {"beta": 1.0}, "dataset": {"root": "a", "size": 3} | MOVES, "run": {"dir": "here"}}
     assert (jobs.identity(config) == jobs.identity(config | change)) is same
 
 
@@ -219,12 +223,12 @@ def test_a_sweep_over_a_key_that_is_not_leaves_nothing(train, tmp_path):
 def test_a_launcher_that_is_not_installed_names_its_extra(train, monkeypatch):
     from hydra.errors import MissingConfigException
 
-    from vaelab.commands.command import _message
+    from vaelab.commands.answers import message
 
     listed = (
         "Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig search path"
     )
-    said = _message(MissingConfigException(listed, "hydra/launcher/joblib"), "train", [])
+    said = message(MissingConfigException(listed, "hydra/launcher/joblib"), "train", [])
     assert said.endswith('pip install "vaelab[joblib]"')
     assert train("-m", "hydra/launcher=nope", "seed=0,1").code == 2
 

@@ -25,6 +25,8 @@ def trainer():
     progress = SimpleNamespace(is_last_batch=True, current=SimpleNamespace(processed=0))
     return SimpleNamespace(
         overfit_batches=0,
+        accumulate_grad_batches=1,
+        num_training_batches=10**6,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         global_rank=0,
         world_size=1,

@@ -30,10 +30,11 @@ def splits():
 
 
 def prepare(path, splits, **about):
+    factors = None if splits[0].factors is None else {"number": 1020, "double": 2040}
     header = layout(
         splits[0].shape,
         splits,
-        {"num_classes": 7, "class_names": None, "factors": None, "binary": False, "source": {}} | about,
+        {"num_classes": 7, "class_names": None, "factors": factors, "binary": False, "source": {}} | about,
     )
     with path.open("w+b") as file:
         assert sum(write(file, header, splits)) == sum(map(len, splits))
@@ -93,7 +94,7 @@ def test_images_without_labels(tmp_path, common):
     data = prepared(file, common, storage="stream")
     data.setup()
     assert data.num_classes is None
-    assert data.train.batch(torch.arange(3))[1:] == (None, None, None)
+    assert data.train.batch(torch.arange(3))[1:4] == (None, None, None)
 
 
 def test_what_is_known_of_the_classes(tmp_path, splits, common):
@@ -252,7 +253,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_epochs_differ(path, common
 def test_the_order_is_that_of_the_blocks(path, common, trainer):
     data = ready(path, common, trainer, storage="stream")
     batches = IndexBatches(lambda: (block_order(270, 10, 40, 0, 0), 0), 270, 16)
-    for (index, _), batch in zip(batches, data.train_dataloader(), strict=True):
+    for (index, *_), batch in zip(batches, data.train_dataloader(), strict=True):
         assert data.train.batch(index).images.equal(batch.images)
 
 

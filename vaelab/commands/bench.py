@@ -38,10 +38,10 @@ def job(config: Any) -> None:
 
         try:
             figures = timing.measure(plain, Path(folder), bench["steps"], bench["rounds"])
-        except Stopped as stop:
-            if stop.number == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise
+        except SystemExit as stop:  # how Lightning ends after a KeyboardInterrupt, or a signal's
+            if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+                raise
+            raise KeyboardInterrupt from None
     print(timing.table(figures))
     if output:
         output.write_text(json.dumps(figures, indent=2) + "\n")

@@ -240,10 +240,10 @@ def _measure(config: dict[str, Any], run: Path, steps: int) -> Kind:
             trainer.fit(model, datamodule=data)
     except DivergenceError:  # this job diverges; others of its kind may learn more slowly
         pass
-    except Stopped as stop:
-        if stop.number == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise
+    except SystemExit as stop:  # how Lightning ends after a KeyboardInterrupt, or a signal's
+        if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None
     return Kind(1, clock.cost(began) if clock.counted else None)
 
 

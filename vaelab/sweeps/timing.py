@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 FOREVER = {
-    "max_epochs": -1,
+    "max_epochs": 10**6,  # not without end: schedules may be fractions of it
     "max_steps": -1,
     "min_epochs": None,
     "min_steps": None,

@@ -62,14 +62,14 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if not config[part]:
             raise UserError(f"{part}=null: choose one, such as {part}={example}")
     _check_trainer(config)
-    for part, example in PARTS.items():
-        if config[part] and part not in config["model"]:
-            raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
     if config["prior"] and getattr(target_of(config["prior"], "prior"), "afterwards", False):
         name = target_names().get(config["prior"]["_target_"], "")
         raise UserError(
             f"prior={name}: it is fitted afterwards: leave it out and train, then vaelab prior run=RUN prior={name}"
         )
+    for part, example in PARTS.items():
+        if config[part] and part not in config["model"]:
+            raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
     for section in sorted(
         config.keys() - {"trainer"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
     ):
@@ -130,7 +130,7 @@ def check_unused(run: Path) -> None:
     files = Files(run)
     if files.saved or (files.config.is_file() and read_summary(run).get("status") == "finished"):
         raise UserError(f"run.dir={run} holds a run already: continue it with resume={run}, or choose another folder")
-    if not files.config.is_file() and any(path not in (*files.logs, files.summary) for path in run.iterdir()):
+    if not files.config.is_file() and any(path not in files.logs for path in run.iterdir()):
         raise UserError(f"run.dir={run} is not empty: choose another folder, or empty it")
 
 

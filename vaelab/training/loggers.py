@@ -81,7 +81,9 @@ class MetricsFile(Logger):
         if not self.rows or self.rows[-1]["step"] != step:
             self.save()
             self.rows.append({"step": step})
-        self.rows[-1] |= metrics
+        self.rows[-1] = (
+            {"epoch": metrics.get("epoch")} | self.rows[-1] | {k: metrics[k] for k in metrics if k != "epoch"}
+        )
         self.changed = True
 
     @rank_zero_only
