@@ -23,7 +23,7 @@ from vaelab.cli import main
 from vaelab.core.conf import CONF
 from vaelab.runs import read_config
 
-LINES = int(os.environ.get("FUZZ", "50"))
+LINES = int(os.environ.get("FUZZ", "30"))
 BASE = [
     *("dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96", "dataset.batch_size=32"),
     *("trainer.max_epochs=2", "trainer.accelerator=cpu", "test=false", "report=false"),

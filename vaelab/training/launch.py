@@ -227,7 +227,7 @@ def _train(config: dict[str, Any], run: Path) -> None:
             print(
                 f"interrupted; {again if Files(run).saved else 'nothing was saved yet: the same command begins anew'}"
             )
-        if FIRST and number not in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if FIRST and signal.Signals(number).name == "SIGUSR1":
             _requeue()
         if number == signal.SIGINT:
             raise KeyboardInterrupt from None
