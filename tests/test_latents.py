@@ -117,6 +117,17 @@ def test_narrow_posteriors_far_from_zero_keep_their_digits():
     assert found.index_code_mi.mean == pytest.approx(math.log(200), abs=1e-3)
 
 
+@pytest.mark.parametrize("logvar", [-24.0, -40.0, -178.0, -700.0, -1400.0])
+def test_posteriors_too_narrow_for_float32_have_the_kl_of_the_closed_form(logvar):
+    mean, logvars = 1 + torch.arange(300.0)[:, None] / 100, torch.full((300, 1), logvar)
+    expected = kl_to_standard_normal(mean.double(), logvars.double()).sum(1).mean().item()
+    found = aggregate_kl(mean, logvars, 3000, seeded(), MEMORY)
+    rounded = 0.5 if logvar < -60 else 0.0  # z is the mean to the last digit, and has no noise of its own
+    assert found.kl.mean == pytest.approx(expected + rounded, abs=0.05)
+    assert found.index_code_mi.mean == pytest.approx(math.log(300), abs=1e-3)
+    assert found.total_correlation.mean == pytest.approx(0, abs=1e-3)
+
+
 def test_draws_take_every_image_once_before_any_twice():
     # far apart, image i at 10 i: with each taken equally often the KL has no noise but that of eps
     mean = 10 * torch.arange(40.0)[:, None]
