@@ -94,6 +94,15 @@ def test_a_rotation_lowers_all_that_look_at_single_dimensions(kind):
     )
 
 
+@pytest.mark.parametrize(("images", "least"), [(1200, 0.03), (10_000, 0.007)])
+def test_perfect_codes_miss_a_sap_of_1_by_the_luck_of_the_second_best_dimension(images, least):
+    factors = discrete(3, 6, 4, n=images)
+    luck = 1 - sap(factors, factors)
+    assert 0 < luck < least
+    only = np.stack([factors[:, 0], np.zeros(images)], axis=1)  # whose second dimension cannot be lucky
+    assert sap(only, factors[:, [0, 0]]) == 1
+
+
 def noisy(factors):
     """Factors with noise, and two dimensions of noise alone, so that no metric is at its end."""
     n, k = factors.shape
