@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,19 @@ def test_probes_and_classifier_do_not_learn_from_what_they_are_asked(finished, e
     code, _, err = evaluate(f"run={run}", "split=train", "sections=[labels,samples]")
     assert code == 2
     assert err.count("learn from the training images") == 2
+
+
+def test_distances_of_real_images_are_of_as_many_on_either_side(finished, evaluate, monkeypatch):
+    from vaelab.evaluation import judged
+
+    sizes, distance = [], judged.frechet_distance
+    judge = SimpleNamespace(features=lambda images: images.flatten(1)[:, :16].float())
+    monkeypatch.setattr(judged, "_judge", lambda subject: (judge, 1.0))
+    monkeypatch.setattr(judged, "frechet_distance", lambda a, b: sizes.append((len(a), len(b))) or distance(a, b))
+    run = trained(finished, "dataset.val_size=70", size=500)
+    assert evaluate(f"run={run}", "sections=[samples]", "generated=90")[0] == 0
+    assert sizes == [(90, 90), (70, 70)]
+    assert "_real: of 70 images of val" in read(run)["protocols"]["samples"]
 
 
 def test_subsets_are_drawn_from_a_sorted_split(train, evaluate, tmp_path):

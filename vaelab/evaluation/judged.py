@@ -143,14 +143,14 @@ def samples(subject: Subject) -> Section:
         judge, _ = _judge(subject)
         of_real = judge.features(real)
         for end, images in others.items():
-            features = judge.features(images)
-            figures[f"frechet{end}"] = frechet_distance(of_real, features)
-            figures[f"precision{end}"], figures[f"recall{end}"] = precision_recall(of_real, features, BALL)
+            same = of_real[subject.drawn(len(real), len(images)).to(of_real.device)]  # both depend on both numbers
+            figures |= {f"{name}{end}": value for name, value in _likeness(same, judge.features(images)).items()}
         protocol += (
             "In the features of a small classifier trained on this data, so frechet is not Inception's FID and "
             f"compares models of the same data only; precision and recall by balls to the {BALL} nearest "
             "(Kynkäänniemi et al. 2019); _real: of "
-            f"{len(others.get('_real', [])):,} images of {held_out.name} in place of the generated ones. "
+            f"{len(others.get('_real', [])):,} images of {held_out.name} in place of the generated ones, against as "
+            "many real ones. "
         )
     for name, queries in (("generated", drawn), ("reconstructed", torch.cat(redrawn)), ("real", real)):
         queries = queries[subject.drawn(len(queries), SOUGHT)]
@@ -162,6 +162,12 @@ def samples(subject: Subject) -> Section:
         f"images: of {min(len(real), SOUGHT):,} generated images, of reconstructions, which are as smooth as these, "
         "and of real images.",
     )
+
+
+def _likeness(real: Tensor, others: Tensor) -> dict[str, float]:
+    """Compares two sets of images by their features, [N, F] each."""
+    precision, recall = precision_recall(real, others, BALL)
+    return {"frechet": frechet_distance(real, others), "precision": precision, "recall": recall}
 
 
 def _unseen(subject: Subject) -> None:
