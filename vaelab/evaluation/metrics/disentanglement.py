@@ -2,7 +2,7 @@
 
 Every function takes codes [N, d] and factors [N, F], one row per image, and refuses with ValueError
 what `vaelab.evaluation.metrics.factors.measured` lists; `continuous` is explained there. Codes are
-standardised first, so the scale of a dimension plays no part. Nothing is drawn but by `seed`.
+standardised first, so the scale of a dimension plays no part but in `mig_of_active`. Nothing is drawn but by `seed`.
 
 `disentanglement_lib` (Locatello et al. 2019, *Challenging Common Assumptions in the Unsupervised
 Learning of Disentangled Representations*) has the settings that published values use; deviations
@@ -25,6 +25,7 @@ from vaelab.evaluation.metrics.factors import (
     split,
     which_continuous,
 )
+from vaelab.evaluation.metrics.latents import ACTIVE_VARIANCE
 from vaelab.evaluation.metrics.predictability import DEPTHS, TREES, dci, explicitness, sap
 from vaelab.evaluation.metrics.probes import entropy, joint_counts, mutual_information
 
@@ -42,7 +43,7 @@ def disentanglement(
 ) -> tuple[dict[str, float], str]:
     """Computes all metrics of this module and of `vaelab.evaluation.metrics.predictability`, and words the protocol.
 
-    Returns metrics beta_vae, factor_vae, mig, sap, dci_disentanglement, dci_completeness,
+    Returns metrics beta_vae, factor_vae, mig, mig_active, sap, dci_disentanglement, dci_completeness,
     dci_informativeness, modularity, explicitness. Of more than 10,000 images that many are drawn at
     random. A factor with one value is left out. Where a factor has too few images of a value
     for the two metrics that draw groups, these two are left out. The protocol says so.
@@ -65,7 +66,7 @@ def disentanglement(
         notes.append(f"beta_vae and factor_vae left out: {reason}")
     else:
         figures |= {"beta_vae": beta_vae_score(*arrays, seed=seed), "factor_vae": factor_vae_score(*arrays, seed=seed)}
-    figures |= {"mig": mig(*arrays), "sap": sap(*arrays, seed=seed)}
+    figures |= {"mig": mig(*arrays), "mig_active": mig_of_active(*arrays), "sap": sap(*arrays, seed=seed)}
     names = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
     figures |= dict(zip(names, dci(*arrays, seed=seed), strict=True))
     figures |= {"modularity": modularity(*arrays), "explicitness": explicitness(*arrays, seed=seed)}
@@ -78,7 +79,8 @@ def _protocol(codes: np.ndarray, kinds: np.ndarray, seed: int) -> str:
         f"({int(kinds.sum())} continuous), seed {seed}; two thirds of the images to fit, one third to score; "
         f"beta_vae: logistic regression, factor_vae: majority vote, each on {GROUPS[0]:,} groups and scored on "
         f"{GROUPS[1]:,}, of {GROUP_SIZE} images drawn from the data, not from a simulator; mig and modularity: "
-        f"{BINS} bins of equal width (more if the factor has more values), Miller-Madow correction; sap: thresholds, "
+        f"{BINS} bins of equal width (more if the factor has more values), Miller-Madow correction; mig_active: of "
+        f"dimensions with a variance of the codes above {ACTIVE_VARIANCE}; sap: thresholds, "
         f"balanced accuracy rescaled so that chance is 0 (discrete), R² (continuous); dci: random forests of {TREES} "
         f"trees, depth out of {', '.join(map(str, DEPTHS))} by out-of-bag score, impurity importance; explicitness: "
         "logistic regression, area under the ROC curve"
@@ -228,6 +230,17 @@ def mig(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -
         second, best = np.sort(information)[-2:]
         gaps.append((best - second) / limit)
     return float(np.mean(gaps))
+
+
+def mig_of_active(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -> float:
+    """Computes `mig` of the dimensions that a VAE uses: those with a variance of the codes above 0.01; 0 if none has.
+
+    They are active as `latents.active_dimensions` has it (Burda et al. 2016), for codes that are posterior means. A
+    dimension that is not used still has a mean, which may follow a factor by a thousandth: standardised, as `mig` takes
+    it, it knows as much as one in use. The one metric here in which the scale of a dimension plays a part.
+    """
+    active = codes.var(0, ddof=1) > ACTIVE_VARIANCE
+    return mig(np.where(active, codes, 0.0), factors, continuous) if active.any() else 0.0
 
 
 def modularity(codes: np.ndarray, factors: np.ndarray, continuous: Continuous = None) -> float:
