@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -13,6 +14,8 @@ import vaelab
 import vaelab.training.callbacks
 from tests.conftest import terms_of
 from vaelab.core.config import build
+from vaelab.runs import read_config
+from vaelab.training.loggers import MetricsFile
 
 
 def weights(run) -> torch.Tensor:
@@ -289,3 +292,18 @@ def test_every_step_draws_other_noise_on_other_images(train, monkeypatch):
     assert train("+callbacks.watch={_target_:vaelab.training.callbacks.Watch}", "trainer.max_epochs=4").code == 0
     assert len(set(seeds)) == len(seeds) == 12
     assert len(set(first)) > 9
+
+
+def test_plain_lightning_returns_the_metrics_of_a_test_and_logs_them_once(finished):
+    run = finished("trainer.accumulate_grad_batches=2").run
+    config, model = read_config(run), vaelab.load(run)
+    data, model.seed = build(config["dataset"]), config["seed"]
+    log = MetricsFile(run / "tested.csv", None)
+    trainer = pl.Trainer(accelerator="cpu", logger=log, enable_progress_bar=False, default_root_dir=run)
+    (tested,) = trainer.test(model, datamodule=data, verbose=False)
+    summary = json.loads((run / "summary.json").read_text())
+    assert tested == pytest.approx({n: v for n, v in summary["metrics"].items() if n.startswith("test/")})
+    assert log.rows == [{"step": 0, "epoch": 0.0} | tested]
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["test/elbo"]]
+    assert [(row["step"], row["epoch"]) for row in rows] == [(str(summary["steps"]), "2.0")]

@@ -190,7 +190,10 @@ class Model(Variant, pl.LightningModule):
             return
         values, self.epoch_vectors[part] = self._metrics(means)
         metrics = {f"{part}/{name}": value for name, value in values.items()}
-        self._log(metrics)
+        if part == "test":
+            self.log_dict(metrics, sync_dist=True)  # Lightning hands them to the loggers, and returns them
+        else:
+            self._log(metrics)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         means.clear()
 

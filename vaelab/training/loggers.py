@@ -81,9 +81,8 @@ class MetricsFile(Logger):
         if not self.rows or self.rows[-1]["step"] != step:
             self.save()
             self.rows.append({"step": step})
-        self.rows[-1] = (
-            {"epoch": metrics.get("epoch")} | self.rows[-1] | {k: metrics[k] for k in metrics if k != "epoch"}
-        )
+        row = self.rows[-1]  # which keeps its epoch: the test comes after the last one, and Lightning's is an integer
+        row |= {name: float(value) for name, value in metrics.items() if name != "epoch" or name not in row}
         self.changed = True
 
     @rank_zero_only
