@@ -354,6 +354,7 @@ def test_pictures_made_beforehand_are_those_of_their_sliders(page, monkeypatch, 
     if name == "cvae":
         page.click("1")
         assert page.pixels() == pytest.approx(grey(unit(model, data["starts"][1], 1)), abs=1)
+    assert "The decoder is not in the page: it is too big for a page." in page.tab.inner_text(".ex-about")
     assert "one slider at a time" in page.tab.inner_text(".ex-about")
 
 
@@ -405,19 +406,24 @@ def decoder(model, **changes):
     return portable.decoder(copied)
 
 
-def test_what_cannot_be_carried_is_none(monkeypatch):
+def test_of_what_cannot_be_carried_the_page_says_why(monkeypatch):
     model = made("vae", "conv")
-    assert portable.decoder(model) is not None
+    assert isinstance(portable.decoder(model), portable.Portable)
     odd = nn.Sequential(*model.decoder.body[:-1], Odd(), model.decoder.body[-1])
-    assert decoder(model, decoder=networks.Decoder(odd, model.shape)) is None
+    assert decoder(model, decoder=networks.Decoder(odd, model.shape)) == portable.UNKNOWN
     grouped = nn.Sequential(*model.decoder.body, nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"))
-    assert decoder(model, decoder=networks.Decoder(grouped, model.shape)) is None
-    assert decoder(model, decode=lambda z, labels: model.decoder(2 * z)) is None
+    assert decoder(model, decoder=networks.Decoder(grouped, model.shape)) == portable.UNKNOWN
+    assert decoder(model, decode=lambda z, labels: model.decoder(2 * z)) == portable.UNKNOWN
+    unknown = copy.deepcopy(model)
+    unknown.decoder = networks.Decoder(odd, model.shape)
+    assert payload(unknown)["why"] == "of a kind that the page cannot compute"
+    assert payload(model)["why"] is None
     carried = portable.decoder(model)
     for limit, own in (("MOST_WEIGHTS", len(carried.weights)), ("MOST_PRODUCTS", carried.products)):
         with monkeypatch.context() as patch:
             patch.setattr(portable, limit, own - 1)
-            assert portable.decoder(model) is None
+            assert portable.decoder(model) == portable.BIG
+            assert payload(model)["why"] == "too big for a page"
 
 
 def test_products_and_weights_are_counted():
@@ -436,4 +442,4 @@ def test_every_layer_of_every_network_is_carried(network):
         parts += [made(model, network) for model in ("beta", "capacity")]
     if network in MAP:
         parts.append(made("vqvae", network, shape=(1, 16, 16)))
-    assert all(portable.decoder(model) is not None for model in parts)
+    assert all(isinstance(portable.decoder(model), portable.Portable) for model in parts)

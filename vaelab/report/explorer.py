@@ -63,7 +63,8 @@ def payload(
         return None
     labels = None if labels is None else labels.cpu()
     with evaluating(model):
-        carried = portable.decoder(model)
+        found = portable.decoder(model)
+    carried, why = (None, found) if isinstance(found, str) else (found, None)
 
     def decoded(z: Tensor, y: Tensor | None) -> Tensor:
         return coding.decode(model, z, y, pixel_range)
@@ -89,7 +90,7 @@ def payload(
         z = codes[starts]
         made = None if carried else _sheet_of_dimensions(z, own if model.conditional else None, page, decoded)
         page |= {"centre": centre, "starts": z.tolist()}
-    return page | {"made": made, "decoder": None if carried is None else _decoder(carried)}
+    return page | {"made": made, "decoder": None if carried is None else _decoder(carried), "why": why}
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:

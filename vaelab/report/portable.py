@@ -53,14 +53,20 @@ class _NotPortableError(Exception):
     """Raised for a layer that the page cannot compute."""
 
 
-def decoder(model: Model) -> Portable | None:
-    """Returns the model's decoder for a page; None if it has a layer that is not known here, or is too big."""
+UNKNOWN, BIG = "of a kind that the page cannot compute", "too big for a page"
+"""What a decoder is that is not carried."""
+
+
+def decoder(model: Model) -> Portable | str:
+    """Returns the model's decoder for a page, or what it is that it is not carried: `UNKNOWN` or `BIG`."""
     try:
         carried = _Carrier(model)
     except _NotPortableError:
-        return None
-    if len(carried.weights) > MOST_WEIGHTS or carried.products > MOST_PRODUCTS or not _is_plain(model):
-        return None
+        return UNKNOWN
+    if len(carried.weights) > MOST_WEIGHTS or carried.products > MOST_PRODUCTS:
+        return BIG
+    if not _is_plain(model):
+        return UNKNOWN
     return Portable(carried.layers, carried.weights, carried.codes, carried.labels, carried.mean, carried.products)
 
 

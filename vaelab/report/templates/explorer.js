@@ -443,7 +443,7 @@
     }
     const one = data.map ? "one position at a time can have another code" : "one slider at a time can move, the others go back to the start";
     const shrunk = data.made.shrunk > 1 ? ` They are made ${data.made.shrunk} times smaller.` : "";
-    return `The decoder is not in the page: it is too big, or of a kind that the page cannot compute. These pictures were decoded beforehand: ${one}.${shrunk}`;
+    return `The decoder is not in the page: it is ${data.why}. These pictures were decoded beforehand: ${one}.${shrunk}`;
   }
 
   function startButtons() {
