@@ -346,6 +346,16 @@ def test_a_sweep_page_says_what_differs_and_what_came_out(swept):
     assert "lr=&lt;script&gt;" in text
 
 
+def test_what_was_swept_is_what_was_set_and_not_what_followed_from_it(swept):
+    for i in range(4):  # as if an option of the user's own had been swept, which brings a β of its own
+        config = swept / f"{i}-beta-fake" / "config.yaml"
+        config.write_text(re.sub(r"model\.beta=(\d)", r"experiment=trial\1", config.read_text()))
+    text = sweep.build(swept)
+    assert '<th scope="row">experiment</th><td>trial1, trial4</td>' in text
+    assert '<th scope="row">model.beta</th>' not in text
+    assert re.search(r"differ, too, along with them: [^<]*\bmodel\.beta\b", text), re.search(r"differ, too[^<]*", text)
+
+
 def test_means_are_over_seeds_with_their_interval(swept):
     text = sweep.build(swept)
     for pair in ((0, 1), (2, 3)):

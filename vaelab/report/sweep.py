@@ -42,6 +42,7 @@ def build(folder: Path, place: Path | None = None) -> str:
     """Renders the page of the sweep in `folder`, from its runs' files. place: the folder of the page, if another."""
     jobs = swept.read(folder)
     keys, also = swept.differing(jobs)
+    told = swept.told_apart(jobs) or {key: swept.values(jobs, key) for key in keys}
     place = place or folder
     columns, rows = _table(jobs, keys, place)
     return render(
@@ -49,8 +50,8 @@ def build(folder: Path, place: Path | None = None) -> str:
         kind="sweep",
         title=folder.resolve().name,
         facts=_facts(jobs),
-        swept=[(key, ", ".join(swept.values(jobs, key))) for key in keys],
-        also=also,
+        swept=[(key, ", ".join(values)) for key, values in told.items()],
+        also=[key for key in [*keys, *also] if key not in told],
         failed=[_failure(job) for job in jobs if job.status != "finished"],
         columns=columns,
         rows=rows,

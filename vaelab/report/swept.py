@@ -71,6 +71,22 @@ def differing(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     return keys, [key for key in also if key != "seed"]
 
 
+def told_apart(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Returns the keys that were set on the command line and differ between the runs, with their values in order."""
+    told = [compared.overrides_of(job.config) for job in jobs if job.config]
+    keys = dict.fromkeys(key for overrides in told for key in overrides)
+    found = {key: {overrides[key] for overrides in told if key in overrides} for key in keys}
+    differ = [key for key in keys if len({overrides.get(key) for overrides in told}) > 1]
+    return {key: sorted(found[key], key=_place) for key in differ}
+
+
+def _place(word: str) -> tuple[int, float, str]:
+    try:
+        return comparison.sortable(float(word))
+    except ValueError:
+        return comparison.sortable(word)
+
+
 def values(jobs: Sequence[Job], key: str) -> list[str]:
     """Returns the values that a key takes, in order."""
     values = {comparison.word(job.settings.get(key)): job.settings.get(key) for job in jobs if job.settings}

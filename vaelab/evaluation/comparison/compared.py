@@ -157,6 +157,12 @@ def _aspects(settings: dict[str, Any], objective: dict[str, Any], split: str) ->
     }
 
 
+def overrides_of(config: dict[str, Any]) -> dict[str, str]:
+    """Returns what was set on the command line of a run, as `key: value`."""
+    pairs = (text.lstrip("+~").partition("=") for text in config.get("run", {}).get("overrides", []))
+    return {key: value for key, _, value in pairs}
+
+
 def flat_settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
     """Flattens a config to `group.key: value`, without keys that do not tell configurations apart."""
     model, dataset = config["model"], config["dataset"]

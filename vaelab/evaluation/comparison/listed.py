@@ -46,8 +46,7 @@ class Listed:
     def _config(self, folder: Path) -> Config:
         try:
             tree = read_config_if_any(folder)
-            pairs = (text.lstrip("+~").partition("=") for text in tree.get("run", {}).get("overrides", []))
-            overrides = {key: value for key, _, value in pairs}
+            overrides = compared.overrides_of(tree)
         except (UserError, AttributeError, TypeError, OSError):
             return Config({}, {}, {})
         try:
