@@ -294,6 +294,17 @@ def test_every_step_draws_other_noise_on_other_images(train, monkeypatch):
     assert len(set(first)) > 9
 
 
+def test_the_final_table_has_what_was_set_in_one_line_if_it_did_not_move():
+    from vaelab.training.summary import table
+
+    metrics = {"train/loss": 7.5, "train/beta": 0.5000000001, "train/capacity": 20.0, "train/codebook_usage": 1.0}
+    metrics |= {"test/loss": 7.0, "test/beta": 0.5, "test/capacity": 25.0, "test/codebook_usage": 1.0}
+    lines = table({"metrics": metrics, "best": {"by": None}, "epochs": 2}).splitlines()
+    assert [line.split()[0] for line in lines] == ["train", "loss", "capacity", "codebook_usage", "with", "train"]
+    assert lines[1].split() == ["loss", "7.500", "7.000"]
+    assert lines[4] == "with beta 0.500"
+
+
 def test_plain_lightning_returns_the_metrics_of_a_test_and_logs_them_once(finished):
     run = finished("trainer.accumulate_grad_batches=2").run
     config, model = read_config(run), vaelab.load(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaelab import __version__
+from vaelab.core.metrics import metric
 from vaelab.core.words import number
 from vaelab.evaluation.findings.health import findings_of
 
@@ -34,15 +35,19 @@ def opening(config: dict[str, Any], model: Model, data: ImageData, trainer: Any)
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Formats the final metrics, a row each, a column per split, and which weights they are of."""
+    """Formats the final metrics, a row each, a column per split, and which weights they are of.
+
+    What was set and not measured, such as a constant β, is no row: it stands in a line with its value.
+    """
     metrics, best = summary["metrics"], summary["best"]
     parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in metrics)]
-    names = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
-    width = max(map(len, names), default=0)
-    lines = [f"{'':{width}} " + "".join(f"{part:>12}" for part in parts)]
-    for name in names:
-        cells = (metrics.get(f"{part}/{name}") for part in parts)
-        lines.append(f"{name:{width}} " + "".join(f"{'' if cell is None else number(cell):>12}" for cell in cells))
+    names = dict.fromkeys(name.partition("/")[2] for name in metrics)
+    cells = {n: [number(metrics[k]) if (k := f"{part}/{n}") in metrics else "" for part in parts] for n in names}
+    constant = [name for name, row in cells.items() if metric(name).set and len(set(row)) == 1]
+    width = max((len(name) for name in cells if name not in constant), default=0)
+    rows = {"": parts} | {name: row for name, row in cells.items() if name not in constant}
+    lines = [f"{name:{width}} " + "".join(f"{cell:>12}" for cell in row) for name, row in rows.items()]
+    lines += ["with " + ", ".join(f"{name} {cells[name][0]}" for name in constant)] if constant else []
     of = f"of epoch {best['epoch']}, the best by {best['by']}" if best["by"] else "of the last epoch, too"
     known = " and ".join(part for part in parts if part != "test")
     lines.append(f"{known} of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
