@@ -173,6 +173,13 @@ def test_what_was_swept_and_differs_is_shown_under_its_short_name(make, capsys):
     assert "latent_dim" not in columns(capsys, "limit=1")[0]  # of the runs that are shown
 
 
+def test_a_group_that_was_set_is_shown_by_the_option_and_not_by_its_settings(make, capsys):
+    config = CONFIG.format(d=10, beta=1.0, seed=1).replace("overrides: [", "overrides: [logger=tensorboard, ")
+    make("a", config=config + "logger: {tensorboard: {_target_: vaelab.training.loggers.TensorBoard}}\n")
+    (row,) = columns(capsys, "show=logger")
+    assert row["logger"] == "tensorboard"
+
+
 def test_show_adds_columns_by_name(make, capsys):
     sweep_of(make, (14, 1.5, 7), (2, 1.5, 8))
     (row, _) = columns(capsys, "show=trainer.max_epochs,test/kl,seed,model.beta")

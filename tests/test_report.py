@@ -450,6 +450,12 @@ def test_the_axes_of_a_sweep_are_what_its_finished_runs_differ_in(swept, monkeyp
         change(swept / f"{i}-beta-fake", status="diverged")
     sweep.draw(swept)
     assert columns[:2] == ["seed", "test/elbo"]  # all runs of another beta diverged
+    assert "test/loss" not in columns  # at beta = 1 it is -ELBO
+    columns.clear()
+    metrics = runs.read_summary(swept / "0-beta-fake")["metrics"]
+    change(swept / "0-beta-fake", metrics=metrics | {"test/loss": metrics["test/loss"] + 1})
+    sweep.draw(swept)
+    assert "test/loss" in columns
 
 
 def test_a_sweep_of_failures_has_a_page(tmp_path):
