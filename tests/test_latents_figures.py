@@ -173,7 +173,7 @@ def test_codes_stand_by_frequency_and_by_index():
     ranked, indexed = figure.axes
     assert steps(ranked) == ([7, 3, 2, 0], [False, False, False, True])
     assert steps(indexed) == ([3, 0, 7, 2], [False, True, False, False])
-    assert ranked.get_title(loc="left") == "3 of 4 codes chosen by 9 images, perplexity 2.5"
+    assert ranked.get_title(loc="left") == "3 of 4 codes chosen, perplexity 2.5\nby 9 images"
     alike, perplexity = ranked.get_lines()
     assert list(alike.get_ydata()) == [3, 3]  # 12 choices of 4 codes
     assert list(perplexity.get_xdata()) == [2, 2]  # the right side of code 2.5 of 4, whose bars begin at -0.5
@@ -191,7 +191,7 @@ def test_few_images_call_no_code_dead():
     figure = latents.codebook(torch.tensor([0, 30, 0, 0, 0, 30, 29, 0, 0]), 3.0, "9 images")
     assert figure.get_supxlabel() == "not chosen: 0, 2–4, 7–8"
     title = figure.axes[1].get_title(loc="left")
-    assert title == "6 codes not chosen: too few images to call any dead (89 codes drawn)"
+    assert title == "6 codes not chosen:\ntoo few images to call any dead (89 codes drawn)"
 
 
 def test_a_long_list_of_dead_codes_is_cut():

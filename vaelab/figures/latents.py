@@ -141,10 +141,10 @@ def codebook(counts: Tensor, perplexity: float, of: str) -> Figure:
         ranked.axvline(perplexity - 0.5, ymax=BELOW_LEGEND, **look)
     ranked.set(xlabel="codes, by frequency", ylabel="times chosen")
     ranked.legend(frameon=False, fontsize=8, loc="upper right", ncols=2, borderaxespad=0)
-    ranked.set_title(f"{size - len(dead)} of {size} codes chosen by {of}, perplexity {perplexity:.1f}")
+    ranked.set_title(f"{size - len(dead)} of {size} codes chosen, perplexity {perplexity:.1f}\nby {of}")
     word = "dead" if uses.sum() >= ENOUGH * size else "not chosen"
     indexed.set_xlabel("index of the code")
-    few = "" if word == "dead" else f": too few images to call any dead ({uses.sum():,.0f} codes drawn)"
+    few = "" if word == "dead" else f":\ntoo few images to call any dead ({uses.sum():,.0f} codes drawn)"
     indexed.set_title(f"{len(dead) or 'No'} code{'s' * (len(dead) != 1)} {word}{few if len(dead) else ''}")
     if len(dead):
         figure.supxlabel(f"{word}: {_ranges(dead.tolist())}", fontsize=9, color=style.VERMILION)
