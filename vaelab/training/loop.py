@@ -62,7 +62,7 @@ def between_steps(trainer: pl.Trainer) -> Iterator[None]:
             counts.ready = counts.started = counts.processed
         progress.is_last_batch = False
         fetcher: Any = trainer.fit_loop._data_fetcher
-        if progress.current.processed and loop._should_check_val_fx(fetcher):
+        if loop._should_check_val_fx(fetcher):
             loop._batches_that_stepped -= 1  # a resumed run counts once more where it leaves out a validation
     try:
         yield
