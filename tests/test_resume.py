@@ -140,7 +140,7 @@ class Signal(pl.Callback):
 
 
 PLACES = {
-    "in a window of accumulated gradients": ("on_train_batch_start", 5, ["trainer.accumulate_grad_batches=2"]),
+    "in a window of accumulated gradients": ("on_train_batch_start", 3, ["trainer.accumulate_grad_batches=2"]),
     "in an epoch's validation": ("on_validation_batch_start", 2, []),
     "in a validation inside an epoch": (
         "on_validation_batch_start",
