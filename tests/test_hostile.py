@@ -24,7 +24,8 @@ from vaelab.cli import main
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.terminal import plain
-from vaelab.datasets.prepared import MAGIC, PARTS, PREFIX, VERSION, PreparedSplit, read_header
+from vaelab.datasets.prepared import PreparedSplit
+from vaelab.datasets.prepared_file import MAGIC, PARTS, PREFIX, VERSION, read_header
 from vaelab.runs import gate, read_config, write_config
 from vaelab.runs.model import with_weights
 

@@ -11,7 +11,8 @@ import torch
 
 from vaelab.core.errors import UserError
 from vaelab.datasets import Batch, Prepared, TensorSplit
-from vaelab.datasets.prepared import PREFIX, PreparedSplit, block_order, layout, read_header, write
+from vaelab.datasets.prepared import PreparedSplit, block_order
+from vaelab.datasets.prepared_file import PREFIX, layout, read_header, write
 from vaelab.datasets.splits import IndexBatches, epoch_order
 
 SHAPE = (3, 5, 4)
