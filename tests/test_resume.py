@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 import vaelab.training.callbacks
+from vaelab.training import launch
 from vaelab.training.callbacks import last
 
 VARIANTS = {
@@ -205,6 +206,24 @@ def test_a_second_ctrl_c_does_not_wait(train, monkeypatch):
     stopped = train("+callbacks.twice={_target_:vaelab.training.callbacks.Twice}")
     assert stopped.code == 130
     assert torch.load(stopped.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_second_signal_does_not_keep_a_stopped_run_from_noting_its_end(train, monkeypatch):
+    """The one that ends a sweep's job also ends the job's launcher, which ends the job."""
+    monkeypatch.setattr(vaelab.training.callbacks, "Signal", Signal, raising=False)
+    record = launch.record
+
+    def asked_again(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        record(*arguments)
+
+    monkeypatch.setattr(launch, "record", asked_again)
+    number = int(signal.SIGTERM)
+    stopped = train(
+        f"+callbacks.send={{_target_:vaelab.training.callbacks.Signal,number:{number},hook:on_train_batch_start,count:3}}"
+    )
+    assert stopped.code == 143, stopped.err
+    assert stopped.summary["status"] == "interrupted"
 
 
 def test_a_refused_second_start_leaves_the_first_alone(train, tmp_path):

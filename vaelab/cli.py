@@ -75,7 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _complete(arguments)
     if word in ("_worker", "_job"):  # a further process of a distributed run, or a job of a sweep
         launch = importlib.import_module("vaelab.training.launch")
-        return launch.worker(*rest) if word == "_worker" else launch.child(*rest)
+        if word == "_worker":
+            return launch.worker(*rest)
+        with _stopped_by_signals():
+            return launch.child(*rest)
     if word not in COMMANDS:
         near = difflib.get_close_matches(word, COMMANDS, 1)
         hint = f"did you mean `vaelab {near[0]}`?" if near else "vaelab --help lists the commands"

@@ -221,7 +221,8 @@ def _train(config: dict[str, Any], run: Path) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:  # after Ctrl-C, Lightning exits with 1
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         if Files(run).config.exists():
-            record(run, "interrupted", None, config)
+            with _deaf():  # whoever ends a sweep's jobs may ask twice
+                record(run, "interrupted", None, config)
         if FIRST:
             again = f"continue with: vaelab train {shlex.quote(f'resume={run}')}"
             print(
@@ -236,6 +237,19 @@ def _train(config: dict[str, Any], run: Path) -> None:
         sys.argv = sys_argv
         _leave_process_group(environment)
         finish_wandb(run)  # otherwise a sweep's next job would log into it
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignores SIGTERM and SIGHUP."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    own = threading.current_thread() is threading.main_thread()
+    former = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names if own}
+    try:
+        yield
+    finally:
+        for name, handler in former.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _requeue() -> None:
