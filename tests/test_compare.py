@@ -334,6 +334,7 @@ WRITTEN = {
         *("disentanglement/explicitness", "labels/linear_probe_accuracy", "labels/knn_accuracy"),
         *("conditional/sample_accuracy", "samples/precision", "samples/recall"),
         *("anomaly/auroc_elbo", "anomaly/auroc_log_p_hat", "anomaly/auroc_reconstruction"),
+        *("reconstruction/psnr_mean", "reconstruction/ssim_median", "reconstruction/ms_ssim_mean"),
     ),
     "min": (
         *("likelihood/reconstruction", "likelihood/bits_per_dim", "samples/frechet", "training/loss"),

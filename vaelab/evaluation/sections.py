@@ -8,10 +8,13 @@ measures.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from vaelab.core.types import Shape
+from vaelab.evaluation.metrics import fidelity
 from vaelab.evaluation.metrics.anomaly import auroc
 from vaelab.evaluation.metrics.codes import code_histogram, codebook_use, rate_bits
 from vaelab.evaluation.metrics.latents import active_dimensions, aggregate_kl
@@ -121,26 +124,41 @@ def latents(subject: Subject) -> Section:
 
 
 def reconstruction(subject: Subject) -> Section:
-    """Measures the squared error of each image: mean, median, spread and extremes over images."""
+    """Measures each reconstruction: squared error, PSNR, SSIM; mean, median, spread and extremes over images."""
     model, posterior = subject.model, subject.posterior
-    errors: dict[str, list[Tensor]] = {"mse": []} | ({"sampled_mse": []} if posterior.density else {})
+    similarities = _similarities(model.shape)
+    values: dict[str, list[Tensor]] = {}
     for batch, encoded in zip(subject.batches(bar="reconstructing"), subject.in_batches(posterior), strict=True):
-        x, decoded = subject.unit(batch.images), {"mse": encoded.code}
+        x, decoded = subject.unit(batch.images), {"": encoded.code}
         if encoded.density:
-            decoded["sampled_mse"] = encoded.rsample(torch.randn_like(encoded.code))
-        for name, z in decoded.items():
+            decoded["sampled_"] = encoded.rsample(torch.randn_like(encoded.code))
+        for draw, z in decoded.items():
             image = subject.unit(model.likelihood.mean(model.decode(z, batch.labels)))
-            errors[name].append((image - x).square().flatten(1).mean(1))
-    per_image = {name: torch.cat(parts).cpu().double() for name, parts in errors.items()}
+            values.setdefault(f"{draw}mse", []).append((image - x).square().flatten(1).mean(1))
+            if not draw:
+                for name, similarity in similarities.items():
+                    values.setdefault(name, []).append(similarity(image.clamp(0, 1), x.clamp(0, 1)))
+    per_image = {name: torch.cat(parts).cpu().double() for name, parts in values.items()}
     source = "the code" if model.layout.codes is None else "the nearest codes"
     if posterior.density:
-        source = "the posterior mean (mse) and one draw of z (sampled_mse)"
+        source = "the code without noise (mse) and one draw of z (sampled_mse)"
     return Section(
-        {f"{name}_{what}": value for name, values in per_image.items() for what, value in _spread(values).items()},
+        {f"{name}_{what}": value for name, all in per_image.items() for what, value in _spread(all).items()},
         "Mean squared error of each image, over pixels and channels scaled to [0, 1], of the mean image decoded from "
-        f"{source}.",
+        f"{source}. psnr (dB), ssim and ms_ssim (from {fidelity.LEAST_SIZE_OF_SCALES} pixels on) are of the former, "
+        "cut to [0, 1].",
         per_image=per_image,
     )
+
+
+def _similarities(shape: Shape) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Similarities of pictures, by name, that can be measured at this size."""
+    least = {
+        "psnr": (fidelity.psnr, 1),
+        "ssim": (fidelity.ssim, fidelity.LEAST_SIZE),
+        "ms_ssim": (fidelity.ms_ssim, fidelity.LEAST_SIZE_OF_SCALES),
+    }
+    return {name: function for name, (function, size) in least.items() if min(shape[1:]) >= size}
 
 
 def _spread(values: Tensor) -> dict[str, float]:

@@ -35,7 +35,7 @@ AGREE: dict[str, tuple[str, ...]] = {
     "likelihood/bits_per_dim": BOUND,
     "likelihood/effective_samples": BOUND,
     "likelihood/importance_samples": ("importance_samples",),
-    "reconstruction/*mse_*": ("data", "condition"),
+    "reconstruction/*": ("data", "condition"),
     "disentanglement/*": MEASURED,
     "samples/frechet": MEASURED,
     "samples/precision": MEASURED,
