@@ -59,8 +59,8 @@ def job(config: Any) -> None:
     codes = _codes(arrays, trained.model, asked.codes)
     labels = _labels(arrays, trained, asked, len(codes))
     names = _names(arrays, asked.codes, len(codes))
-    out = _folder(asked, names)
-    _decode(trained, codes, labels, names, out)
+    out = folder(asked.out, names)
+    write_images(trained, codes, labels, names, out)
     if note := _other_run(arrays, trained):
         print(note)
     print(f"{len(codes):,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
@@ -166,45 +166,53 @@ def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
     files = arrays["files"]
     if files.shape != (count,) or files.dtype.kind != "U":
         raise UserError(f"codes={path}: `files` must be {count} names, one for each row")
-    names = [PurePosixPath(name) for name in files.tolist()]
+    return image_names(files.tolist(), f"codes={path}: `files`")
+
+
+def image_names(files: list[str], where: str) -> list[str]:
+    """Returns where to write the images of these files, each a PNG of its own. Raises UserError for what leads outside.
+
+    where: the key and what there holds them, for messages.
+    """
+    names = [PurePosixPath(name) for name in files]
     for name in names:
         if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
-            raise UserError(f"codes={path}: `files` holds {str(name)!r}, which would lie outside the folder out=")
+            raise UserError(f"{where} holds {str(name)!r}, which would lie outside the folder out=")
         if max(map(len, name.parts)) > LONGEST or len(str(name)) > 10 * LONGEST:
-            raise UserError(f"codes={path}: `files` holds {cut(str(name), 60)!r}, which is too long for a file's name")
+            raise UserError(f"{where} holds {cut(str(name), 60)!r}, which is too long for a file's name")
     written = [str(name.with_suffix(".png")) for name in names]
-    if len({name.lower() for name in written}) < count:  # such as a.jpg beside a.png
+    if len({name.lower() for name in written}) < len(names):  # such as a.jpg beside a.png
         written = [f"{name}.png" for name in names]
-    if len(set(written)) < count:
-        raise UserError(f"codes={path}: `files` holds a name twice: each row is written to a file of its own")
+    if len(set(written)) < len(names):
+        raise UserError(f"{where} holds a name twice: each row is written to a file of its own")
     return written
 
 
-def _folder(asked: Options, names: list[str]) -> Path:
+def folder(given: str, names: list[str]) -> Path:
     """Returns the folder to write into: a new one, or one that holds nothing but images which are written anew."""
-    out = Path(asked.out).expanduser()
+    out = Path(given).expanduser()
     if out.exists() and not out.is_dir():
-        raise UserError(f"out={asked.out}: this is a file: name a folder")
+        raise UserError(f"out={given}: this is a file: name a folder")
     written = set(names)
     for path in out.rglob("*"):
         if path.is_symlink():
             raise UserError(
-                f"out={asked.out}: {path.relative_to(out)} is a link, and nothing is written through it\n"
+                f"out={given}: {path.relative_to(out)} is a link, and nothing is written through it\n"
                 "name a new or an empty folder"
             )
         if not path.is_dir() and not (path.relative_to(out).as_posix() in written and _is_own(path)):
             raise UserError(
-                f"out={asked.out}: the folder holds {path.relative_to(out)}, which is no earlier image of these codes\n"
+                f"out={given}: the folder holds {path.relative_to(out)}, which is no earlier image of these codes\n"
                 "name a new or an empty folder"
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out={asked.out}: it cannot be made ({error.strerror}): name another folder") from error
+        raise UserError(f"out={given}: it cannot be made ({error.strerror}): name another folder") from error
     return out
 
 
-def _decode(trained: Trained, codes: Tensor, labels: Tensor | None, names: list[str], out: Path) -> None:
+def write_images(trained: Trained, codes: Tensor, labels: Tensor | None, names: list[str], out: Path) -> None:
     """Writes the mean image of each row, a batch at a time."""
     import torch
     from tqdm import tqdm

@@ -52,8 +52,8 @@ def job(config: Any) -> None:
 
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     found = images.find(asked.input, trained.model.shape, "input", asked.resize)
-    labels = _labels(found, trained, viewing.class_of(trained, asked.label))
-    arrays = _encoded(trained, found, labels)
+    labels = labels_of(found, trained, viewing.class_of(trained, asked.label))
+    arrays = encoded(trained, found, labels)
     _write(out, arrays, _about(trained, found, labels), found.names, labels)
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
     if asked.label is not None and found.classes is not None:
@@ -63,7 +63,7 @@ def job(config: Any) -> None:
     print(f"codes: {out}")
 
 
-def _labels(found: Found, trained: Trained, label: int | None) -> Tensor | None:
+def labels_of(found: Found, trained: Trained, label: int | None) -> Tensor | None:
     """Returns the images' classes, [N] int64, or None where neither the model nor the folders have any.
 
     `label` for all, or the class folders, each of which is the class of that name in training. Folders of other names
@@ -93,7 +93,7 @@ def _labels(found: Found, trained: Trained, label: int | None) -> Tensor | None:
     return found.labels
 
 
-def _encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Tensor]:
+def encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, Tensor]:
     """Returns the codes of all images by their names in the file, [N, ...]; images are read a batch at a time."""
     import torch
     from tqdm import tqdm

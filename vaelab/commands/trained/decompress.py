@@ -1,0 +1,114 @@
+"""`vaelab decompress` makes images of a file that `vaelab compress` wrote."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from vaelab.commands import command
+from vaelab.commands.trained.compress import NO_PRIOR, check_codes, steps
+from vaelab.commands.trained.decode import folder, image_names, write_images
+from vaelab.core.errors import UserError
+
+if TYPE_CHECKING:
+    from vaelab.inference.packed import Packed
+    from vaelab.runs.trained import Trained
+
+
+class Options(NamedTuple):
+    """The keys of conf/decompress.yaml, which explains them."""
+
+    run: str
+    checkpoint: Literal["best", "last"]
+    device: str
+    input: str
+    out: str
+    trust: bool
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `vaelab decompress` with these arguments. Returns the exit code."""
+    return command.single("decompress", job, arguments)
+
+
+def job(config: Any) -> None:
+    """Hydra's job: checks the file against the run, decodes the codes and writes the images."""
+    import numpy as np
+    import torch
+
+    from vaelab.core.config import options
+    from vaelab.inference import entropy, packed
+
+    asked = options(Options, config)
+    entropy.require_library()
+    file = packed.read(asked.input)
+    trained, prior = _opened(asked, file)
+    names = image_names(file.names or [f"{row:06d}.png" for row in range(file.count)], f"input={asked.input}: it")
+    out = folder(asked.out, names)
+    labels = _labels(trained, asked, file)
+    codes = np.zeros((file.count, math.prod(trained.model.layout.shape)), np.int32)
+    damaged = UserError(
+        f"input={asked.input}: the codes in it are not those that were written\n"
+        "is this the kind of machine and the version of torch that they were compressed with?"
+    )
+    try:
+        entropy.decode(file.words, steps(trained, prior, codes, labels))
+    except (AssertionError, ValueError) as error:
+        raise damaged from error
+    if zlib.crc32(codes.tobytes()) != file.checksum:
+        raise damaged
+    indices = torch.from_numpy(codes).long().view(file.count, *trained.model.layout.shape)
+    write_images(trained, indices, labels if trained.model.conditional else None, names, out)
+    print(f"{file.count:,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
+    print(f"images: {out}")
+
+
+def _opened(asked: Options, file: Packed) -> tuple[Trained, str | None]:
+    """Opens the run with the prior that the file was written with, and its name; None for none."""
+    from vaelab import runs
+    from vaelab.runs.priors import fingerprint
+    from vaelab.runs.trained import Trained
+
+    found = runs.find(asked.run)
+    for name in [None] if file.prior == NO_PRIOR else runs.Files(found).fitted:
+        trained = Trained(found, asked.checkpoint, asked.device, prior=name, trust=asked.trust)
+        check_codes(trained)
+        if fingerprint(trained.model) != file.model and name is None:
+            raise UserError(
+                f"input={asked.input}: it was written by another model than the {trained.checkpoint} checkpoint of "
+                f"{found}\nname its run=, or checkpoint=last"
+            )
+        if name is None or fingerprint(trained.model.require_prior()) == file.prior:
+            _check_size(file, trained, asked.input)
+            return trained, name
+    raise UserError(
+        f"input={asked.input}: it was written with a fitted prior that {found} does not have\n"
+        "name its run=, or fit the prior as it was"
+    )
+
+
+def _check_size(file: Packed, trained: Trained, path: str) -> None:
+    """Raises UserError for more codes than fit half of the free memory: a header can say anything."""
+    import psutil
+
+    size = 12 * file.count * math.prod(trained.model.layout.shape)
+    free = psutil.virtual_memory().available // 2
+    if size > free:
+        raise UserError(
+            f"input={path}: its codes take {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} may be used here\n"
+            "compress fewer images at a time"
+        )
+
+
+def _labels(trained: Trained, asked: Options, file: Packed) -> Any:
+    """Returns the labels in the file, [N], or None. Raises UserError where the model does not know one."""
+    import torch
+
+    told = trained.model.conditional or getattr(trained.model.prior, "classes", None) is not None
+    if not told:
+        return None
+    labels = torch.tensor(file.labels, dtype=torch.int64)
+    if len(labels) != file.count or labels.min() < 0 or labels.max() >= trained.model.classes:
+        raise UserError(f"input={asked.input}: it has no label for each image that this model knows\nname its run=")
+    return labels
