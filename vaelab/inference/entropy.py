@@ -17,6 +17,7 @@ import torch
 from vaelab.core.errors import UserError
 
 if TYPE_CHECKING:
+    from vaelab.models import Model
     from vaelab.nn.priors.autoregressive import Autoregressive
 
 Codes = np.ndarray[Any, np.dtype[np.int32]]
@@ -24,6 +25,20 @@ Step = tuple[Codes, np.ndarray[Any, np.dtype[np.float64]]]
 """Codes [n], a view of all codes, and their probabilities: [K] for all of them, or [n, K]."""
 BLOCK = 64
 """Number of images whose codes an autoregressive prior finds together. Files are only read with the same one."""
+
+
+def steps(codes: Codes, model: Model, fitted: str | None, labels: torch.Tensor | None) -> Iterator[Step]:
+    """Returns the steps in which codes, [N, P], are coded: by their frequencies, or by the model's fitted prior.
+
+    fitted: its name, None for no prior. labels: [N] or None. Raises UserError for a prior that does not give one code
+    after the other.
+    """
+    if fitted is None:
+        return by_frequency(codes, model.layout.require_codes(type(model).__name__))
+    prior: Any = model.require_prior()
+    if not hasattr(prior, "stepper"):
+        raise UserError(f"prior={fitted}: it does not give one code after the other: leave it out")
+    return by_prior(codes, prior, labels if prior.classes is not None else None)
 
 
 def by_frequency(codes: Codes, size: int) -> Iterator[Step]:

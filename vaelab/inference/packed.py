@@ -13,6 +13,8 @@ from vaelab.core.files import whole
 MAGIC = b"VAELAB\x00\x01"
 HEADER = struct.Struct("<8s8s8sIIIII")
 """Magic; fingerprints of model and prior; number of images; bytes of labels and names; checksums of codes and file."""
+NO_PRIOR = "0" * 16
+"""Fingerprint where codes are coded by their frequencies."""
 LONGEST_NAME = 2000
 """Most bytes of a file's name."""
 

@@ -82,6 +82,12 @@ class Layout:
             )
         return self.dimensions
 
+    def require_codes(self, model: str) -> int:
+        """Returns the number K of codes. Raises UserError for a model whose codes are real numbers."""
+        if self.codes is None:
+            raise UserError(f"run: codes of {model} are real numbers, and this is for codes of a codebook: model=vqvae")
+        return self.codes
+
 
 def vector(size: int, standard: bool, arrays: tuple[str, ...] = ("z", "mean")) -> Layout:
     """Makes the layout of one vector of `size` real numbers."""

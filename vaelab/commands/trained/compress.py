@@ -7,23 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
-from vaelab.commands.trained import viewing
-from vaelab.commands.trained.encode import encoded, labels_of
+from vaelab.commands.trained import own_images, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
     from torch import Tensor
 
     from vaelab.datasets.images import Found
-    from vaelab.inference.entropy import Step
     from vaelab.inference.packed import Packed
     from vaelab.runs.trained import Trained
 
-NO_PRIOR = "0" * 16
 COMPARED = 1024
 """Most images that are held against JPEG and WebP."""
 
@@ -70,15 +64,17 @@ def job(config: Any) -> None:
 
     entropy.require_library()
     trained = Trained(asked.run, asked.checkpoint, asked.device, prior=asked.fitted, trust=asked.trust)
-    check_codes(trained)
+    trained.model.layout.require_codes(type(trained.model).__name__)
     found = images.find(asked.input, trained.model.shape, "input", asked.resize)
-    labels = needed(trained, asked.fitted, labels_of(found, trained, viewing.class_of(trained, asked.label)))
-    indices = encoded(trained, found, labels)["indices"]
+    labels = _needed(
+        trained, asked.fitted, own_images.labels_of(found, trained, viewing.class_of(trained, asked.label))
+    )
+    indices = own_images.encoded(trained, found, labels)["indices"]
     codes = indices.flatten(1).int().numpy()
-    words, bits = entropy.encode(steps(trained, asked.fitted, codes, labels))
+    words, bits = entropy.encode(entropy.steps(codes, trained.model, asked.fitted, labels))
     file = packed.Packed(
         fingerprint(trained.model),
-        NO_PRIOR if asked.fitted is None else fingerprint(trained.model.require_prior()),
+        packed.NO_PRIOR if asked.fitted is None else fingerprint(trained.model.require_prior()),
         len(codes),
         [] if labels is None else labels.tolist(),
         found.names if asked.names else [],
@@ -91,33 +87,12 @@ def job(config: Any) -> None:
     print(f"file: {out}")
 
 
-def check_codes(trained: Trained) -> None:
-    """Raises UserError for a model whose codes cannot be counted."""
-    if trained.model.layout.codes is None:
-        name = type(trained.model).__name__
-        raise UserError(f"run: codes of {name} are real numbers, and these files hold indices: train model=vqvae")
-
-
-def needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tensor | None:
+def _needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tensor | None:
     """Returns the labels if decoding needs them. Raises UserError if it does and there are none."""
     told = prior is not None and getattr(trained.model.prior, "classes", None) is not None
     if told and labels is None:
         raise UserError(f"label: prior={prior} is told the class of an image: give label=, or a folder for each class")
     return labels if told or trained.model.conditional else None
-
-
-def steps(
-    trained: Trained, prior: str | None, codes: np.ndarray[Any, np.dtype[np.int32]], labels: Tensor | None
-) -> Iterator[Step]:
-    """Returns the steps in which codes, [N, P], are coded: by a fitted prior, or by their own frequencies."""
-    from vaelab.inference import entropy
-
-    if prior is None:
-        return entropy.by_frequency(codes, trained.model.layout.codes or 0)
-    fitted: Any = trained.model.require_prior()
-    if not hasattr(fitted, "stepper"):
-        raise UserError(f"prior={prior}: it gives no code after the other: leave it out, or take prior=pixelcnn")
-    return entropy.by_prior(codes, fitted, labels if fitted.classes is not None else None)
 
 
 def _report(trained: Trained, asked: Options, file: Packed, bits: float) -> None:

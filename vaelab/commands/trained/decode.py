@@ -6,14 +6,12 @@ import json
 import math
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
-from vaelab.commands.trained import viewing
+from vaelab.commands.trained import own_images, viewing
 from vaelab.core.errors import UserError
-from vaelab.core.files import whole
-from vaelab.core.terminal import cut
 from vaelab.core.types import NonNegativeInt
 
 if TYPE_CHECKING:
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
 
 NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError)
 """What a damaged archive raises beside the usual."""
-LONGEST = 200
-"""Most characters of a file's name, or of a folder's: file systems take 255 bytes."""
-SOFTWARE = "vaelab decode"
-"""Mark in the files that vaelab decode writes."""
 
 
 class Options(NamedTuple):
@@ -59,8 +53,8 @@ def job(config: Any) -> None:
     codes = _codes(arrays, trained.model, asked.codes)
     labels = _labels(arrays, trained, asked, len(codes))
     names = _names(arrays, asked.codes, len(codes))
-    out = folder(asked.out, names)
-    write_images(trained, codes, labels, names, out)
+    out = own_images.folder(asked.out, names)
+    own_images.write_images(trained, codes, labels, names, out)
     if note := _other_run(arrays, trained):
         print(note)
     print(f"{len(codes):,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
@@ -166,96 +160,7 @@ def _names(arrays: dict[str, Any], path: str, count: int) -> list[str]:
     files = arrays["files"]
     if files.shape != (count,) or files.dtype.kind != "U":
         raise UserError(f"codes={path}: `files` must be {count} names, one for each row")
-    return image_names(files.tolist(), f"codes={path}: `files`")
-
-
-def image_names(files: list[str], where: str) -> list[str]:
-    """Returns where to write the images of these files, each a PNG of its own. Raises UserError for what leads outside.
-
-    where: the key and what there holds them, for messages.
-    """
-    names = [PurePosixPath(name) for name in files]
-    for name in names:
-        if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
-            raise UserError(f"{where} holds {str(name)!r}, which would lie outside the folder out=")
-        if max(map(len, name.parts)) > LONGEST or len(str(name)) > 10 * LONGEST:
-            raise UserError(f"{where} holds {cut(str(name), 60)!r}, which is too long for a file's name")
-    written = [str(name.with_suffix(".png")) for name in names]
-    if len({name.lower() for name in written}) < len(names):  # such as a.jpg beside a.png
-        written = [f"{name}.png" for name in names]
-    if len(set(written)) < len(names):
-        raise UserError(f"{where} holds a name twice: each row is written to a file of its own")
-    return written
-
-
-def folder(given: str, names: list[str]) -> Path:
-    """Returns the folder to write into: a new one, or one that holds nothing but images which are written anew."""
-    out = Path(given).expanduser()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={given}: this is a file: name a folder")
-    written = set(names)
-    for path in out.rglob("*"):
-        if path.is_symlink():
-            raise UserError(
-                f"out={given}: {path.relative_to(out)} is a link, and nothing is written through it\n"
-                "name a new or an empty folder"
-            )
-        if not path.is_dir() and not (path.relative_to(out).as_posix() in written and _is_own(path)):
-            raise UserError(
-                f"out={given}: the folder holds {path.relative_to(out)}, which is no earlier image of these codes\n"
-                "name a new or an empty folder"
-            )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={given}: it cannot be made ({error.strerror}): name another folder") from error
-    return out
-
-
-def write_images(trained: Trained, codes: Tensor, labels: Tensor | None, names: list[str], out: Path) -> None:
-    """Writes the mean image of each row, a batch at a time."""
-    import torch
-    from tqdm import tqdm
-
-    from vaelab.inference.batches import batch_size
-
-    model = trained.model
-    bar = tqdm(total=len(codes), desc="decoding", unit="image", delay=2, leave=False, disable=None)
-    with bar, torch.inference_mode():
-        for index in torch.arange(len(codes)).split(batch_size(model.shape)):
-            given = None if labels is None else labels[index].to(model.device)
-            mean = model.likelihood.mean(model.decode(codes[index].to(model.device), given))
-            if not mean.isfinite().all():
-                row = int((~mean.isfinite()).flatten(1).any(1).nonzero()[0, 0] + index[0])
-                raise UserError(f"codes: the model's image of row {row} is NaN or infinite: are its values too large?")
-            pixels = trained.unit(mean.float()).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-            for row, picture in zip(index.tolist(), pixels.numpy(), strict=True):
-                _save(picture, out / names[row])
-            bar.update(len(index))
-
-
-def _is_own(path: Path) -> bool:
-    """Whether an image was written by vaelab decode, and is no original of the same name."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == SOFTWARE
-    except OSError:  # raised for files that are no image, too
-        return False
-
-
-def _save(picture: Any, path: Path) -> None:
-    """Writes [H, W, C] uint8 as PNG, grey or RGB, whole or not at all."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    mark = PngInfo()
-    mark.add_text("Software", SOFTWARE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-        image.save(partial, format="PNG", pnginfo=mark)
+    return own_images.image_names(files.tolist(), f"codes={path}: `files`")
 
 
 def _other_run(arrays: dict[str, Any], trained: Trained) -> str:

@@ -7,8 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
-from vaelab.commands.trained.compress import NO_PRIOR, check_codes, steps
-from vaelab.commands.trained.decode import folder, image_names, write_images
+from vaelab.commands.trained import own_images
 from vaelab.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +43,10 @@ def job(config: Any) -> None:
     entropy.require_library()
     file = packed.read(asked.input)
     trained, prior = _opened(asked, file)
-    names = image_names(file.names or [f"{row:06d}.png" for row in range(file.count)], f"input={asked.input}: it")
-    out = folder(asked.out, names)
+    names = own_images.image_names(
+        file.names or [f"{row:06d}.png" for row in range(file.count)], f"input={asked.input}: it"
+    )
+    out = own_images.folder(asked.out, names)
     labels = _labels(trained, asked, file)
     codes = np.zeros((file.count, math.prod(trained.model.layout.shape)), np.int32)
     damaged = UserError(
@@ -53,13 +54,13 @@ def job(config: Any) -> None:
         "is this the kind of machine and the version of torch that they were compressed with?"
     )
     try:
-        entropy.decode(file.words, steps(trained, prior, codes, labels))
+        entropy.decode(file.words, entropy.steps(codes, trained.model, prior, labels))
     except (AssertionError, ValueError) as error:
         raise damaged from error
     if zlib.crc32(codes.tobytes()) != file.checksum:
         raise damaged
     indices = torch.from_numpy(codes).long().view(file.count, *trained.model.layout.shape)
-    write_images(trained, indices, labels if trained.model.conditional else None, names, out)
+    own_images.write_images(trained, indices, labels if trained.model.conditional else None, names, out)
     print(f"{file.count:,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
     print(f"images: {out}")
 
@@ -67,13 +68,14 @@ def job(config: Any) -> None:
 def _opened(asked: Options, file: Packed) -> tuple[Trained, str | None]:
     """Opens the run with the prior that the file was written with, and its name; None for none."""
     from vaelab import runs
+    from vaelab.inference import packed
     from vaelab.runs.priors import fingerprint
     from vaelab.runs.trained import Trained
 
     found = runs.find(asked.run)
-    for name in [None] if file.prior == NO_PRIOR else runs.Files(found).fitted:
+    for name in [None] if file.prior == packed.NO_PRIOR else runs.Files(found).fitted:
         trained = Trained(found, asked.checkpoint, asked.device, prior=name, trust=asked.trust)
-        check_codes(trained)
+        trained.model.layout.require_codes(type(trained.model).__name__)
         if fingerprint(trained.model) != file.model and name is None:
             raise UserError(
                 f"input={asked.input}: it was written by another model than the {trained.checkpoint} checkpoint of "

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vaelab.evaluation.metrics import fidelity
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FORMATS = ("JPEG", "WebP")
 
@@ -22,6 +25,8 @@ def beside(originals: Tensor, decoded: Tensor, rate: float) -> list[list[str]]:
     one sheet, so that its headers, which are as large as a small image, hardly count; its quality is the highest that
     takes no more than `rate`, else the lowest. Returns rows of name, bits per pixel, PSNR and SSIM as text.
     """
+    from PIL import Image
+
     rows = [["this model", *_cells(rate, decoded, originals)]]
     sheet, columns = _sheet(originals)
     pixels = originals[:, 0].numel()
@@ -42,8 +47,10 @@ def _cells(rate: float, images: Tensor, originals: Tensor) -> list[str]:
     return [f"{rate:.3f}", f"{fidelity.psnr(images, originals).mean():.2f}", similarity]
 
 
-def _sheet(images: Tensor) -> tuple[Image.Image, int]:
+def _sheet(images: Tensor) -> tuple[Image, int]:
     """Lays images out on one, row by row; the places that are left are filled with the last."""
+    from PIL import Image
+
     count, channels, height, width = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -60,7 +67,7 @@ def _cut(sheet: Tensor, like: Tensor, columns: int) -> Tensor:
     return tiles.reshape(-1, channels, height, width)[:count]
 
 
-def _best(sheet: Image.Image, name: str, most: float) -> tuple[bytes, int]:
+def _best(sheet: Image, name: str, most: float) -> tuple[bytes, int]:
     """Codes the sheet at the highest quality that takes at most so many bytes; at the lowest if all take more."""
     low, high, found = 1, 100, _coded(sheet, name, 1)
     while low < high:
@@ -73,7 +80,7 @@ def _best(sheet: Image.Image, name: str, most: float) -> tuple[bytes, int]:
     return found, low
 
 
-def _coded(sheet: Image.Image, name: str, quality: int) -> bytes:
+def _coded(sheet: Image, name: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, format=name, quality=quality)
     return buffer.getvalue()
