@@ -72,7 +72,7 @@ class VQVAE(Model):
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
         x, labels = batch.images, batch.labels
-        quantized = self.codebook(self.features(x, labels))
+        quantized = self.codebook(self.features(x, labels), batch.share)
         return {
             "reconstruction": -self.likelihood.log_prob(self._decode_vectors(quantized.vectors, labels), x),
             "vq": quantized.codebook_loss + self.commitment_cost * quantized.commitment,

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaelab.core.distributed import Share
+from vaelab.nn.quantizers.estimators import rotated, straight_through
 
 
 class Quantized(NamedTuple):
     """A quantised feature map.
 
-    vectors: [B, D, h, w], the codes, with the straight-through gradient. indices: [B, h, w] int64.
+    vectors: [B, D, h, w], the codes, with a gradient for z. indices: [B, h, w] int64.
     rows: [B h w, D], what was quantised (after `project`), without gradient. chosen: [B h w], the indices once more.
     codebook_loss: |sg(z) - e|^2, [B], which moves the codes (zero where they move by averages).
     commitment: |z - sg(e)|^2, [B], which moves the encoder. Both are summed over D and positions.
@@ -60,12 +61,13 @@ class Chosen(NamedTuple):
 class Codebook(nn.Module):
     """Base class of the codebooks: K codes of D numbers, of which each position of a feature map chooses one.
 
-    num_embeddings: K. embedding_dim: D, the channels of the feature map.
+    num_embeddings: K. embedding_dim: D, the channels of the feature map. rotation: whether the gradient through the
+    choice is turned as the vector is, and not copied (`vaelab.nn.quantizers.estimators`).
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int):
+    def __init__(self, num_embeddings: int, embedding_dim: int, rotation: bool = False):
         super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.num_embeddings, self.embedding_dim, self.rotation = num_embeddings, embedding_dim, rotation
 
     @property
     def vectors(self) -> Tensor:
@@ -89,8 +91,11 @@ class Codebook(nn.Module):
         """Looks up the codes at `indices`: [B, h, w] -> [B, D, h, w]."""
         return F.embedding(indices, self.vectors).movedim(-1, 1)
 
-    def forward(self, z: Tensor) -> Quantized:
-        """Quantises the encoder's output z, [B, D, h, w], in float32 under any autocast. Changes no state."""
+    def forward(self, z: Tensor, share: Share | None = None) -> Quantized:
+        """Quantises the encoder's output z, [B, D, h, w], in float32 under any autocast. Changes no state.
+
+        share: this process's part of the global batch that z is of, None where it has all of it.
+        """
         with torch.autocast(z.device.type, enabled=False):
             z = self.project(z.float())
             rows = rows_of(z)
@@ -98,15 +103,15 @@ class Codebook(nn.Module):
             indices = chosen.view(z.shape[0], *z.shape[2:])
             codes = self.lookup(indices)
             return Quantized(
-                vectors=z + (codes - z).detach(),
+                vectors=(rotated if self.rotation else straight_through)(z, codes),
                 indices=indices,
                 rows=rows,
                 chosen=chosen,
-                codebook_loss=self.codebook_loss(z, codes),
+                codebook_loss=self.codebook_loss(z, codes, share),
                 commitment=self.commitment(z, codes),
             )
 
-    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+    def codebook_loss(self, z: Tensor, codes: Tensor, share: Share | None) -> Tensor:
         """Computes |sg(z) - e|^2 summed over D and positions, [B]; it moves codes that are parameters. 0 by default."""
         return z.new_zeros(len(z))
 

@@ -33,7 +33,7 @@ class FSQ(Codebook):
     steps: Tensor
     strides: Tensor
 
-    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, levels: Levels):
+    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, levels: Levels, rotation: bool = False):
         size, channels = math.prod(levels), len(levels)
         for key, value, follows in (
             ("num_embeddings", num_embeddings, size),
@@ -44,7 +44,7 @@ class FSQ(Codebook):
                 raise UserError(f"model.{key}={value}: {reason}; leave it out, it follows from the levels")
         if size > MOST_CODES:
             raise UserError(f"codebook.levels={list(levels)}: makes {size:,} codes, more than {MOST_CODES:,}")
-        super().__init__(num_embeddings, embedding_dim)
+        super().__init__(num_embeddings, embedding_dim, rotation)
         counts = torch.tensor(levels)
         self.register_buffer("steps", (counts - 1).float(), persistent=False)
         self.register_buffer("strides", size // counts.cumprod(0), persistent=False)

@@ -24,8 +24,14 @@ class GradientCodebook(Codebook):
     codes: Tensor
     idle: Tensor
 
-    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, restart_after: PositiveInt | None):
-        super().__init__(num_embeddings, embedding_dim)
+    def __init__(
+        self,
+        num_embeddings: PositiveInt,
+        embedding_dim: PositiveInt,
+        restart_after: PositiveInt | None,
+        rotation: bool = False,
+    ):
+        super().__init__(num_embeddings, embedding_dim, rotation)
         self.restart_after = restart_after
         self._make_codes(torch.empty(num_embeddings, embedding_dim).uniform_(-1 / num_embeddings, 1 / num_embeddings))
         self.register_buffer("idle", torch.zeros(num_embeddings))
@@ -47,7 +53,7 @@ class GradientCodebook(Codebook):
     def choose(self, rows: Tensor) -> Tensor:
         return nearest_code(rows, self.codes.detach())
 
-    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+    def codebook_loss(self, z: Tensor, codes: Tensor, share: Share | None) -> Tensor:
         return (z.detach() - codes).square().flatten(1).sum(1)
 
     @property
@@ -101,8 +107,9 @@ class EMACodebook(GradientCodebook):
         restart_after: PositiveInt | None,
         decay: Decay,
         epsilon: PositiveFloat,
+        rotation: bool = False,
     ):
-        super().__init__(num_embeddings, embedding_dim, restart_after)
+        super().__init__(num_embeddings, embedding_dim, restart_after, rotation)
         self.decay, self.epsilon = decay, epsilon
         self.register_buffer("cluster_size", torch.ones(num_embeddings))
         self.register_buffer("cluster_sum", self.codes.clone())
@@ -110,7 +117,7 @@ class EMACodebook(GradientCodebook):
     def _make_codes(self, start: Tensor) -> None:
         self.register_buffer("codes", start)
 
-    def codebook_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+    def codebook_loss(self, z: Tensor, codes: Tensor, share: Share | None) -> Tensor:
         return z.new_zeros(len(z))
 
     def _average(self, chosen: Sequence[Chosen], counts: Tensor) -> None:
