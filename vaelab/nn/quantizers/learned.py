@@ -62,7 +62,8 @@ class GradientCodebook(Codebook):
 
     @torch.no_grad()
     def place(self, z: Tensor, share: Share | None) -> None:
-        self._move(torch.ones_like(self.idle, dtype=torch.bool), rows_of(z), share)
+        rows = rows_of(self.project(z.float()))
+        self._move(torch.ones_like(self.idle, dtype=torch.bool), rows, share)
         self.initialised = True
 
     @torch.no_grad()
@@ -126,9 +127,13 @@ class EMACodebook(GradientCodebook):
             sums.index_add_(0, batch.indices, batch.rows)
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.cluster_sum.lerp_(all_sum(sums), 1 - self.decay)
+        self.codes.copy_(self._centres(counts))
+
+    def _centres(self, counts: Tensor) -> Tensor:
+        """Computes the codes that follow from the averages, [K, D]. counts: how often each was chosen just now, [K]."""
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
-        self.codes.copy_(self.cluster_sum / smoothed[:, None])
+        return self.cluster_sum / smoothed[:, None]
 
     def _move(self, which: Tensor, rows: Tensor, share: Share | None) -> None:
         super()._move(which, rows, share)
