@@ -76,6 +76,12 @@ VARIANTS = {
 RUNS = {f"{name}, {how}": (v, o) for name, v in VARIANTS.items() for how, o in (("adam", ADAM), ("sgd", SGD))}
 LEARNED = ["model=vae", "likelihood=gaussian_learned", "trainer.accumulate_grad_batches=2"]
 RUNS |= {f"sharded {name}, sgd": (VARIANTS[name], SGD) for name in ("lagrangian", "ema codebook")}
+SIMVQ = ["model=vqvae", "likelihood=gaussian", "codebook=simvq", "codebook.rotation=true", "model.num_embeddings=16"]
+RUNS |= {
+    "cosine codebook, sgd": ([*VQVAE, "codebook=cosine"], SGD),
+    "rotated simvq, sgd": (SIMVQ, SGD),
+    "lfq, sgd": (["model=vqvae", "likelihood=gaussian", "codebook=lfq", "codebook.bits=4"], SGD),
+}
 RUNS |= {"sharded learned noise, adam": (LEARNED, ADAM)}  # whose one number FSDP does not take
 del RUNS["accumulated, adam"], RUNS["clipped, sgd"]
 STOPPED = {
@@ -172,7 +178,7 @@ def trained(folder: Path, *arguments: str, callbacks: Sequence[pl.Callback] = ()
 def watch_restarts(model: Any) -> list[int]:
     """How many codes are placed, each time; filled while the model trains."""
     counts: list[int] = []
-    if hasattr(model, "codebook"):
+    if hasattr(model, "codebook") and hasattr(model.codebook, "_move"):
         place = model.codebook._move
 
         def counted(which: torch.Tensor, *rest: Any) -> None:

@@ -64,9 +64,16 @@ def _of_list(function: Callable[[Sequence[Any]], Any]) -> Callable[[Any], Any]:
     return computed
 
 
-# YAML computes sizes from a list with these, as in ${product:${codebook.levels}}
+def _power(base: Any, exponent: Any) -> Any:
+    """Computes a power of whole numbers; None for anything else, and for what is beyond all sizes."""
+    proper = isinstance(base, int) and isinstance(exponent, int) and 0 <= exponent < 64
+    return base**exponent if proper else None
+
+
+# YAML computes sizes with these, as in ${product:${codebook.levels}} and ${power:2,${codebook.bits}}
 OmegaConf.register_new_resolver("product", _of_list(math.prod), replace=True)
 OmegaConf.register_new_resolver("length", _of_list(len), replace=True)
+OmegaConf.register_new_resolver("power", _power, replace=True)
 
 
 def build(node: Any, /, **arguments: Any) -> Any:

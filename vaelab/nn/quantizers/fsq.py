@@ -18,49 +18,65 @@ MOST_CODES = 2**20
 """Number of codes of the largest grid: the grid is kept in memory."""
 
 
-class FSQ(Codebook):
-    """Rounds each channel to one of a few fixed levels: the codes are the grid of their combinations.
+class Grid(Codebook):
+    """Base class of codebooks whose codes are all combinations of a few fixed values per channel: nothing is learned.
 
-    The encoder's output is moved into [-1, 1] by tanh, where channel i has `levels[i]` values in equal
-    steps from -1 to 1. Nothing is learned, so there is neither a codebook loss nor a commitment. An even
-    number of levels lies symmetric here, where the paper shifts it by half a step to have zero among them.
-
-    levels: how many values each channel has. num_embeddings: K, the product of the levels, and
-    embedding_dim: D, their number. Raises UserError for another K or D.
+    levels: how many values each channel has, in equal steps from -1 to 1. num_embeddings: K, the product of the
+    levels, and embedding_dim: D, their number. key: what the user set the levels by, in words. Raises UserError for
+    another K or D.
     """
 
     grid: Tensor
-    steps: Tensor
     strides: Tensor
 
-    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, levels: Levels, rotation: bool = False):
+    def __init__(self, num_embeddings: int, embedding_dim: int, levels: list[int], rotation: bool, key: str):
         size, channels = math.prod(levels), len(levels)
-        for key, value, follows in (
+        for name, value, follows in (
             ("num_embeddings", num_embeddings, size),
             ("embedding_dim", embedding_dim, channels),
         ):
             if value != follows:
-                reason = f"codebook.levels={list(levels)} makes {size} codes of {channels} numbers"
-                raise UserError(f"model.{key}={value}: {reason}; leave it out, it follows from the levels")
+                reason = f"{key} makes {size} codes of {channels} numbers"
+                raise UserError(f"model.{name}={value}: {reason}; leave it out, it follows")
         if size > MOST_CODES:
-            raise UserError(f"codebook.levels={list(levels)}: makes {size:,} codes, more than {MOST_CODES:,}")
+            raise UserError(f"{key}: makes {size:,} codes, more than {MOST_CODES:,}")
         super().__init__(num_embeddings, embedding_dim, rotation)
         counts = torch.tensor(levels)
-        self.register_buffer("steps", (counts - 1).float(), persistent=False)
         self.register_buffer("strides", size // counts.cumprod(0), persistent=False)
         digits = torch.arange(size)[:, None] // self.strides % counts
-        self.register_buffer("grid", 2 * digits / self.steps - 1, persistent=False)
+        self.register_buffer("grid", 2 * digits / (counts - 1) - 1, persistent=False)
 
     @property
     def vectors(self) -> Tensor:
         return self.grid
 
+    def choose(self, rows: Tensor) -> Tensor:
+        return (self.digits(rows) * self.strides).sum(1)
+
+    def digits(self, rows: Tensor) -> Tensor:
+        """Chooses a value for each number: [N, D] -> its place among the channel's levels, [N, D] int64."""
+        raise NotImplementedError
+
+
+class FSQ(Grid):
+    """Rounds each channel to one of a few fixed levels: the codes are the grid of their combinations.
+
+    The encoder's output is moved into [-1, 1] by tanh, where channel i has `levels[i]` values in equal
+    steps from -1 to 1. Nothing is learned, so there is neither a codebook loss nor a commitment. An even
+    number of levels lies symmetric here, where the paper shifts it by half a step to have zero among them.
+    """
+
+    steps: Tensor
+
+    def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, levels: Levels, rotation: bool = False):
+        super().__init__(num_embeddings, embedding_dim, levels, rotation, f"codebook.levels={list(levels)}")
+        self.register_buffer("steps", torch.tensor(levels).float() - 1, persistent=False)
+
     def project(self, z: Tensor) -> Tensor:
         return z.tanh()
 
-    def choose(self, rows: Tensor) -> Tensor:
-        digits = (0.5 * (rows + 1) * self.steps).round().long()
-        return (digits * self.strides).sum(1)
+    def digits(self, rows: Tensor) -> Tensor:
+        return (0.5 * (rows + 1) * self.steps).round().long()
 
     def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
         """Returns zero, [B]: z cannot leave the grid."""
