@@ -22,9 +22,12 @@ SECTIONS = {
     "codebook": "vaelab.evaluation.sections",
     "conditional": "vaelab.evaluation.judged",
     "samples": "vaelab.evaluation.judged",
+    "inception": "vaelab.evaluation.pretrained",
     "anomaly": "vaelab.evaluation.sections",
 }
 """The sections in their order, and where the function of each is."""
+NEEDS = {"anomaly": "ood", "inception": "inception"}
+"""Sections that are measured by themselves only where the user has set an option."""
 SPLITS, CHECKPOINTS = ("test", "val", "train"), ("best", "last")
 BOUNDS = {
     "importance_samples": (1, 10**6),
@@ -34,7 +37,7 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
 }
 """Integers among the options, and the least and the greatest that each can be."""
-KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", "trust", *BOUNDS}
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", "inception", "trust", *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +68,7 @@ def job(config: Any) -> None:
     if evaluation["protocols"]:
         print(f"evaluation: {Files(run).evaluation(options['split'], options['prior'])}")
         _renew(run, subject, options)
-    asked = [*(options["sections"] or []), *(["anomaly"] if options.get("ood") else [])]
+    asked = [*(options["sections"] or []), *(section for section, key in NEEDS.items() if options.get(key))]
     if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
         raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
 
@@ -93,9 +96,9 @@ def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: d
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, str]:
-    """The sections to measure: those that were named, or all; anomaly only with a data set for it."""
-    named = options["sections"]
-    return {s: m for s, m in SECTIONS.items() if (s in named if named else s != "anomaly" or options.get("ood"))}
+    """The sections to measure: those that were named, or all for which there is what they need from the user."""
+    named, missing = options["sections"], {section for section, key in NEEDS.items() if not options.get(key)}
+    return {s: m for s, m in SECTIONS.items() if (s in named if named else s not in missing)}
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -117,6 +120,9 @@ def _check(options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), SECTIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
+    file = options["inception"]
+    if file is not None and not Path(str(file)).expanduser().is_file():
+        raise UserError(f"inception={file}: there is no such file: name the file of the network's weights")
     if not isinstance(options["trust"], bool):
         raise UserError(f"trust={options['trust']}: must be true or false")
     for key, (least, most) in BOUNDS.items():

@@ -96,6 +96,8 @@ EVALUATION = (
     Metric("reconstruction/ms_ssim_median", "Structural similarity over scales, median", better="max"),
     Metric("disentanglement/*", "Disentanglement", better="max"),
     Metric("labels/*_accuracy", "Accuracy", better="max"),
+    Metric("inception/fid", "Fréchet Inception distance", better="min", title="fid"),
+    Metric("inception/rfid", "Fréchet Inception distance of reconstructions", better="min", title="rfid"),
     Metric("samples/precision", "Precision", better="max"),
     Metric("samples/recall", "Recall", better="max"),
     Metric("anomaly/auroc_*", "Area under the ROC curve", better="max"),

@@ -54,6 +54,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
         importance_samples=options["importance_samples"],
         generated=options["generated"],
         gap_images=options["gap_images"],
+        inception=options.get("inception"),
     )
     about = {
         "run": saved["run"]["name"],

@@ -37,6 +37,7 @@ class Settings(NamedTuple):
     importance_samples: int
     generated: int
     gap_images: int
+    inception: str | None
 
 
 class Section(NamedTuple):

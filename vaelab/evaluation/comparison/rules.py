@@ -37,6 +37,8 @@ AGREE: dict[str, tuple[str, ...]] = {
     "likelihood/importance_samples": ("importance_samples",),
     "reconstruction/*": ("data", "condition"),
     "disentanglement/*": MEASURED,
+    "inception/fid": MEASURED,
+    "inception/rfid": MEASURED,
     "samples/frechet": MEASURED,
     "samples/precision": MEASURED,
     "samples/recall": MEASURED,
