@@ -107,6 +107,18 @@ def test_a_codebook_is_in_one_state():
 @pytest.mark.parametrize(
     "ill", [{"codebook/usage": 0.05}, {"codebook/usage": 0.2}, {"likelihood/rate_empirical_bits": 9.0}]
 )
+def test_what_helps_a_codebook_is_what_it_says_of_itself(ill):
+    remedy = {"livelier": "more of this", "fewer": "codebook.that"}
+    (finding,) = diagnose_evaluation(HEALTHY | ill, SUBJECT | {"remedy": remedy})
+    assert all(word in finding.remedy for word in remedy.values())
+    assert "codebook=ema" not in finding.remedy
+    (finding,) = diagnose_evaluation(HEALTHY | ill, SUBJECT)  # of an older version
+    assert "codebook=ema" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    "ill", [{"codebook/usage": 0.05}, {"codebook/usage": 0.2}, {"likelihood/rate_empirical_bits": 9.0}]
+)
 def test_a_codebook_is_judged_from_ten_codes_drawn_for_each(ill):
     assert len(codes(HEALTHY | ill | {"codebook/drawn": 5120.0})) == 1
     assert codes(HEALTHY | ill | {"codebook/drawn": 5119.0}) == []

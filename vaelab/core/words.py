@@ -1,9 +1,10 @@
-"""Numbers, durations and paragraphs as the terminal and the pages show them."""
+"""Numbers, durations, paragraphs and remedies as the terminal and the pages show them."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
+from typing import NamedTuple
 
 
 def number(value: float) -> str:
@@ -30,3 +31,19 @@ def wrapped(text: str, indent: int = 2) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+class Remedy(NamedTuple):
+    """What to do where few of a codebook's codes are in use, in the words of a finding.
+
+    livelier: what brings more of them into use. fewer: the key that sets how many there are.
+    """
+
+    livelier: str
+    fewer: str
+
+
+ANY_CODEBOOK = Remedy(
+    "codebook=ema with restart_after, more model.commitment_cost, a lower optimizer.lr", "model.num_embeddings"
+)
+"""What helps a codebook of which no more is known."""

@@ -77,6 +77,8 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
             "scheduled": {name: float(getattr(model, name)) for name in model.scalars},
         },
     }
+    if (codebook := getattr(model, "codebook", None)) is not None:
+        about["subject"]["remedy"] = codebook.remedy._asdict()
     if options.get("prior"):
         prior = model.require_prior()
         about["prior"] = {"name": options["prior"], "words": prior.words, "fit": fingerprint(prior)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from vaelab.core.words import ANY_CODEBOOK, Remedy
 from vaelab.evaluation.findings.curves import diagnose_schedules, diagnose_training
 from vaelab.evaluation.findings.health import (
     CODEBOOK_COLLAPSE,
@@ -60,7 +61,7 @@ def diagnose_evaluation(figures: dict[str, float], subject: dict[str, Any]) -> l
     return [
         *_diagnose_likelihood(f),
         *_diagnose_latents(f, subject),
-        *_diagnose_codes(f),
+        *_diagnose_codes(f, Remedy(**subject["remedy"]) if "remedy" in subject else ANY_CODEBOOK),
         *_diagnose_condition(f),
         *_diagnose_samples(f),
     ]
@@ -148,18 +149,18 @@ def _enough_codes(figures: dict[str, float]) -> bool:
     return drawn >= DRAWN_PER_CODE * codes > 0
 
 
-def _diagnose_codes(f: dict[str, float]) -> list[Finding]:
+def _diagnose_codes(f: dict[str, float], remedy: Remedy) -> list[Finding]:
     findings = []
     if not _enough_codes(f):
         return []
     if _has(f, "codebook/usage", "codebook/perplexity"):
         usage, perplexity, codes = (f[f"codebook/{name}"] for name in ("usage", "perplexity", "codes"))
-        findings += diagnose_codebook(usage, perplexity, int(codes))
+        findings += diagnose_codebook(usage, perplexity, int(codes), remedy)
         low, _ = CODEBOOK_HEALTHY
         if CODEBOOK_COLLAPSE <= usage < low:
             used = f"{usage:.1%} of {codes:.0f} codes are in use (perplexity {perplexity:.3g})"
-            remedy = "fewer codes (model.num_embeddings) do the same; for more in use, codebook=ema with restart_after"
-            findings.append(Finding("codebook_sparse", f"{used}: no collapse, but below {low:.0%}", remedy))
+            what = f"fewer codes ({remedy.fewer}) do the same; for more in use: {remedy.livelier}"
+            findings.append(Finding("codebook_sparse", f"{used}: no collapse, but below {low:.0%}", what))
     if _has(f, "likelihood/rate_uniform_bits", "likelihood/rate_empirical_bits"):
         uniform, empirical = f["likelihood/rate_uniform_bits"], f["likelihood/rate_empirical_bits"]
         if empirical < UNEVEN_CODES * uniform:
@@ -168,7 +169,7 @@ def _diagnose_codes(f: dict[str, float]) -> list[Finding]:
                     "rate_below_uniform",
                     f"codes cost {empirical:.4g} bits per image by their frequencies, {uniform:.4g} under the uniform "
                     "prior that the model samples from",
-                    "do not judge its samples; fewer codes, or codebook=ema with restart_after, for more even use",
+                    f"do not judge its samples; fewer codes ({remedy.fewer}), or for more even use: {remedy.livelier}",
                 )
             )
     return findings

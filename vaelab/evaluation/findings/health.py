@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaelab.core.metrics import DEAD_DIMENSION
+from vaelab.core.words import Remedy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,8 +155,11 @@ def diagnose_capacity(kl: float, capacity: float, end: float) -> list[Finding]:
     return [Finding("capacity_missed", f"KL is {kl:.4g} nats where C is {capacity:.4g}", remedy)]
 
 
-def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int) -> list[Finding]:
-    """Diagnoses a codebook from the fraction of its codes in use and their perplexity over a whole epoch."""
+def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int, remedy: Remedy) -> list[Finding]:
+    """Diagnoses a codebook from the fraction of its codes in use and their perplexity over a whole epoch.
+
+    remedy: what the codebook says of itself.
+    """
     if usage >= CODEBOOK_COLLAPSE:
         return []
     return [
@@ -163,7 +167,7 @@ def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int) -> l
             "codebook_collapse",
             f"{usage:.1%} of {num_embeddings} codes are in use (perplexity {perplexity:.3g}); healthy is "
             f"{CODEBOOK_HEALTHY[0]:.0%} to {CODEBOOK_HEALTHY[1]:.0%}",
-            "codebook=ema with restart_after, more model.commitment_cost, a lower optimizer.lr, or fewer codes",
+            f"{remedy.livelier}, or fewer codes ({remedy.fewer})",
         )
     ]
 

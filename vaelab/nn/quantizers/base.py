@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaelab.core.distributed import Share
+from vaelab.core.words import ANY_CODEBOOK, Remedy
 from vaelab.nn.quantizers.estimators import rotated, straight_through
 
 
@@ -73,6 +74,11 @@ class Codebook(nn.Module):
     def vectors(self) -> Tensor:
         """All codes, [K, D]."""
         raise NotImplementedError
+
+    @property
+    def remedy(self) -> Remedy:
+        """What to do where few codes are in use."""
+        return ANY_CODEBOOK
 
     def project(self, z: Tensor) -> Tensor:
         """Moves the encoder's output to where the codes are, [B, D, h, w]: the nearest code is chosen there."""

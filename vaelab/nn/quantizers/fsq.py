@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt
+from vaelab.core.words import Remedy
 from vaelab.nn.quantizers.base import Codebook
 
 Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
@@ -71,6 +72,10 @@ class FSQ(Grid):
     def __init__(self, num_embeddings: PositiveInt, embedding_dim: PositiveInt, levels: Levels, rotation: bool = False):
         super().__init__(num_embeddings, embedding_dim, levels, rotation, f"codebook.levels={list(levels)}")
         self.register_buffer("steps", torch.tensor(levels).float() - 1, persistent=False)
+
+    @property
+    def remedy(self) -> Remedy:
+        return Remedy("a lower optimizer.lr", "codebook.levels")
 
     def project(self, z: Tensor) -> Tensor:
         return z.tanh()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vaelab.core.distributed import Share, all_sum, random_rows
 from vaelab.core.types import Decay, PositiveFloat, PositiveInt
+from vaelab.core.words import Remedy
 from vaelab.nn.quantizers.base import Chosen, Codebook, code_counts, rows_of
 from vaelab.nn.quantizers.search import nearest_code
 
@@ -49,6 +50,12 @@ class GradientCodebook(Codebook):
     @property
     def vectors(self) -> Tensor:
         return self.codes
+
+    @property
+    def remedy(self) -> Remedy:
+        restarts = "codebook.restart_after=100" if self.restart_after is None else "a lower codebook.restart_after"
+        further = "codebook=simvq, more model.commitment_cost, a lower optimizer.lr"
+        return Remedy(f"{restarts}, {further}", "model.num_embeddings")
 
     def choose(self, rows: Tensor) -> Tensor:
         return nearest_code(rows, self.codes.detach())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaelab.core.distributed import Share, global_mean
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
+from vaelab.core.words import Remedy
 from vaelab.nn.quantizers.fsq import Grid
 
 Bits = Annotated[int, Field(ge=1, le=20)]
@@ -41,6 +42,10 @@ class LFQ(Grid):
     ):
         super().__init__(num_embeddings, embedding_dim, [2] * bits, rotation, f"codebook.bits={bits}")
         self.entropy_weight, self.inverse_temperature = entropy_weight, inverse_temperature
+
+    @property
+    def remedy(self) -> Remedy:
+        return Remedy("more codebook.entropy_weight, a lower optimizer.lr", "codebook.bits")
 
     def digits(self, rows: Tensor) -> Tensor:
         return (rows > 0).long()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vaelab.core.distributed import Share
 from vaelab.core.types import PositiveInt
+from vaelab.core.words import Remedy
 from vaelab.nn.quantizers.base import Codebook
 from vaelab.nn.quantizers.search import nearest_code
 
@@ -31,6 +32,10 @@ class SimVQ(Codebook):
     def vectors(self) -> Tensor:
         with torch.autocast(self.fixed.device.type, enabled=False):
             return self.linear(self.fixed)
+
+    @property
+    def remedy(self) -> Remedy:
+        return Remedy("more model.commitment_cost, a lower optimizer.lr", "model.num_embeddings")
 
     def choose(self, rows: Tensor) -> Tensor:
         return nearest_code(rows, self.vectors.detach())

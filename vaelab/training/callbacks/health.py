@@ -84,5 +84,6 @@ class Health(pl.Callback):
             usage, perplexity = (
                 trainer.callback_metrics[f"train/{k}"].item() for k in ("codebook_usage", "perplexity")
             )
-            findings += diagnose_codebook(usage, perplexity, model.codebook.num_embeddings)
+            codebook = model.codebook
+            findings += diagnose_codebook(usage, perplexity, codebook.num_embeddings, codebook.remedy)
         return findings
