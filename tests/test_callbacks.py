@@ -155,7 +155,11 @@ class Window(pl.Callback):
 def test_accumulated_batches_count_by_their_images(train, monkeypatch, limit):
     """Also in an epoch's last step, which has one batch of 12 images, where others have three of 16."""
     ratios: list[float] = []
-    monkeypatch.setattr(vaelab.training.callbacks, "Window", lambda: Window(ratios), raising=False)
+
+    def window() -> pl.Callback:
+        return Window(ratios)
+
+    monkeypatch.setattr(vaelab.training.callbacks, "Window", window, raising=False)
     done = train(
         "model=ae", "dataset.batch_size=16", "trainer.accumulate_grad_batches=3", "dataset.size=84", *limit,
         "dataset.val_size=8", "trainer.max_epochs=1", "+callbacks.window={_target_:vaelab.training.callbacks.Window}",

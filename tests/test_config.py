@@ -1,4 +1,6 @@
 import functools
+import itertools
+from copy import deepcopy
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,6 +11,8 @@ from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
 from vaelab.nn import networks
 from vaelab.nn.schedules import Progress
+from vaelab.training.callbacks import Anneal
+from vaelab.training.checks import check_run
 
 MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [4, 3], "activation": "relu", "batch_norm": False}
 BETA = {
@@ -214,3 +218,46 @@ def test_a_constructors_own_error_comes_out_as_it_was_raised():
         build(composed("model=cvae")["model"], shape=(1, 8, 8), num_classes=None)
     with pytest.raises(UserError, match="network=mlp"):
         build(composed("model=vqvae", "network=mlp")["model"], shape=(1, 8, 8), num_classes=None)
+
+
+def anything():
+    return 7
+
+
+def linear() -> networks.MLP:
+    return networks.MLP([], "relu", False)
+
+
+FOREIGN = ["builtins.len", "torch.nn.ReLU", "os.getcwd", "platform.node", f"{__name__}.anything"]
+PLACES = ["network", "likelihood", "posterior", "prior", "condition", "codebook", "optimizer", "lr_schedule",
+          "averaging", "checkpoint", "dataset", "callbacks.x", "logger.x", "model.posterior", "model.network",
+          "trainer.profiler", "trainer.strategy"]  # fmt: skip
+
+
+def placed(key, node):
+    """A config with a node in one place."""
+    config = deepcopy(composed(*(["model=vqvae"] if key == "codebook" else []), "schedule=linear", "logger=csv"))
+    config |= {"resume": None, "run": config["run"] | {"dir": "nowhere"}, "logger": {}}
+    *sections, last = key.split(".")
+    functools.reduce(dict.__getitem__, sections, config)[last] = node
+    return config
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_what_makes_something_else_is_refused_by_its_key(key, tmp_path):
+    """Whether it is called where it stands, or by whoever knows its sizes."""
+    for target, lazy in itertools.product(FOREIGN, (True, False)):
+        with pytest.raises(UserError) as refused:
+            check_run(placed(key, {"_target_": target, "_partial_": lazy}), tmp_path)
+        assert str(refused.value).startswith(key), target
+
+
+def test_a_function_that_says_what_it_makes_is_taken(tmp_path):
+    check_run(placed("network", {"_target_": f"{__name__}.linear"}), tmp_path)
+
+
+@pytest.mark.parametrize("target", ["torch.nn.ReLU", "platform.node"])
+def test_a_schedule_that_gives_no_number_is_refused(target):
+    schedule = build({"_target_": target, "_partial_": True})
+    with pytest.raises(UserError, match="it is no function that gives a number"):
+        Anneal({"beta": schedule}).check(None)

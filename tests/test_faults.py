@@ -29,7 +29,10 @@ def faulty(train, monkeypatch):
     """Trains three epochs, with a fault at the start of the second."""
 
     def run(what):
-        monkeypatch.setattr(vaelab.training.callbacks, "Fault", lambda: Fault(what), raising=False)
+        def fault() -> pl.Callback:
+            return Fault(what)
+
+        monkeypatch.setattr(vaelab.training.callbacks, "Fault", fault, raising=False)
         return train("trainer.max_epochs=3", "+callbacks.fault={_target_:vaelab.training.callbacks.Fault}")
 
     return run

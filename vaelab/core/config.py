@@ -144,11 +144,14 @@ def check_keys(kind: type, given: dict[str, Any], key: str = "") -> None:
         _check_plain(hints[name], value, f"{prefix}{name}")
 
 
-def check(config: Any, key: str = "") -> None:
+def check(config: Any, key: str = "", hint: Any = Any) -> None:
     """Raises UserError if a value does not fit the constructor that will receive it.
 
-    config: a plain container with `_target_` nodes anywhere. key: where it stands in the whole.
+    config: a plain container with `_target_` nodes anywhere. key: where it stands in the whole. hint: what is wanted
+    there of the object that it becomes, as an annotation.
     """
+    if _has_target(config):
+        _check_objects(hint, config, key)
     if isinstance(config, list):
         for i, item in enumerate(config):
             check(item, f"{key}[{i}]")
@@ -264,7 +267,8 @@ def _short(value: Any) -> str:
 def _check_objects(hint: Any, value: Any, key: str) -> None:
     """Refuses a value that becomes an object, or has some in it, where `hint` names other classes or plain values.
 
-    What a function makes is not known beforehand: it may be anything but a plain value.
+    Where `hint` is of a function that makes a part, the `_target_` is that function. What a function makes is known
+    by its annotation.
     """
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for member in members:
@@ -274,17 +278,43 @@ def _check_objects(hint: Any, value: Any, key: str) -> None:
             return
         if isinstance(value, dict) and get_origin(member) is dict and "_target_" not in value:
             for name, item in value.items():
-                _check_value(get_args(member)[1], item, f"{key}.{name}")
+                if not _is_none(get_args(member)[1], item):
+                    _check_value(get_args(member)[1], item, f"{key}.{name}")
             return
     if Any in members or not isinstance(value, dict) or "_target_" not in value:
         return
-    kinds = [get_args(m)[0] if get_origin(m) is Annotated else get_origin(m) or m for m in members]
-    classes = [kind for kind in kinds if inspect.isclass(kind)]
-    target = functools.partial if value.get("_partial_") else target_of(value, key)
-    plain = PLAIN.issuperset(classes)
-    if plain or (inspect.isclass(target) and not any(issubclass(target, kind) for kind in classes)):
-        names = "plain value" if plain else " or a ".join(kind.__name__ for kind in classes if kind not in PLAIN)
-        raise UserError(f"{key}._target_={value['_target_']}: makes no such value: it must be a {names}")
+    target, lazy = target_of(value, key), bool(value.get("_partial_"))
+    parts = [get_args(m)[-1] for m in members if get_origin(m) is Callable and inspect.isclass(get_args(m)[-1])]
+    if not (parts := [part for part in parts if part not in PLAIN]):
+        kinds = [get_args(m)[0] if get_origin(m) is Annotated else get_origin(m) or m for m in members]
+        parts, made = [kind for kind in kinds if inspect.isclass(kind)], functools.partial if lazy else _made_by(target)
+    elif lazy:
+        made = _made_by(target)
+    else:
+        raise UserError(f"{key}._partial_: it must be true, since it is built with sizes that stand elsewhere")
+    names = " or ".join(_article(part.__name__) for part in parts if part not in PLAIN) or "a plain value"
+    if PLAIN.issuperset(parts) or (made is not None and not any(issubclass(made, part) for part in parts)):
+        raise UserError(f"{key}._target_={value['_target_']}: makes no such value: it must be {names}")
+    if made is None and object not in parts:
+        raise UserError(
+            f"{key}._target_={value['_target_']}: it must be {names}, or a function that says by its annotation "
+            "that it returns one"
+        )
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _made_by(target: Any) -> type | None:
+    """The class of what a class or function makes; None for a function that does not say so."""
+    if inspect.isclass(target):
+        return target
+    try:
+        made = get_type_hints(target).get("return")
+    except (NameError, TypeError):
+        return None
+    return made if inspect.isclass(made) else None
 
 
 def _has_own_config(hint: Any) -> bool:

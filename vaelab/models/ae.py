@@ -8,7 +8,7 @@ from vaelab.core.batch import Batch
 from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
-from vaelab.nn.conditions import beside
+from vaelab.nn.conditions import Condition, beside
 from vaelab.nn.layouts import vector
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
@@ -31,7 +31,7 @@ class AE(Model):
         network: Network,
         likelihood: Likelihood,
         latent_dim: PositiveInt,
-        condition: Build = None,
+        condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, likelihood, condition)
         self.latent_dim = latent_dim

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from vaelab.nn.priors import Prior
 
 Terms = dict[str, Tensor]
 """Terms of a batch by name: [B] of each image, and tensors of other shapes that the objective needs."""
-Build = Callable[..., Any] | None
+Part = TypeVar("Part")
+Build = Callable[..., Part] | None
 """A function that builds a part of a model from the sizes that the model knows; None for the usual part."""
 
 
@@ -53,7 +54,9 @@ class Variant(nn.Module):
     decoder: Decoder
     device: torch.device
 
-    def __init__(self, shape: Shape, num_classes: int | None, likelihood: Likelihood, condition: Build = None):
+    def __init__(
+        self, shape: Shape, num_classes: int | None, likelihood: Likelihood, condition: Build[Condition] = None
+    ):
         super().__init__()
         self.shape: Shape = tuple(shape)  # type: ignore[assignment]
         self.num_classes, self.likelihood = num_classes, likelihood

@@ -5,8 +5,11 @@ from __future__ import annotations
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build
 from vaelab.models.vae import VAE
+from vaelab.nn.conditions import Condition
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
+from vaelab.nn.posteriors import Head
+from vaelab.nn.priors import Prior
 
 
 class BetaVAE(VAE):
@@ -26,9 +29,9 @@ class BetaVAE(VAE):
         likelihood: Likelihood,
         latent_dim: PositiveInt,
         beta: NonNegativeFloat,
-        posterior: Build = None,
-        prior: Build = None,
-        condition: Build = None,
+        posterior: Build[Head] = None,
+        prior: Build[Prior] = None,
+        condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
         self.beta.fill_(beta)

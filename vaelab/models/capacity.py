@@ -13,9 +13,12 @@ from vaelab.core.distributed import global_mean
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.vae import VAE
+from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import multiplicative
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
+from vaelab.nn.posteriors import Head
+from vaelab.nn.priors import Prior
 
 LEAST = 1e-6
 """Smallest value of the multiplier: a factor cannot bring it back from zero, where a C out of reach leads it."""
@@ -59,9 +62,9 @@ class CapacityVAE(VAE):
         constraint: Literal["l1", "lagrangian"],
         penalty: NonNegativeFloat,
         multiplier_rate: PositiveFloat,
-        posterior: Build = None,
-        prior: Build = None,
-        condition: Build = None,
+        posterior: Build[Head] = None,
+        prior: Build[Prior] = None,
+        condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
         self.constraint = constraint

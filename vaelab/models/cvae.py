@@ -8,9 +8,11 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build
 from vaelab.models.vae import VAE
-from vaelab.nn.conditions import Label
+from vaelab.nn.conditions import Condition, Label
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
+from vaelab.nn.posteriors import Head
+from vaelab.nn.priors import Prior
 
 
 class CVAE(VAE):
@@ -30,9 +32,9 @@ class CVAE(VAE):
         likelihood: Likelihood,
         latent_dim: PositiveInt,
         label_dim: PositiveInt,
-        posterior: Build = None,
-        prior: Build = None,
-        condition: Build = None,
+        posterior: Build[Head] = None,
+        prior: Build[Prior] = None,
+        condition: Build[Condition] = None,
     ):
         if num_classes is None:
             raise UserError("model=cvae needs labels, and this data set has none: use model=vae, or a labelled dataset")

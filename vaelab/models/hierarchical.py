@@ -15,7 +15,7 @@ from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
 from vaelab.models.vae import VAE
-from vaelab.nn.conditions import beside
+from vaelab.nn.conditions import Condition, beside
 from vaelab.nn.gaussian import kl_to_standard_normal
 from vaelab.nn.layouts import Layout, Level
 from vaelab.nn.likelihoods import Likelihood
@@ -47,8 +47,8 @@ class Hierarchical(VAE):
         latent_dim: PositiveInt,
         top_dim: PositiveInt,
         top_hidden_dims: list[PositiveInt],
-        prior: Build = None,
-        condition: Build = None,
+        prior: Build[Prior] = None,
+        condition: Build[Condition] = None,
     ):
         Model.__init__(self, shape, num_classes, likelihood, condition)
         self.posterior = Ladder(top_dim, latent_dim, top_hidden_dims)

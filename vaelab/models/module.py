@@ -17,13 +17,16 @@ from vaelab.core.randomness import seed_global, seed_of
 from vaelab.core.renames import upgrade_tensors
 from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build, Terms, Variant
+from vaelab.nn.conditions import Condition
 from vaelab.nn.likelihoods import Likelihood
 
 
 class Model(Variant, pl.LightningModule):
     """A variant that Lightning trains."""
 
-    def __init__(self, shape: Shape, num_classes: PositiveInt | None, likelihood: Likelihood, condition: Build = None):
+    def __init__(
+        self, shape: Shape, num_classes: PositiveInt | None, likelihood: Likelihood, condition: Build[Condition] = None
+    ):
         super().__init__(shape, num_classes, likelihood, condition)
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self.seed = 0  # seed of the noise

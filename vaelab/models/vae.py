@@ -9,11 +9,11 @@ from vaelab.core.batch import Batch
 from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
-from vaelab.nn.conditions import beside
+from vaelab.nn.conditions import Condition, beside
 from vaelab.nn.layouts import vector
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
-from vaelab.nn.posteriors import Diagonal, Posterior
+from vaelab.nn.posteriors import Diagonal, Head, Posterior
 from vaelab.nn.priors import Prior, StandardNormal
 
 
@@ -37,9 +37,9 @@ class VAE(Model):
         network: Network,
         likelihood: Likelihood,
         latent_dim: PositiveInt,
-        posterior: Build = None,
-        prior: Build = None,
-        condition: Build = None,
+        posterior: Build[Head] = None,
+        prior: Build[Prior] = None,
+        condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, likelihood, condition)
         self.latent_dim = latent_dim

@@ -11,7 +11,7 @@ from vaelab.core.batch import Batch
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
-from vaelab.nn.conditions import beside
+from vaelab.nn.conditions import Condition, beside
 from vaelab.nn.layouts import Layout, Level
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
@@ -45,7 +45,7 @@ class VQVAE(Model):
         num_embeddings: PositiveInt,
         embedding_dim: PositiveInt,
         commitment_cost: NonNegativeFloat,
-        condition: Build = None,
+        condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, likelihood, condition)
         self.commitment_cost.fill_(commitment_cost)

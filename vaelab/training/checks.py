@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,27 @@ NARROW = 0.01
 """Width of the noise, as a part of the range of pixels, below which it is doubtful."""
 PARTS = {"codebook": "vqvae", "posterior": "vae", "prior": "vae", "condition": "vae"}
 """Parts of a config that not every model has, each with a model that has it."""
+MADE = {
+    "network": "vaelab.nn.networks.Network",
+    "likelihood": "vaelab.nn.likelihoods.Likelihood",
+    "posterior": "vaelab.nn.posteriors.Head",
+    "prior": "vaelab.nn.priors.Prior",
+    "condition": "vaelab.nn.conditions.Unconditional",
+    "codebook": "vaelab.nn.quantizers.Codebook",
+    "optimizer": "torch.optim.Optimizer",
+    "checkpoint": "pytorch_lightning.Callback",
+    "lr_schedule": "pytorch_lightning.Callback",
+    "averaging": "pytorch_lightning.Callback",
+    "callbacks": "pytorch_lightning.Callback",
+    "logger": "pytorch_lightning.loggers.Logger",
+    "dataset": "vaelab.datasets.ImageData",
+    "model": "vaelab.models.Model",
+}
+"""The class that each section of a config makes."""
+LAZY = {"posterior", "prior", "condition", "codebook", "optimizer", "checkpoint"}
+"""Sections that are built with what stands elsewhere."""
+SEVERAL = {"callbacks", "logger"}
+"""Sections of several nodes by name."""
 IMPORTING = ("checkpoint", "lr_schedule", "averaging", "dataset", "logger", "model", "callbacks")
 """Sections whose classes take a second to import, as they need Lightning: checked after the others. A model's parts
 stand before it, and what the callbacks refer to before them: what is wrong is named where the user set it."""
@@ -73,11 +95,36 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     for section in sorted(
         config.keys() - {"trainer"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
     ):
-        check(config[section], section)
-    check({key: value for key, value in config["trainer"].items() if key != "_target_"}, "trainer")
+        check(config[section], section, _wanted(section))
+    _check_parts_of_trainer(config["trainer"])
     check_accelerator(config["trainer"]["accelerator"])
     if config["resume"] is not None:
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))
+
+
+def _wanted(section: str) -> Any:
+    """What a section must make, as an annotation; its class is imported."""
+    from hydra.utils import get_class
+
+    if section not in MADE:
+        return Any
+    made: Any = get_class(MADE[section])
+    made = Callable[..., made] if section in LAZY else made
+    return dict[str, made | None] if section in SEVERAL else made
+
+
+def _check_parts_of_trainer(trainer: dict[str, Any]) -> None:
+    """Raises UserError for a value of the trainer that its `_target_` makes of another class than is wanted there."""
+    from typing import get_type_hints
+
+    import pytorch_lightning as pl
+
+    from vaelab.core.config import check
+
+    hints = get_type_hints(pl.Trainer.__init__)
+    for name, value in trainer.items():
+        if name != "_target_":
+            check(value, f"trainer.{name}", hints.get(name, Any))
 
 
 def _check_trainer(config: dict[str, Any]) -> None:

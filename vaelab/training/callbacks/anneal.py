@@ -51,10 +51,13 @@ def _check_length(key: str, schedule: Schedule) -> None:
 
 
 def _check_values(key: str, schedule: Schedule) -> None:
-    """Raises UserError for a schedule that goes below 0: weights, targets and rates are 0 or more."""
+    """Raises UserError for a schedule that gives no numbers, or goes below 0: weights and rates are 0 or more."""
     given = getattr(schedule, "keywords", {})
     places = [place / 100 * float(given.get("over", 1)) for place in range(101)]
-    least = min(schedule(Progress(round(done), done, min(done, 1.0))) for done in places)
+    try:
+        least = min(float(schedule(Progress(round(done), done, min(done, 1.0)))) for done in places)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{key}: it is no function that gives a number for training's progress ({error})") from error
     if not 0 <= least < math.inf:
         name = next((f".{name}" for name in given if given[name] == least), "")
         raise UserError(f"{key}{name}={least:g}: must be 0 or more, as all values of a schedule")
