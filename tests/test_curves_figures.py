@@ -63,6 +63,14 @@ def test_a_run_without_validation_has_no_word_of_it():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["training"]
 
 
+def test_the_elbo_has_a_panel_where_the_loss_is_another():
+    rows = [row | {f"{part}/elbo": -row[f"{part}/loss"] for part in ("train", "val") if f"{part}/loss" in row}
+            for row in rows_of(range(3))]  # fmt: skip
+    assert "ELBO" not in titles(curves.training(rows))
+    rows[-1]["val/elbo"] -= 1
+    assert titles(curves.training(rows))[:2] == ["Loss", "ELBO"]
+
+
 def test_a_vq_vae_has_its_own_panels():
     names = ("loss", "reconstruction", "vq", "commitment", "perplexity", "codebook_usage")
     rows = rows_of(range(3), names)

@@ -8,6 +8,7 @@ and take what they do not find there as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Literal, NamedTuple
 
@@ -123,6 +124,14 @@ def metric(key: str) -> Metric:
     if name.startswith("kl_"):  # a part of the KL, as one level has it
         return Metric(name, f"KL, {name[3:].replace('_', ' ')}", NATS, "", "Rate and distortion")
     return Metric(name, _words(name), brief=True)
+
+
+def constants(cells: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the names of metrics that were set, and not measured, and are the same in each part: no news for a table.
+
+    cells: what a table shows of each metric, a cell per part.
+    """
+    return [name for name, row in cells.items() if metric(name).set and len(set(row)) == 1]
 
 
 def _words(name: str) -> str:

@@ -34,13 +34,16 @@ def training(rows: Rows) -> Figure:
 
     rows: of metrics.csv. Time is epochs, or optimiser steps if fewer than two epochs ended. A panel for
     each of loss, reconstruction, KL and KL / reconstruction, or for what a VQ-VAE or an autoencoder has
-    in their place. The ratio is left out where reconstruction is not above 0, as a density's may be.
+    in their place, and one for the ELBO, at β = 1, where the loss is not its negative. The ratio is left out
+    where reconstruction is not above 0, as a density's may be.
     """
     time = series.time_of(rows)
     possible = [*PANELS, *((_terms, (name,)) for name in series.unknown(rows, time)[:MOST])]
     shown = [(draw, names) for draw, names in possible if any(series.known(rows, time, name) for name in names)]
     if series.same(rows, time, "loss", "reconstruction"):
         shown = [(draw, names) for draw, names in shown if names != ("loss",)]
+    if series.opposite(rows, time, "loss", "elbo"):
+        shown = [(draw, names) for draw, names in shown if names != ("elbo",)]
     if not shown:
         return _empty("Training curves", "no finite metrics yet")
     columns = len(shown) if len(shown) < 4 else 2
@@ -194,6 +197,7 @@ def _usage(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
 Panel = Callable[[Any, Rows, str, tuple[str, ...]], None]
 PANELS: list[tuple[Panel, tuple[str, ...]]] = [
     (_terms, ("loss",)),
+    (_terms, ("elbo",)),
     (_terms, ("reconstruction",)),
     (_terms, ("kl",)),
     (_ratio, ("kl/reconstruction",)),

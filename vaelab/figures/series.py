@@ -76,6 +76,12 @@ def same(rows: Rows, time: str, a: str, b: str) -> bool:
     return all(x == y or (x is not None and y is not None and math.isnan(x) and math.isnan(y)) for x, y in pairs)
 
 
+def opposite(rows: Rows, time: str, a: str, b: str) -> bool:
+    """Whether two metrics are each other's negative, but for rounding, in all rows that have both."""
+    pairs = [(row.get(f"{part}/{a}"), row.get(f"{part}/{b}")) for row in rows for part in parts(time)]
+    return all(math.isclose(x, -y, rel_tol=1e-5) for x, y in pairs if x is not None and y is not None)
+
+
 def finite(rows: Rows, name: str) -> list[float]:
     values = [row.get(f"{part}/{name}", math.nan) for row in rows for part in ("step", "train")]
     return [value for value in values if math.isfinite(value)]

@@ -13,7 +13,7 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "curves": (
             "Learning curves",
             "Train and validation metrics over time, nats per image: where validation turns away while train goes "
-            "on, the model has begun to learn its training images by heart.",
+            "on, the model has begun to learn its training images by heart; the ELBO, where it is drawn, is at β = 1.",
         ),
         "schedule": (
             "Schedules",

@@ -10,7 +10,7 @@ from typing import Any
 
 from vaelab import __version__, runs
 from vaelab.core.files import damaged
-from vaelab.core.metrics import MAIN, metric
+from vaelab.core.metrics import MAIN, constants, metric
 from vaelab.core.words import duration, number
 from vaelab.evaluation.comparison.compared import is_outdated
 from vaelab.evaluation.findings.health import findings_of, not_judged
@@ -142,14 +142,17 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) 
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
-    """Returns the table of final metrics: a row per metric, a column per split, and notes."""
+    """Returns the table of final metrics: a row per metric, a column per split, and notes.
+
+    What was set and not measured, such as a constant β, is no row: it stands in a note with its value.
+    """
     metrics, best = summary.get("metrics", {}), summary.get("best", {})
     parts = [part for part in ("train", "val", "test") if any(name.startswith(f"{part}/") for name in metrics)]
-    rows = []
-    for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
-        cells = [metrics.get(f"{part}/{name}") for part in parts]
-        shown = ["" if cell is None else number(cell) for cell in cells]
-        rows.append({"name": name, "cells": shown, "unit": metric(name).unit})
+    names = dict.fromkeys(name.partition("/")[2] for name in metrics)
+    found = {n: [metrics.get(f"{part}/{n}") for part in parts] for n in names}
+    cells = {n: ["" if value is None else number(value) for value in row] for n, row in found.items()}
+    constant = constants(cells)
+    rows = [{"name": n, "cells": row, "unit": metric(n).unit} for n, row in cells.items() if n not in constant]
     notes = ["A column's and a row's name together are the log key, as in test/elbo."]
     if rows and summary.get("epochs"):
         of = "of the last epoch, too"
@@ -160,6 +163,8 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
         notes.insert(
             0, f"{' and '.join(known)} {'are' if len(known) > 1 else 'is'} of epoch {summary['epochs']}{test}."
         )
+    if constant:
+        notes.append(f"Set, and the same throughout: {', '.join(f'{name} {cells[name][0]}' for name in constant)}.")
     if "objective" in summary:
         objective = summary["objective"]
         notes.append(f"Likelihood: {objective['likelihood']}, {objective['log_likelihood_is']}.")

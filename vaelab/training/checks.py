@@ -104,11 +104,11 @@ def check_run(config: dict[str, Any], run: Path) -> None:
 
 def _wanted(section: str) -> Any:
     """What a section must make, as an annotation; its class is imported."""
-    from hydra.utils import get_class
+    from vaelab.core.config import target_of
 
     if section not in MADE:
         return Any
-    made: Any = get_class(MADE[section])
+    made = target_of({"_target_": MADE[section]}, section)
     made = Callable[..., made] if section in LAZY else made
     return dict[str, made | None] if section in SEVERAL else made
 

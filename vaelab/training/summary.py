@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaelab import __version__
-from vaelab.core.metrics import metric
+from vaelab.core.metrics import constants
 from vaelab.core.words import number
 from vaelab.evaluation.findings.health import findings_of
 
@@ -43,7 +43,7 @@ def table(summary: dict[str, Any]) -> str:
     parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in metrics)]
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)
     cells = {n: [number(metrics[k]) if (k := f"{part}/{n}") in metrics else "" for part in parts] for n in names}
-    constant = [name for name, row in cells.items() if metric(name).set and len(set(row)) == 1]
+    constant = constants(cells)
     width = max((len(name) for name in cells if name not in constant), default=0)
     rows = {"": parts} | {name: row for name, row in cells.items() if name not in constant}
     lines = [f"{name:{width}} " + "".join(f"{cell:>12}" for cell in row) for name, row in rows.items()]
