@@ -26,7 +26,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.terminal import plain
 from vaelab.datasets.prepared import PreparedSplit
 from vaelab.datasets.prepared_file import MAGIC, PARTS, PREFIX, VERSION, read_header
-from vaelab.runs import gate, read_config, write_config
+from vaelab.runs import Files, gate, read_config, write_config
 from vaelab.runs.model import with_weights
 
 CANARY, PICKLE, SCRIPT, SHELL = "canary", "canary.pkl", "canary.py", "touch canary"
@@ -709,6 +709,26 @@ def test_nothing_is_decoded_through_a_link(run, capsys, tmp_path, link):
     assert main(["decode", f"run={run}", "codes=codes.npz", "out=made"]) == 2
     assert "is a link" in capsys.readouterr().err
     assert not list((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "run.log", "checkpoints", "checkpoints/last.ckpt", "x"])
+def test_no_training_writes_through_a_link(run, capsys, tmp_path, name):
+    """Nor into a file that is not there yet."""
+    theirs = tmp_path / "theirs"
+    if (run / name).exists():
+        (run / name).rename(theirs)
+        before = theirs.stat().st_mtime_ns
+    (run / name).symlink_to(theirs)
+    if name == "x":  # no file of a run's
+        assert Files(run).leading_out is None
+        return
+    for line in (f"resume={run}", f"run.dir={run}"):
+        assert main(["train", line, "trainer.max_epochs=9", "dataset=fake"]) == 2
+        assert f"{run / name} is a link" in capsys.readouterr().err
+    assert not theirs.exists() or theirs.stat().st_mtime_ns == before
+    (run / name).unlink()
+    (run / name).symlink_to("elsewhere")  # within the folder
+    assert Files(run).leading_out is None
 
 
 # --- what is printed, and what is kept ---------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from vaelab.core.errors import UserError
@@ -68,6 +69,16 @@ class Files:
     def per_image(self, split: str, prior: str | None = None) -> Path:
         """Path of the values that an evaluation measured of single images, in the order of the split."""
         return self.evaluation(split, prior).with_suffix(".npz")
+
+    @property
+    def leading_out(self) -> Path | None:
+        """Path of a file or folder of the run that is a link which leads out of its folder; None if there is none."""
+        root = self.folder.resolve()
+        own = [path for path in vars(self).values() if path != self.folder]
+        for path in chain(own, chain.from_iterable(path.rglob("*") for path in own)):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                return path
+        return None
 
     @property
     def logs(self) -> tuple[Path, Path]:

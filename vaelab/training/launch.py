@@ -30,6 +30,8 @@ def attempt(config: dict[str, Any], run: Path, in_sweep: bool = False) -> None:
     Nothing is written for a refused run: it has not begun. A refused job of a sweep is a failed one.
     """
     used = Files(run).config.exists()
+    if link := Files(run).leading_out:
+        raise UserError(f"{link} is a link that leads out of the run's folder: training would write there: remove it")
     try:
         with _claimed(run):
             if FIRST:
