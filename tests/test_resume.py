@@ -16,6 +16,7 @@ import torch
 import vaelab.training.callbacks
 from vaelab.training import launch
 from vaelab.training.callbacks import last
+from vaelab.training.loop import ended_inside
 
 VARIANTS = {
     "vae": ["model=vae", "schedule=cyclical", "dataset.binarize=dynamic"],
@@ -372,6 +373,33 @@ def test_a_finished_run_can_be_trained_longer(train, finished):
     assert short.summary["epochs"] == 4
     for name, value in weights(long.run).items():
         torch.testing.assert_close(weights(short.run)[name], value, rtol=0, atol=0)
+
+
+def test_a_run_that_ended_inside_an_epoch_goes_on_in_it_and_says_what_differs(train, finished):
+    short, long = (finished("trainer.max_epochs=9", f"trainer.max_steps={steps}") for steps in (4, 8))
+    resumed = train(f"resume={short.run}", "trainer.max_steps=8")
+    assert "had ended inside epoch 2, after step 4" in resumed.out
+    assert same_weights(short.run, long.run)
+    assert short.series("step/loss") == long.series("step/loss")
+    assert len(short.rows("train/loss")) == len(long.rows("train/loss")) + 1
+    whole = torch.load(finished("trainer.max_epochs=2").run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not ended_inside(whole)
+
+
+def test_averaging_may_come_go_and_change_at_a_resume(train, finished):
+    """The weights that are trained do not depend on it."""
+    plain, averaged = finished("trainer.max_epochs=2"), finished("trainer.max_epochs=2", "averaging=ema")
+    long = finished("trainer.max_epochs=4")
+    gone = train(f"resume={averaged.run}", "averaging=none", "trainer.max_epochs=4")
+    assert "averaging was taken away" in gone.out
+    assert same_weights(averaged.run, long.run)
+    come = train(f"resume={plain.run}", "averaging=ema", "averaging.decay=0.5", "trainer.max_epochs=3")
+    assert come.code == 0, come.err
+    assert train(f"resume={plain.run}", "averaging.decay=0.9", "trainer.max_epochs=4").code == 0
+    saved = torch.load(plain.run / "checkpoints" / "last.ckpt", weights_only=True)
+    trained = weights(long.run)
+    assert all(torch.equal(saved["current_model_state"][name], trained[name]) for name in trained)
+    assert not same_weights(plain.run, long.run)
 
 
 def test_resume_refuses_another_model(train):

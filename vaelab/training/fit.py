@@ -27,7 +27,7 @@ from vaelab.training.callbacks import KLPerDimension, ProgressLine, Prune, RunCh
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger
-from vaelab.training.loop import quicken
+from vaelab.training.loop import ended_inside, quicken
 
 if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
@@ -92,11 +92,17 @@ def _newest(run: Path) -> Path | None:
         return None
     try:
         path = runs.checkpoint_path(run, "last")
-        runs.read_checkpoint(path)
+        checkpoint = runs.read_checkpoint(path)
     except UserError as error:
         path = runs.checkpoint_path(run, "best")
-        runs.read_checkpoint(path)
+        checkpoint = runs.read_checkpoint(path)
         log.warning("%s\ntraining goes on from %s", error, path)
+    if ended_inside(checkpoint):
+        log.warning(
+            "the run had ended inside epoch %d, after step %d: its steps go on as if it had not, but that epoch has a "
+            "row of metrics for each of its parts, and its first validation counts like any other",
+            *(checkpoint["epoch"] + 1, checkpoint["global_step"]),
+        )
     return path
 
 

@@ -83,6 +83,16 @@ def checkpoint_of(trainer: pl.Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
+def ended_inside(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of a run that a limit of its steps or its time ended inside an epoch.
+
+    That epoch was then validated and counted. One that was interrupted there was not.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    epoch, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    return epoch["processed"] >= epoch["ready"] and not batches["is_last_batch"]
+
+
 class OpenFSDP(FSDPStrategy):
     """A strategy: Lightning's FSDP, with a public name for where it wraps the model."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
 
 from vaelab.core.distributed import all_sum, alone
@@ -21,6 +23,8 @@ from vaelab.training.loggers import MetricsFile
 
 if TYPE_CHECKING:
     from vaelab.models import Model
+
+log = logging.getLogger("vaelab")
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that ask a run to stop."""
@@ -120,6 +124,16 @@ class KeepLast(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.sync()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Model, checkpoint: dict[str, Any]) -> None:
+        """Goes on from the weights that were trained, where a run averages them no longer."""
+        averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and not averages:
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+            log.warning(
+                "averaging was taken away: training goes on from the weights that were averaged, not from their "
+                "average, of which the best checkpoint is until a better one comes"
+            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Model, exception: BaseException) -> None:
         if (
