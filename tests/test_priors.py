@@ -218,7 +218,7 @@ def test_an_autoencoder_can_be_sampled_once_a_prior_is_fitted_to_it(vaelab):
 def test_it_is_fitted_to_what_is_asked_for(vaelab):
     """The mixture's mean is that of what it was fitted to, whose log p(z) is the one that is printed."""
     trained = Trained("cvae", device="cpu")
-    codes = fitting.posterior(trained, "train", 10**6, 0)
+    codes = fitting.encoded(trained, "train", 10**6, 0).posterior
     for of in ("means", "draws"):
         out = fit(vaelab, "cvae", f"of={of}")
         z, prior = fitting.latents(codes, of, 0), load("cvae", prior="gmm").require_prior()
@@ -286,7 +286,8 @@ def test_a_prior_is_of_the_weights_that_it_was_fitted_to(vaelab):
 def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
     for word in ("sample", "eval"):
         vaelab.refused(word, "run=vae", "prior=gmm", says=["prior=gmm", "no fitted prior", "vaelab prior run=vae"])
-    vaelab.refused("prior", "run=vqvae", says=["VQVAE", "discrete", "model=vae"])
+    vaelab.refused("prior", "run=vqvae", says=["prior=gmm", "VQVAE", "discrete", "prior=pixelcnn or prior=transformer"])
+    vaelab.refused("prior", "run=vae", "prior=pixelcnn", says=["prior=pixelcnn", "indices", "VAE", "use prior=gmm"])
     vaelab.refused("prior", "run=ae", "of=draws", says=["of=draws", "AE"])
     vaelab.refused(*FIT, "run=vae", "max_images=2", says=["prior.components=3", "2 images"])
     fit(vaelab, "vae")

@@ -61,14 +61,27 @@ def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Rang
     return torch.cat(images)
 
 
-def draws(model: Model, count: int, seed: int, temperature: float = 1.0) -> Iterator[Tensor]:
+def draws(
+    model: Model,
+    count: int,
+    seed: int,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    top_k: int | None = None,
+) -> Iterator[Tensor]:
     """Makes `count` draws from the prior of the codes, in blocks: z of N(0, temperature^2 I), or uniform indices, say.
 
-    The first draws of a seed are the same however many are asked for. Raises UserError if there is no prior.
+    The first draws of a seed are the same however many are asked for. labels: [count], or [1] for all; None takes
+    every class in turn, where samples are of a class. top_k: as `Prior.sample` takes it.
+    Raises UserError if there is no prior.
     """
     prior, noise = model.require_prior(), torch.Generator().manual_seed(seed)
+    labels = model.in_turn(count) if labels is None else labels.expand(count)
     for start in range(0, count, BLOCK):
-        yield prior.sample(BLOCK, generator=noise, temperature=temperature)[: count - start]
+        given = None if labels is None else labels[start : start + BLOCK]
+        if given is not None and len(given) < BLOCK:
+            given = torch.cat([given, given[-1:].expand(BLOCK - len(given))])
+        yield prior.sample(BLOCK, given, noise, temperature, top_k)[: count - start]
 
 
 def share_rows(codes: Tensor, above: int, columns: int) -> Tensor:
@@ -83,11 +96,11 @@ def share_rows(codes: Tensor, above: int, columns: int) -> Tensor:
 def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, seed: int) -> Tensor:
     """Decodes `count` draws from the prior to mean images.
 
-    labels: [count], or [1] for all; None takes every class in turn, if the model is conditional.
+    labels: [count], or [1] for all; None takes every class in turn, where samples are of a class.
     Raises UserError if the model has no prior.
     """
-    labels = model.condition.in_turn(count) if labels is None else labels
-    return decode(model, torch.cat(list(draws(model, count, seed))), labels, pixel_range)
+    labels = model.in_turn(count) if labels is None else labels
+    return decode(model, torch.cat(list(draws(model, count, seed, labels=labels))), labels, pixel_range)
 
 
 @torch.no_grad()

@@ -71,6 +71,11 @@ class Variant(nn.Module):
         return self.condition.size > 0
 
     @property
+    def by_class(self) -> bool:
+        """Whether samples are of a class: the decoder or the prior is told the label."""
+        return self.conditional or (self.prior is not None and self.prior.classes is not None)
+
+    @property
     def classes(self) -> int:
         """Number of classes of the labels that a conditional model is told. Raises ValueError without labels."""
         if self.num_classes is None:
@@ -137,10 +142,14 @@ class Variant(nn.Module):
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
         """Decodes `count` draws from the prior to mean images, [count, C, H, W].
 
-        labels: [count], those of a conditional model; None for every class in turn. Raises UserError without a prior.
+        labels: [count], where samples are of a class; None for every class in turn. Raises UserError without a prior.
         """
-        labels = self.condition.in_turn(count) if labels is None else labels
+        labels = self.in_turn(count) if labels is None else labels
         return self.likelihood.mean(self.decode(self.require_prior().sample(count, labels), labels))
+
+    def in_turn(self, count: int) -> Tensor | None:
+        """Takes every class in turn for `count` samples: [count] int64; None where samples are of no class."""
+        return torch.arange(count, device=self.device) % self.classes if self.by_class else None
 
     @torch.no_grad()
     def blank(self) -> Posterior:

@@ -56,6 +56,10 @@ class Files:
         """Path of a prior that was fitted to the run."""
         return self.priors / name / "prior.safetensors"
 
+    def unfinished_prior(self, name: str) -> Path:
+        """Path of what a fit that was interrupted goes on from."""
+        return self.priors / name / "unfinished.pt"
+
     @property
     def fitted(self) -> list[str]:
         """The names of the priors that were fitted to the run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vaelab.models import Model
+    from vaelab.nn.layouts import Layout
     from vaelab.nn.priors import Prior
 
 KEY, FORMAT = "vaelab", "vaelab-prior-1"
@@ -41,6 +43,70 @@ def command(run: Path, name: str, checkpoint: str) -> str:
     return words if checkpoint == "best" else f"{words} checkpoint={checkpoint}"
 
 
+def fitting(layout: Layout) -> list[str]:
+    """The names of the priors that can be fitted afterwards to latents of this layout."""
+    from omegaconf import OmegaConf
+
+    from vaelab.core.conf import CONF
+    from vaelab.core.config import target_of
+
+    found = []
+    for path in sorted((CONF / "prior").glob("*.yaml")):
+        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if node and (fits := getattr(target_of(node, "prior"), "fits", None)) and fits(layout):
+            found.append(path.stem)
+    return found
+
+
+class Unfinished:
+    """Keeps how far the fit of a prior is in the run folder, for the same command to go on from.
+
+    run: the run folder. name: of the prior. fit: all that the fit depends on, plain data; what another one has left is
+    not gone on from.
+    """
+
+    def __init__(self, run: Path, name: str, fit: dict[str, Any]):
+        self.path, self.fit = Files(run).unfinished_prior(name), json.dumps(fit, sort_keys=True)
+
+    def load(self) -> dict[str, Any]:
+        """What was saved last by this very fit; {} if there is nothing, or it is damaged."""
+        import torch
+
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return {}
+        except Exception:  # torch has many for a damaged file
+            print(f"{self.path} is damaged: the fit begins anew")
+            return {}
+        return saved["state"] if isinstance(saved, dict) and saved.get("fit") == self.fit else {}
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Puts plain data and tensors in the place of what was saved before, whole or not at all."""
+        import torch
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(self.path) as partial:
+            torch.save({"fit": self.fit, "state": state}, partial)
+
+
+def stand_in(run: Path, model: Model, checkpoint: str) -> tuple[str | None, str]:
+    """Has a model draw from the one prior that was fitted to it, if its own only stands where that belongs.
+
+    Returns its name, None if there is none or several, and what to say of it: a line, empty if there is nothing to say.
+    """
+    if model.prior is None or not model.prior.placeholder:
+        return None, ""
+    known, own = fitted_to(run, model), f"the prior of {type(model).__name__} is {model.prior.words}"
+    if len(known) == 1:
+        model.draw_from(read(run, known[0], model, checkpoint).eval())
+        return known[0], f"prior={known[0]} is taken, the one that was fitted to this checkpoint"
+    if known:
+        return None, f"{own}: add {' or '.join(f'prior={name}' for name in known)}, which were fitted to its codes"
+    name = fitting(model.layout)[0]
+    return None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes"
+
+
 def write(run: Path, name: str, prior: Prior, about: dict[str, Any]) -> Path:
     """Writes a fitted prior, whole or not at all, in the place of an earlier one and its evaluations.
 
@@ -56,7 +122,17 @@ def write(run: Path, name: str, prior: Prior, about: dict[str, Any]) -> Path:
         save_file(tensors, partial, metadata={KEY: text})
     for old in path.parent.glob("evaluation*"):
         old.unlink()
+    Files(run).unfinished_prior(name).unlink(missing_ok=True)
     return path
+
+
+def fitted_to(run: Path, model: Model) -> list[str]:
+    """The names of the priors that were fitted to the codes of `model`; damaged files are left out."""
+    found, own = [], fingerprint(model)
+    for name in Files(run).fitted:
+        with suppress(UserError):
+            found += [name] if _content(Files(run).prior(name), "")[0]["model"] == own else []
+    return found
 
 
 def read(run: Path, name: str, model: Model, checkpoint: str, trust: bool = False) -> Prior:

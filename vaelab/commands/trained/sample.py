@@ -11,7 +11,7 @@ from pydantic import Field
 from vaelab.commands import command
 from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeFloat, NonNegativeInt
+from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ class Options(viewing.Options):
     n: Annotated[int, Field(ge=1, le=100_000)]
     label: NonNegativeInt | str | None
     temperature: NonNegativeFloat
+    top_k: PositiveInt | None
     level: str | None
     prior: dict[Literal["name"], str | None]
 
@@ -57,7 +58,7 @@ def job(config: Any) -> None:
             f"n={asked.n}: a figure holds at most {IN_A_FIGURE:,} images: out=FOLDER/ or out=FILE.npz takes more"
         )
     trained = viewing.opened(asked, asked.fitted)
-    asked = _checked(trained, asked)
+    asked = _checked(trained, replace(asked, prior={"name": asked.fitted or _only_fitted(trained)}))
     path = viewing.destination(asked.out, trained.folder, f"sample-{asked.fitted}" if asked.fitted else "sample")
     count, batches = _drawn(trained, asked)
     if kind == "figure":
@@ -71,6 +72,15 @@ def job(config: Any) -> None:
     print(f"{kind}: {path}")
 
 
+def _only_fitted(trained: Trained) -> str | None:
+    """Takes the one prior that was fitted to a model whose own only stands in for it. Returns its name, or None."""
+    from vaelab.runs import priors
+
+    name, said = priors.stand_in(trained.folder, trained.model, trained.checkpoint)
+    print(said, end="\n" * bool(said))
+    return name
+
+
 def _checked(trained: Trained, asked: Options) -> Options:
     """Returns what is asked, with the label as a number or `all`. Raises UserError for what the model cannot do."""
     from vaelab.runs import priors
@@ -80,10 +90,8 @@ def _checked(trained: Trained, asked: Options) -> Options:
     if model.prior is None:
         fit = priors.command(trained.folder, "gmm", trained.checkpoint)
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
-    if asked.label == "all" and not model.conditional:
-        raise UserError(f"label=all: {name} takes no labels: leave it out, or train model=cvae")
-    label = "all" if asked.label == "all" else viewing.class_of(trained, asked.label)
-    model.prior.check_temperature(asked.temperature, name)
+    label = asked.label if asked.label in (None, "all") and model.by_class else viewing.class_of(trained, asked.label)
+    model.prior.check_sampling(asked.temperature, asked.top_k, name)
     if asked.level is not None:
         model.layout.span(asked.level)
     return replace(asked, label=label)
@@ -99,27 +107,27 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
     classes = model.classes if asked.label == "all" else 1
     each = -(-asked.n // classes)
 
-    def labels(group: int, start: int, size: int) -> Tensor | None:
-        if not model.conditional:
+    def labels(group: int) -> Tensor | None:
+        if not model.by_class:
             return None
         if asked.label is None:
-            return torch.arange(start, start + size) % model.classes
-        return torch.full((size,), group if asked.label == "all" else int(asked.label))
+            return torch.arange(each) % model.classes
+        return torch.full((each,), group if asked.label == "all" else int(asked.label))
 
-    def drawn() -> Iterable[Tensor]:
-        codes = coding.draws(model, each, asked.seed, asked.temperature)
+    def drawn(wanted: Tensor | None) -> Iterable[Tensor]:
+        codes = coding.draws(model, each, asked.seed, asked.temperature, wanted, asked.top_k)
         if asked.level is None:
             return codes
         above, columns = model.layout.span(asked.level).start, _columns(model, asked, each)
         return coding.share_rows(torch.cat(list(codes)), above, columns).split(coding.BLOCK)
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
-        for group in range(classes):  # each class from the same draws of z
-            start = 0
-            for codes in drawn():
-                wanted = labels(group, start, len(codes))
+        for group in range(classes):  # each class from the same draws of z, or of the noise that z is made of
+            wanted, start = labels(group), 0
+            for codes in drawn(wanted):
+                given = None if wanted is None else wanted[start : start + len(codes)]
                 start += len(codes)
-                yield coding.decode(model, codes, wanted, trained.pixel_range), wanted
+                yield coding.decode(model, codes, given, trained.pixel_range), given
 
     return each * classes, batches()
 
@@ -130,8 +138,9 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
     from vaelab.figures import images as figures
 
     model = trained.model
-    images, classes = torch.cat([images for images, _ in batches]), model.classes
+    images = torch.cat([images for images, _ in batches])
     if asked.label == "all":
+        classes = model.classes
         return figures.classes(images.unflatten(0, (classes, -1)), [trained.classes.name(k) for k in range(classes)])
     title = f"{trained.config['run']['name']}: samples"
     title += "" if asked.label is None else f" of class {trained.classes.name(int(asked.label))}"
@@ -143,16 +152,18 @@ def _columns(model: Model, asked: Options, count: int) -> int:
     """How many of `count` images stand in a row."""
     if asked.label == "all":
         return count
-    in_turn = model.conditional and asked.label is None and model.classes <= CLASSES_IN_A_ROW
+    in_turn = model.by_class and asked.label is None and model.classes <= CLASSES_IN_A_ROW
     return model.classes if in_turn else max(8, round(count**0.5))
 
 
 def _classes(trained: Trained, asked: Options, count: int) -> str:
-    if not trained.model.conditional:
+    model = trained.model
+    if not model.by_class:
         return ""
     if asked.label is None:
         return f", classes {trained.classes.words} in turn"
-    each = count // trained.model.classes
+    each = count // model.classes
     if asked.label == "all":
-        return f", {each} of each class, from the same {each} draws of z"
+        same = f"{each} draws of z" if model.require_prior().classes is None else "noise"
+        return f", {each} of each class, from the same {same}"
     return f" as {trained.classes.name(int(asked.label))}"

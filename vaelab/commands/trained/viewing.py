@@ -84,9 +84,11 @@ def class_of(trained: Trained, label: int | str | None) -> int | None:
     """
     if label is None:
         return None
-    if not trained.model.conditional:
-        name = type(trained.model).__name__
-        raise UserError(f"label={label}: {name} takes no labels: leave it out, or train model=cvae")
+    model = trained.model
+    if not model.by_class:
+        name, of_codes = type(model).__name__, model.layout.codes is not None and model.num_classes is not None
+        other = "fit a prior that is told the class (vaelab prior)" if of_codes else "train model=cvae"
+        raise UserError(f"label={label}: {name} takes no labels: leave it out, or {other}")
     return trained.classes.require(label)
 
 

@@ -4,9 +4,20 @@ A prior is a module with `sample` and `log_prob`. It belongs to a model, learned
 fitted afterwards to the codes of a finished run.
 """
 
-from vaelab.nn.priors.base import Prior
+from vaelab.nn.priors.base import Kept, Latents, Prior
 from vaelab.nn.priors.gmm import GaussianMixture
+from vaelab.nn.priors.pixelcnn import PixelCNN
 from vaelab.nn.priors.standard import StandardNormal
+from vaelab.nn.priors.transformer import Transformer
 from vaelab.nn.priors.uniform import UniformCodes
 
-__all__ = ["GaussianMixture", "Prior", "StandardNormal", "UniformCodes"]
+__all__ = [
+    "GaussianMixture",
+    "Kept",
+    "Latents",
+    "PixelCNN",
+    "Prior",
+    "StandardNormal",
+    "Transformer",
+    "UniformCodes",
+]

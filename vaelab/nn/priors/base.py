@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Protocol
+
 import torch
 from torch import Tensor, nn
+
+from vaelab.core.errors import UserError
+from vaelab.nn.layouts import Layout
+
+
+class Latents(NamedTuple):
+    """Latents of N images. z: [N, ...], as `Prior.log_prob` takes them. labels: [N], or None where there are none."""
+
+    z: Tensor
+    labels: Tensor | None
+
+
+class Kept(Protocol):
+    """Where a fit keeps what it needs to go on after an interruption."""
+
+    def load(self) -> dict[str, Any]:
+        """What was saved last; {} if the fit begins."""
+        ...
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Puts plain data and tensors in the place of what was saved before."""
+        ...
 
 
 class Prior(nn.Module):
@@ -11,16 +35,32 @@ class Prior(nn.Module):
 
     words: its name in captions and messages. standard: whether each axis has mean 0 and standard deviation 1.
     afterwards: whether it is no part of the training, and is fitted by `fit` to the codes of a finished run.
+    discrete: whether it is of indices of codes, and not of real numbers. placeholder: whether it only stands where a
+    better one is to be fitted: draws from it look like nothing. classes: number of classes of the labels that it is
+    told, None if it looks at none.
     """
 
     words: str
     standard = False
     afterwards = False
+    discrete = False
+    placeholder = False
+    classes: int | None = None
     place: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("place", torch.zeros(()), persistent=False)  # knows the device to draw on
+
+    @classmethod
+    def fits(cls, layout: Layout) -> bool:
+        """Whether it can be fitted afterwards to latents of this layout."""
+        return cls.afterwards and cls.discrete == (layout.codes is not None)
+
+    @classmethod
+    def sizes(cls, layout: Layout, num_classes: int | None) -> dict[str, Any]:
+        """What the constructor is told of a model's latents and of the data's labels: plain data."""
+        return {"latent_dim": layout.dimensions}
 
     def sample(
         self,
@@ -28,18 +68,22 @@ class Prior(nn.Module):
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tensor:
         """Draws the latents of `count` images: [count, d], or [count, h, w] int64.
 
         labels: [count], of conditional images. generator: the source of the noise, on whose device the
         draws are made; torch's global one on the prior's own device where None. temperature: factor of
-        the prior's deviations, or exponent 1 / temperature of its probabilities.
-        Raises UserError for a temperature that the prior has no use for.
+        the prior's deviations, or exponent 1 / temperature of its probabilities. top_k: how many codes, the most
+        probable ones, each is drawn from; None for all. What `check_sampling` refuses has no effect.
         """
         raise NotImplementedError
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Computes log p(z) of each latent, nats: [..., d] -> [...], or [B, h, w] -> [B]."""
+        """Computes log p(z) of each latent, nats: [..., d] -> [...], or [B, h, w] -> [B].
+
+        labels: [B], of a prior that is told them: then it is log p(z|y).
+        """
         raise NotImplementedError
 
     @property
@@ -47,15 +91,26 @@ class Prior(nn.Module):
         """The mean latent, [d], where a path can start; None where there is none."""
         return None
 
-    def fit(self, z: Tensor, seed: int) -> str:
-        """Fits a prior that is fitted afterwards to latents, with a progress bar. Returns how it went, in words.
+    def fit(
+        self,
+        z: Tensor,
+        seed: int,
+        labels: Tensor | None = None,
+        held_out: Latents | None = None,
+        kept: Kept | None = None,
+    ) -> str:
+        """Fits a prior that is fitted afterwards to latents, with progress. Returns how it went, in words.
 
-        z: of N images, [N, d]. seed: of what the fit draws. Raises UserError for latents that it cannot fit.
+        z: of N images, [N, d] or [N, h, w]. labels: [N], or None. seed: of what the fit draws. held_out: of images
+        that are not fitted to, and tell when to stop. kept: where a long fit saves how far it is.
+        Raises UserError for latents that it cannot fit.
         """
         raise NotImplementedError
 
-    def check_temperature(self, temperature: float, model: str) -> None:
-        """Raises UserError for a temperature that cannot be applied. model: name of the model whose prior it is."""
+    def check_sampling(self, temperature: float, top_k: int | None, model: str) -> None:
+        """Raises UserError for what `sample` has no use for. model: name of the model whose prior it is."""
+        if top_k is not None:
+            raise UserError(f"top_k={top_k}: the prior of {model} does not draw code after code: leave it out")
 
     def _device(self, generator: torch.Generator | None) -> torch.device:
         return self.place.device if generator is None else generator.device

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, PositiveInt
-from vaelab.nn.priors.base import Prior
+from vaelab.nn.priors.base import Kept, Latents, Prior
 
 ITERATIONS, AT_A_TIME, TOLERANCE = 200, 5, 1e-3
 """Rounds of EM at most, rounds between two ticks of the progress bar, and nats of mean log p(z) that end the fit."""
@@ -55,6 +55,7 @@ class GaussianMixture(Prior):
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tensor:
         """`count` draws, [count, d]; the temperature scales each Gaussian's deviations and leaves the weights."""
         device = self._device(generator)
@@ -90,10 +91,18 @@ class GaussianMixture(Prior):
 
     # --- the fit ------------------------------------------------------------------------------
 
-    def fit(self, z: Tensor, seed: int) -> str:
+    def fit(
+        self,
+        z: Tensor,
+        seed: int,
+        labels: Tensor | None = None,
+        held_out: Latents | None = None,
+        kept: Kept | None = None,
+    ) -> str:
         """Fits the mixture to latents by EM from k-means, with a progress bar. Returns how it went, in words.
 
-        z: [N, d]. seed: of k-means. Raises UserError for fewer latents than Gaussians.
+        z: [N, d]. seed: of k-means. Labels, latents that are held out and what is kept are not looked at.
+        Raises UserError for fewer latents than Gaussians.
         """
         if len(z) < max(2, self.components):
             raise UserError(

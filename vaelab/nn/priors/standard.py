@@ -29,6 +29,7 @@ class StandardNormal(Prior):
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tensor:
         z = torch.randn(count, self.latent_dim, generator=generator, device=self._device(generator))
         return z if temperature == 1 else z * temperature

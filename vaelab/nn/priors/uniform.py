@@ -18,6 +18,8 @@ class UniformCodes(Prior):
     """
 
     words = "all codes alike"
+    discrete = True
+    placeholder = True
 
     def __init__(self, codes: int, shape: tuple[int, ...]):
         super().__init__()
@@ -29,6 +31,7 @@ class UniformCodes(Prior):
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tensor:
         size = (count, *self.shape)
         return torch.randint(self.codes, size, generator=generator, device=self._device(generator))
@@ -36,8 +39,10 @@ class UniformCodes(Prior):
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return torch.full((len(z),), -math.prod(self.shape) * math.log(self.codes), device=z.device)
 
-    def check_temperature(self, temperature: float, model: str) -> None:
-        if temperature != 1:
-            raise UserError(
-                f"temperature={temperature}: the prior of {model} is uniform over codes and has no deviation to scale"
-            )
+    def check_sampling(self, temperature: float, top_k: int | None, model: str) -> None:
+        for key, given in (("temperature", temperature != 1 and temperature), ("top_k", top_k)):
+            if given is not None and given is not False:
+                raise UserError(
+                    f"{key}={given}: the prior of {model} is uniform over codes, of which none is more probable: "
+                    "leave it out, or fit one with vaelab prior"
+                )
