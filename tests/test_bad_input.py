@@ -145,6 +145,10 @@ def test_an_accelerator_that_is_not_there_is_named_with_the_remedy(train, monkey
     [
         (["dataset.batch_size=500"], "dataset.batch_size=500: a batch is all"),
         (["model=beta", "model.beta=1"], "model.beta=1: the objective is that of model=vae"),
+        (
+            ["model=vqvae", "codebook.restart_after=null", "model.num_embeddings=999"],
+            "model.num_embeddings=999: the codes start on the 128 vectors of a batch",
+        ),
         (["likelihood=gaussian", "dataset.pixel_range=[0,255]"], "dataset.pixel_range=[0.0, 255.0]"),
     ],
 )

@@ -252,6 +252,44 @@ def test_a_code_that_nothing_chooses_keeps_its_place():
     torch.testing.assert_close(book.codes[1:], codes[1:], rtol=1e-3, atol=0)
 
 
+def k_means(book, batches):
+    """Steps of k-means through the batches, each [N, D]."""
+    for z in batches:
+        step(book, z.T[None, :, :, None])
+    return book
+
+
+def on_a_normal(count):
+    """Numbers that are spread as N(0, 1) is, [count, 1]."""
+    return torch.special.ndtri((torch.arange(count).double() + 0.5) / count).float()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("num", "mse", "bits"), [(2, 0.3634, 1.0), (4, 0.1175, 1.911), (8, 0.03455, 2.825), (16, 0.00950, 3.765)]
+)
+def test_codes_of_a_normal_come_to_rest_at_those_of_lloyd_and_max(num, mse, bits):
+    """Max, "Quantizing for minimum distortion", 1960, table 1."""
+    torch.manual_seed(0)
+    z = on_a_normal(2**13)
+    book = k_means(ema(num, 1, decay=0.0, epsilon=1e-9).train(), [z] * 300)
+    out = book(z.T[None, :, :, None])
+    assert out.commitment.item() / len(z) == pytest.approx(mse, rel=0.01)
+    assert perplexity(code_counts(out.chosen, num)).log2().item() == pytest.approx(bits, rel=0.01)
+
+
+def test_many_codes_of_a_plane_err_as_a_lattice_of_hexagons_does():
+    """K E|z - e|^2 of N(0, I) in two dimensions tends to 4.031: 5 / (36 sqrt 3) of a hexagon times 2 * 8 pi (Zador).
+
+    The best codes lie as N(0, 2 I) does, where they start here.
+    """
+    torch.manual_seed(0)
+    book = ema(512, 2, decay=0.9, epsilon=1e-9).train()
+    book.place(2**0.5 * torch.randn(1, 2, 2**12, 1), None)
+    k_means(book, torch.randn(250, 2**12, 2))
+    fresh = torch.randn(1, 2, 2**16, 1)
+    assert 512 * book(fresh).commitment.item() / 2**16 == pytest.approx(4.031, rel=0.05)
+
+
 # --- start and restart ------------------------------------------------------------------------
 
 
@@ -273,6 +311,18 @@ def test_the_first_batch_is_quantised_with_the_codes_placed_on_it():
     book = gradient()
     z = 50 + torch.randn(2, 3, 6, 6)
     assert step(book, z).commitment.max() < 36 * 20
+
+
+@both
+def test_more_codes_than_vectors_all_start_on_vectors_and_those_that_start_alike_restart(make):
+    torch.manual_seed(0)
+    book = make(num=64, restart_after=2).train()
+    z = torch.randn(1, 3, 4, 4)
+    step(book, z)
+    assert squares(book.codes, rows(z)).min(1)[0].max() < 1e-6
+    used = [len(step(book, torch.randn(1, 3, 4, 4) + number).chosen.unique()) for number in range(6)]
+    assert max(used) > 10
+    assert len(book.codes.detach().unique(dim=0)) > 16
 
 
 @both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -169,6 +170,12 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
         )
     if config["model"].get("beta") == 1 and "beta" in model.scalars:
         found.append("model.beta=1: the objective is that of model=vae")
+    vectors = data.batch_size * math.prod(model.layout.shape)
+    if config["codebook"].get("restart_after", 0) is None and model.layout.codes and model.layout.codes > vectors:
+        found.append(
+            f"model.num_embeddings={model.layout.codes}: the codes start on the {vectors} vectors of a batch, many on "
+            "the same, and codebook.restart_after=null moves none of them: fewer codes, or restarts"
+        )
     return found
 
 
