@@ -12,17 +12,24 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from common import Row, arguments, clock, compare, fresh_process, interleave, parse, peak_memory, save
 from torch import Tensor
 
-from vaelab.nn.quantizers import EMACodebook, GradientCodebook
+from vaelab.nn.quantizers import Codebook, EMACodebook, GradientCodebook
+from vaelab.nn.quantizers.cosine import CosineCodebook
+from vaelab.nn.quantizers.fsq import FSQ
+from vaelab.nn.quantizers.lfq import LFQ
+from vaelab.nn.quantizers.simvq import SimVQ
 
 DIM = 64
-SIZES = [((128, 32, 32), 512), ((8, 32, 32), 8192)]
-QUICK = [((8, 16, 16), 64), ((4, 8, 8), 128)]
+SIZES = [((8, 32, 32), 512), ((128, 32, 32), 512), ((8, 32, 32), 8192)]
+QUICK = [((8, 16, 16), 512), ((4, 8, 8), 8192)]
+LEVELS = {512: [8, 8, 8], 8192: [8, 8, 8, 4, 4]}
+"""Levels of FSQ for each number of codes."""
 Shape = tuple[int, int, int]
 """Batch size, height and width of a feature map: (B, h, w)."""
 Output = tuple[Tensor, Tensor]
@@ -65,7 +72,7 @@ def tutorial(codes: Tensor) -> Callable[[Tensor], Output]:
     return forward
 
 
-def lab(codebook: GradientCodebook) -> Callable[[Tensor], Output]:
+def lab(codebook: Codebook) -> Callable[[Tensor], Output]:
     def forward(z: Tensor) -> Output:
         quantized = codebook(z)
         return quantized.vectors, (quantized.codebook_loss + 0.25 * quantized.commitment).sum()
@@ -91,12 +98,19 @@ LAB = "lab, GradientCodebook"
 def candidates(count: int) -> dict[str, Callable[[], Callable[[Tensor], Output]]]:
     """Maps the label of each candidate to a function that makes it, with `count` codes."""
 
+    bits = count.bit_length() - 1
+
     def codes() -> Tensor:
         return torch.randn(count, DIM).requires_grad_()
 
     make: dict[str, Callable[[], Callable[[Tensor], Output]]] = {
         LAB: lambda: lab(GradientCodebook(count, DIM, restart_after=100)),
         "lab, EMACodebook": lambda: lab(EMACodebook(count, DIM, restart_after=100, decay=0.99, epsilon=1e-5)),
+        "lab, EMACodebook, rotation": lambda: lab(EMACodebook(count, DIM, 100, 0.99, 1e-5, rotation=True)),
+        "lab, CosineCodebook": lambda: lab(CosineCodebook(count, DIM, restart_after=100, decay=0.99)),
+        "lab, SimVQ": lambda: lab(SimVQ(count, DIM)),
+        "lab, FSQ": lambda: lab(FSQ(count, len(LEVELS[count]), LEVELS[count])),
+        "lab, LFQ": lambda: lab(LFQ(count, bits, bits, entropy_weight=0.1, inverse_temperature=1.0)),
         "the same product in one piece": lambda: by_hand(unchunked, codes()),
         "torch.cdist": lambda: by_hand(cdist, codes()),
         "tutorial's expanded squares": lambda: tutorial(codes()),
@@ -108,31 +122,40 @@ def candidates(count: int) -> dict[str, Callable[[], Callable[[Tensor], Output]]
     return make
 
 
-def feature_map(shape: Shape) -> Tensor:
-    return torch.randn(shape[0], DIM, *shape[1:]).requires_grad_()
+def feature_map(shape: Shape, channels: int) -> Tensor:
+    return torch.randn(shape[0], channels, *shape[1:]).requires_grad_()
 
 
-def step(forward: Callable[[Tensor], Output], z: Tensor, slope: Tensor) -> float:
-    """Measures the seconds of forward and backward with `slope` as the gradient of the vectors."""
-    z.grad = None
+def channels(label: str, count: int) -> int:
+    """Number of channels that a candidate quantises to `count` codes."""
+    return {"lab, FSQ": len(LEVELS[count]), "lab, LFQ": count.bit_length() - 1}.get(label, DIM)
+
+
+def step(forward: Callable[[Tensor], Output], z: Tensor) -> float:
+    """Measures the seconds of forward and backward with ones as the gradient of the vectors."""
+    z.grad, slope = None, torch.ones_like(z)
     started = clock()
-    vectors, loss = forward(z)
-    torch.autograd.backward([vectors, loss], [slope, torch.ones_like(loss)])
+    both_ways(forward, z, slope)
     return clock() - started
+
+
+def both_ways(forward: Callable[[Tensor], Output], z: Tensor, slope: Tensor) -> None:
+    vectors, loss = forward(z)
+    ends = [vectors, loss] if loss.requires_grad else [vectors]  # FSQ has no loss
+    torch.autograd.backward(ends, [slope, torch.ones_like(loss)][: len(ends)])
 
 
 def extra_memory(label: str, shape: Shape, count: int) -> int:
     """Measures the bytes that a step adds to this process's resident memory. The gradient of z is there before."""
     forward = candidates(count)[label]()
-    step(
-        forward, feature_map((1, 2, 2)), torch.ones(1, DIM, 2, 2)
-    )  # libraries allocate some memory once, at the first step
-    z, slope = feature_map(shape), torch.ones(shape[0], DIM, *shape[1:])
+    size = channels(label, count)
+    step(forward, feature_map((1, 2, 2), size))  # libraries allocate some memory once, at the first step
+    z = feature_map(shape, size)
+    slope = torch.ones_like(z)
     z.grad = torch.zeros_like(z)
     gc.collect()
     before = peak_memory(anew=True)
-    vectors, loss = forward(z)
-    torch.autograd.backward([vectors, loss], [slope, torch.ones_like(loss)])
+    both_ways(forward, z, slope)
     return peak_memory() - before
 
 
@@ -159,9 +182,9 @@ def statistics(shape: Shape, count: int) -> dict[str, Callable[[], float]]:
 def measure(shape: Shape, count: int, rounds: int) -> list[Row]:
     total = shape[0] * shape[1] * shape[2]
     group = f"N={total}, K={count}"
-    z, slope = feature_map(shape), torch.ones(shape[0], DIM, *shape[1:])
     forwards = {label: make() for label, make in candidates(count).items()}
-    runs = {label: lambda forward=forward: step(forward, z, slope) for label, forward in forwards.items()}
+    maps = {size: feature_map(shape, size) for size in {channels(label, count) for label in forwards}}
+    runs = {label: partial(step, forward, maps[channels(label, count)]) for label, forward in forwards.items()}
     rows = compare(interleave(runs, rounds), LAB, group)
     code = "import sys, quantizer as q; print(q.extra_memory(sys.argv[1], eval(sys.argv[2]), int(sys.argv[3])))"
     for row, label in zip(rows, forwards, strict=True):
@@ -176,7 +199,8 @@ def main() -> int:
     rows: list[Row] = []
     for shape, count in QUICK if options.quick else SIZES:
         rows += measure(shape, count, options.rounds)
-    notes = """One step forward and backward on N vectors of 64 from a feature map, K codes. Ratios are to the lab's
+    notes = """One step forward and backward on N vectors of 64 from a feature map, K codes. FSQ and LFQ
+        take a map of as many channels as they have. EMA statistics are not part of a step. Ratios are to the lab's
         GradientCodebook. Extra memory: what the step adds to the resident memory of a process of its own, with
         everything that autograd keeps for the backward pass."""
     save("quantizer", rows, notes, keep=not options.quick)
