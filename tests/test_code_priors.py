@@ -22,7 +22,8 @@ from vaelab.core.errors import UserError
 from vaelab.inference import coding
 from vaelab.nn.priors import Latents
 from vaelab.nn.priors.autoregressive import Stepper
-from vaelab.runs import Files, load, priors
+from vaelab.runs import Files, load, priors, read_evaluation
+from vaelab.runs.trained import Trained
 
 NODES = {name: OmegaConf.to_container(OmegaConf.load(CONF / "prior" / f"{name}.yaml")) for name in options("prior")}
 OVER_CODES = [name for name, node in NODES.items() if node and target_of(node, "prior").discrete]
@@ -354,3 +355,72 @@ def test_what_cannot_be_is_two_lines(vaelab):
     fit(vaelab, "transformer")
     vaelab.refused("sample", "run=vqvae", "top_k=17", says=["top_k=17", "16 codes"])
     vaelab.refused("sample", "run=vqvae", "label=none", says=["label=none"])
+
+
+# --- in the command that trains, and measured -------------------------------------------------
+
+
+def in_training(name: str, *arguments: str) -> list[str]:
+    small = [f"prior.{key}={value}" for key, value in SMALL.items() if key in NODES[name]]
+    return ["model=vqvae", f"prior={name}", *small, "prior.epochs=2", "model.num_embeddings=16", *arguments]
+
+
+@every_one
+def test_a_training_fits_it_before_the_report(train, name):
+    """And it is the one that the command of its own fits."""
+    result = train(*in_training(name), "report=true")
+    assert result.code == 0, result.err
+    assert result.out.index("mean log p(z|y)") < result.out.index("report:")
+    assert "epoch 2/2: nats per code" in result.out
+    assert result.summary["status"] == "finished"
+    path = Files(result.run).prior(name)
+    whole = path.read_bytes()
+    path.unlink()
+    given = [argument for argument in in_training(name) if not argument.startswith("model")]
+    assert main(["prior", f"run={result.run}", "device=cpu", *given]) == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_training_that_is_ended_in_the_fit_goes_on_there(train, monkeypatch):
+    save = priors.Unfinished.save
+
+    def cut(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(priors.Unfinished, "save", cut)
+        first = train(*in_training("transformer"))
+    assert first.code == 130
+    assert f"vaelab train resume={first.run}" in first.out
+    resumed = train(f"resume={first.run}")
+    assert resumed.code == 0, resumed.err
+    assert "goes on after epoch 1" in resumed.out
+    assert Files(first.run).fitted == ["transformer"]
+
+
+def test_an_autoencoder_is_given_its_mixture_in_the_same_command(train):
+    result = train("model=ae", "prior=gmm", "prior.components=2")
+    assert result.code == 0, result.err
+    assert Files(result.run).fitted == ["gmm"]
+
+
+def test_the_evaluation_has_the_rate_and_its_sum_with_the_distortion(vaelab, monkeypatch, shared):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
+    fit(vaelab, "transformer")
+    quick = ["generated=200", "device=cpu", "sections=[likelihood,samples]"]
+    code, _, err = vaelab("eval", "run=vqvae", "prior=transformer", *quick)
+    assert code == 0, err
+    figures = read_evaluation(Path("vqvae"), "test", "transformer")["figures"]
+    trained = Trained("vqvae", device="cpu", prior="transformer")
+    images = trained.batch("test", torch.arange(len(trained.data.test)))
+    with torch.no_grad():
+        codes = trained.model.encode(images.images).code
+        rate = -trained.model.require_prior().log_prob(codes, images.labels).mean().item()
+    total = rate + figures["likelihood/reconstruction"]
+    assert figures["likelihood/rate"] == pytest.approx(rate, rel=1e-5)
+    assert figures["likelihood/total"] == pytest.approx(total, rel=1e-5)
+    assert figures["likelihood/bits_per_dim"] == pytest.approx(total / (64 * math.log(2)) + 8, rel=1e-5)
+    assert 0 <= figures["samples/sample_accuracy"] <= 1
+    assert "given the label" in read_evaluation(Path("vqvae"), "test", "transformer")["protocols"]["likelihood"]
+    assert figures["samples/frechet"] > 0

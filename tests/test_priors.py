@@ -303,10 +303,12 @@ def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
     vaelab.refused("prior", "run=vae", "of=codes", says=["of"])
 
 
-def test_a_training_does_not_take_it(vaelab):
-    for model in ("vae", "ae"):
-        says = ["prior=gmm", "fitted afterwards", "vaelab prior run=RUN prior=gmm"]
-        vaelab.refused("train", f"model={model}", "prior=gmm", "run.dir=x", says=says)
+def test_a_training_of_another_prior_does_not_take_it(vaelab):
+    says = ["prior=gmm", "fitted afterwards", "vaelab prior run=RUN prior=gmm"]
+    vaelab.refused("train", "model=vae", "prior=gmm", "run.dir=x", says=says)
+    says = ["prior=gmm", "vectors", "VQVAE", "prior=pixelcnn"]
+    vaelab.refused("train", "model=vqvae", "prior=gmm", "run.dir=x", says=says)
+    vaelab.refused("train", "model=ae", "prior=pixelcnn", "run.dir=x", says=["prior=pixelcnn", "AE", "prior=gmm"])
     assert not Path("x").exists()
 
 

@@ -123,7 +123,7 @@ def samples(subject: Subject) -> Section:
     _unseen(subject)
     data, settings, model = subject.data, subject.settings, subject.model
     of_data, compared = (data.pixel_range, data.binary), subject.some(subject.own, settings.generated)
-    classes = _labels(subject, compared) if model.conditional else None
+    classes = _labels(subject, compared) if model.by_class else None
     drawn = torch.cat([to_bytes(part) for part in generate(model, len(compared), classes, *of_data, settings.seed)])
     redrawn = [
         to_bytes(as_data(model.reconstruct(batch.images, batch.labels), *of_data))
@@ -152,6 +152,9 @@ def samples(subject: Subject) -> Section:
             f"{len(others.get('_real', [])):,} images of {held_out.name} in place of the generated ones, against as "
             "many real ones. "
         )
+        if model.by_class and not model.conditional:
+            figures["sample_accuracy"] = class_accuracy(model, judge, PER_CLASS, *of_data, settings.seed).mean().item()
+            protocol += f"sample_accuracy: the classifier sees the class asked for, {PER_CLASS} images per class. "
     for name, queries in (("generated", drawn), ("reconstructed", torch.cat(redrawn)), ("real", real)):
         queries = queries[subject.drawn(len(queries), SOUGHT)]
         distances, _ = nearest_neighbours(queries.to(subject.device), known.to(subject.device))

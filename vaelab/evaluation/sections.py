@@ -21,6 +21,7 @@ from vaelab.evaluation.metrics.latents import active_dimensions, aggregate_kl
 from vaelab.evaluation.metrics.likelihood import amortisation_gap, bits_per_dimension, mean_and_error
 from vaelab.evaluation.subject import Section, Subject, Unsupported
 from vaelab.nn.gaussian import kl_to_standard_normal
+from vaelab.nn.priors import Prior
 
 DRAWS = 10_000
 """Most draws of z for the split of the aggregate KL, and most posteriors that the aggregate is a mixture of."""
@@ -42,11 +43,7 @@ def likelihood(subject: Subject) -> Section:
     meaning = subject.model.likelihood.density(subject.data.binary)
     closed = subject.posterior.has_kl(subject.model.require_prior())
     how = "in closed form" if closed else "from the same draws"
-    if not meaning.startswith("not a density"):
-        dimensions, is_density = math.prod(subject.model.shape), meaning == "a density on pixels"
-        figures["bits_per_dim"] = bits_per_dimension(
-            figures["log_p_hat"], dimensions, subject.data.pixel_range, is_density
-        )
+    figures |= _bits(subject, figures["log_p_hat"])
     return Section(
         figures,
         f"The likelihood is {meaning}. ELBO: reconstruction from {samples:,} draws of z per image, KL {how}. "
@@ -67,7 +64,35 @@ def _distortion(subject: Subject) -> Section:
             " Rate: bits for all codes of an image under the uniform prior, under the codes' frequencies, and under "
             "their frequencies at each position."
         )
-    return Section(figures, protocol, per_image={"reconstruction": subject.distortion})
+    per_image = {"reconstruction": subject.distortion}
+    prior = subject.model.prior
+    if prior is not None and prior.discrete and not prior.placeholder:
+        per_image["rate"] = _rate(subject, prior)
+        figures["rate"], figures["rate_se"] = mean_and_error(per_image["rate"])
+        figures["total"], figures["total_se"] = mean_and_error(per_image["rate"] + subject.distortion)
+        figures |= _bits(subject, -figures["total"])
+        given = ", given the label" * (prior.classes is not None or subject.model.conditional)
+        protocol += (
+            f" Under {prior.words}: rate: -log p(z) of the codes, nats per image; total: rate + reconstruction, which "
+            f"-log p(x) is at most{given}."
+        )
+    return Section(figures, protocol, per_image=per_image)
+
+
+def _rate(subject: Subject, prior: Prior) -> Tensor:
+    """Computes -log p(z) of each image's codes under a prior of codes, [N], nats."""
+    parts, labels = subject.in_batches(subject.posterior), subject.labels
+    given = [None] * len(parts) if labels is None else labels.split(len(parts[0]))
+    return -torch.cat([prior.log_prob(part.code, y).cpu().double() for part, y in zip(parts, given, strict=True)])
+
+
+def _bits(subject: Subject, log_p: float) -> dict[str, float]:
+    """Bits per dimension of a mean log p(x) or a bound on it, where the likelihood has them."""
+    meaning = subject.model.likelihood.density(subject.data.binary)
+    if meaning.startswith("not a density"):
+        return {}
+    dimensions, is_density = math.prod(subject.model.shape), meaning == "a density on pixels"
+    return {"bits_per_dim": bits_per_dimension(log_p, dimensions, subject.data.pixel_range, is_density)}
 
 
 def latents(subject: Subject) -> Section:

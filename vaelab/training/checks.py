@@ -85,13 +85,15 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if not config[part]:
             raise UserError(f"{part}=null: choose one, such as {part}={example}")
     _check_trainer(config)
-    if config["prior"] and getattr(target_of(config["prior"], "prior"), "afterwards", False):
+    afterwards = config["prior"] and getattr(target_of(config["prior"], "prior"), "afterwards", False)
+    if afterwards and "prior" in config["model"]:
         name = target_names().get(config["prior"]["_target_"], "")
         raise UserError(
-            f"prior={name}: it is fitted afterwards: leave it out and train, then vaelab prior run=RUN prior={name}"
+            f"prior={name}: it is fitted afterwards, and this model has a prior that it is trained with: leave it out, "
+            f"then vaelab prior run=RUN prior={name}"
         )
     for part, example in PARTS.items():
-        if config[part] and part not in config["model"]:
+        if config[part] and part not in config["model"] and not (part == "prior" and afterwards):
             raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
     for section in sorted(
         config.keys() - {"trainer"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)

@@ -22,7 +22,7 @@ from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.quiet import Terminal, quieten
 from vaelab.runs import Files
-from vaelab.training import studies, summary
+from vaelab.training import afterwards, studies, summary
 from vaelab.training.callbacks import KLPerDimension, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
@@ -42,6 +42,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
     _log_to(run)
     checkpoint = _newest(run) if config["resume"] is not None else None
     data, model, trainer = prepare(config, run, checkpoint)
+    afterwards.check(config, model)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         runs.write_config(run, config)
@@ -76,9 +77,11 @@ def fit(config: dict[str, Any], run: Path) -> None:
     if trainer.is_global_zero:
         runs.write_summary(run, result)
         print(summary.table(result))
-        if config["report"] and not pruned:
+        if not pruned:
             whole = _whole(config, run, trainer) if isinstance(trainer.strategy, FullySharded) else model
-            _report(run, whole, data, trainer)
+            afterwards.fit(config, run, whole, data, trainer.strategy.root_device)
+            if config["report"]:
+                _report(run, whole, data, trainer)
         print(f"run: {run}")
 
 

@@ -43,10 +43,15 @@ class Layer(nn.Module):
         first, second = self.told(labels)[..., None, None].chunk(2, 1)
         return first, second
 
-    def end(self, before: Tensor, h: Tensor) -> Tensor:
-        """The horizontal stack after its gate, with the residual connection. before: [B, 2C, ...]; h: [B, C, ...]."""
+    def end_above(self, before: Tensor, v: Tensor) -> Tensor:
+        """The vertical stack after its gate, with the residual connection. before: [B, 2C, ...]; v: [B, C, ...]."""
+        made = _gate(before)
+        return made if self.first else v + made  # v and h of the first layer are the code itself
+
+    def end_left(self, before: Tensor, h: Tensor) -> Tensor:
+        """The same of the horizontal stack."""
         made = self.out(self.dropout(_gate(before)))
-        return made if self.first else h + made  # h of the first layer is the code itself
+        return made if self.first else h + made
 
     def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Both stacks, [B, C, h, w] each."""
@@ -54,14 +59,14 @@ class Layer(nn.Module):
         above, left = self.told_of(labels)
         from_above = self.vertical(F.pad(v, (reach, reach, reach, 0)))[:, :, :height] + above
         from_left = self.horizontal(F.pad(h, (reach, 0)))[..., :width] + left
-        return _gate(from_above), self.end(from_left + self.across(from_above), h)
+        return self.end_above(from_above, v), self.end_left(from_left + self.across(from_above), h)
 
 
 class PixelCNN(Autoregressive):
     """Gated PixelCNN over maps of codes: van den Oord et al. 2016, section 2, in which no position has a blind spot.
 
     A position sees layers * (kernel_size // 2) rows up and columns to either side. The head starts at 0, where all
-    codes are alike. Deviation: dropout in the horizontal stack.
+    codes are alike. Deviations: the vertical stack has residual connections, too; dropout in the horizontal one.
 
     channels: C of both stacks. layers: of them. kernel_size: of the vertical stack. dropout: its probability.
     The rest as in `Autoregressive`.
@@ -93,6 +98,9 @@ class PixelCNN(Autoregressive):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), last)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module is not last:  # torch's own start is so small that gates fade
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
     def logits(self, z: Tensor, labels: Tensor | None) -> Tensor:
         v = h = self.embedding(z.view(len(z), *self.shape)).movedim(-1, 1)
@@ -141,7 +149,8 @@ class Rows(Stepper):
             self.from_above.append(layer.across(from_above) + self.told[number][1])
             self.h[number].zero_()
             if number + 1 < len(self.v):
-                self.v[number + 1][:, :, self.reach + row, here] = _gate(from_above)[:, :, 0]
+                own = seen[:, :, -1:, here]  # of the first layer the row above, which has no residual connection
+                self.v[number + 1][:, :, self.reach + row, here] = layer.end_above(from_above, own)[:, :, 0]
 
     def _at(self, column: int) -> Tensor:
         """Computes the horizontal stack and the logits, [B, K], of a column of this row."""
@@ -149,7 +158,7 @@ class Rows(Stepper):
         for number, layer in enumerate(self.prior.layers):
             seen = self.h[number][..., column : column + layer.extent]
             before = layer.horizontal(seen) + self.from_above[number][..., column : column + 1]
-            h = layer.end(before, seen[..., -1:])
+            h = layer.end_left(before, seen[..., -1:])
             if number + 1 < len(self.h):
                 self.h[number + 1][..., self.reach + column] = h[..., 0]
         return self.prior.head(h)[:, :, 0, 0]
