@@ -461,6 +461,40 @@ def test_a_flipped_byte_is_noticed_and_the_other_checkpoint_offered(trained, cap
         vaelab.load(trained)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(3)),
+        (("optimizer_states", 0, "state", 0, "exp_avg"), torch.tensor(1.0)),
+        (("optimizer_states", 0, "param_groups"), []),
+        (("callbacks", "Plateau", "_last_lr"), "x"),
+        (("loops", "fit_loop", "epoch_progress", "current", "ready"), "x"),
+        (("reported", "vectors"), {"val": 1}),
+    ],
+    ids=str,
+)
+def test_states_that_are_none_end_in_a_line(finished, capsys, place, value):
+    """A valid checkpoint whose optimiser, callbacks or counters no run could have written."""
+    run = finished("lr_schedule=plateau", "trainer.max_epochs=1").run
+    path = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    node = saved
+    for part in place[:-1]:
+        node = node[part]
+    node[place[-1]] = value
+    torch.save(saved, path)
+    code = main(["train", f"resume={run}", "trainer.max_epochs=2"])
+    out, err = capsys.readouterr()
+    if place[0] == "reported":  # which shows when it is read: the other one is taken
+        assert code == 0
+        assert "its `reported` is of another type" in out
+        return
+    assert code == 2
+    assert f"{path} is damaged: its states are not of this run" in err
+    assert "remove it, and training goes on from best.ckpt" in err
+    assert len(err.strip().splitlines()[-2:]) == 2
+
+
 def test_a_zip_bomb_is_no_checkpoint(trained):
     path = trained / "checkpoints" / "best.ckpt"
     with zipfile.ZipFile(path) as old:

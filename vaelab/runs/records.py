@@ -161,10 +161,25 @@ def _wrong(saved: Any) -> str:
     sizes = [*shape, *([] if classes is None else [classes])]
     if len(shape) != 3 or not all(type(n) is int and n > 0 for n in sizes) or math.prod(sizes) > MOST_VALUES:
         return f"its `shape` or `num_classes` is none: {str(sizes)[:60]}"
+    reported = saved.get("reported", {"metrics": {}, "vectors": {}})
+    if not isinstance(reported, dict) or not _reported(reported.get("metrics"), reported.get("vectors")):
+        return "its `reported` is of another type"
     means = {"names", "sums", "vectors", "count"}
     if not (saved["window"].keys() >= means and saved["epoch_means"].keys() >= means):
         return "its `window` or `epoch_means` is incomplete"
     return "one of its tensors is larger than its values" if any(map(_inflated, _tensors(saved))) else ""
+
+
+def _reported(metrics: Any, vectors: Any) -> bool:
+    """Whether these are metrics by name, and vectors by part and name."""
+    import torch
+
+    parts = [metrics, vectors, *(vectors.values() if isinstance(vectors, dict) else ())]
+    return (
+        all(isinstance(part, dict) for part in parts)
+        and all(isinstance(value, float) for value in metrics.values())
+        and all(isinstance(value, torch.Tensor) for part in vectors.values() for value in part.values())
+    )
 
 
 def _tensors(node: Any) -> Iterator[Tensor]:

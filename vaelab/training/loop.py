@@ -83,6 +83,17 @@ def checkpoint_of(trainer: pl.Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
+def counts_of(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Whether the counters of a checkpoint are such as the trainer keeps."""
+    return _alike(trainer.fit_loop.state_dict(), checkpoint["loops"].get("fit_loop"))
+
+
+def _alike(own: Any, other: Any) -> bool:
+    if isinstance(own, dict):
+        return isinstance(other, dict) and all(name in other and _alike(own[name], other[name]) for name in own)
+    return not isinstance(own, int) or (isinstance(other, int) and other >= 0)
+
+
 def ended_inside(checkpoint: dict[str, Any]) -> bool:
     """Whether a checkpoint is of a run that a limit of its steps or its time ended inside an epoch.
 

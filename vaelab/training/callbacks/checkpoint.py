@@ -78,6 +78,9 @@ class EMA(EMAWeightAveraging):
     def __init__(self, decay: Decay):
         super().__init__(decay=decay)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({"latest_update_step": int(state_dict["latest_update_step"])})
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Model, *args: Any, **kwargs: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
         assert self._average_model is not None

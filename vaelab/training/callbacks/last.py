@@ -51,6 +51,7 @@ class KeepLast(pl.Callback):
         self.path, self.every_steps, self.every_minutes = path, every_steps, every_minutes
         self.asked = 0  # the signal that asks to stop
         self.saved_at = 0.0  # seconds of the monotonic clock
+        self.batches = 0  # that have begun
         self.inside = False  # whether a batch of the epoch has begun: before, the checkpoint of the last one is new
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
@@ -90,6 +91,7 @@ class KeepLast(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:
         self.inside = True
+        self.batches += 1
         if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
