@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -106,6 +109,61 @@ def composed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", get_mode)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chosen_once() -> Iterator[None]:
+    """Spares reading and merging the same files of conf/ again: what follows from the chosen options is kept.
+
+    The values that a command line sets are put into a copy of it, by Hydra, as ever.
+    """
+    from hydra._internal import config_loader_impl as hydra
+    from hydra._internal.config_repository import CachingConfigRepository
+    from hydra._internal.defaults_list import Overrides
+
+    from vaelab.core.conf import CONF
+
+    list_, merge = hydra.create_defaults_list, hydra.ConfigLoaderImpl._compose_config_from_defaults_list
+    lists: dict[Any, Any] = {}
+    merged: dict[int, bytes | None] = {}  # by the id of a list's defaults, which are kept
+
+    def files(source: Any) -> list[tuple[Path, int]]:
+        """Files of a test's own with their times, for they may change."""
+        own = source.scheme() == "file" and source.path != str(CONF)
+        return sorted((file, file.stat().st_mtime_ns) for file in Path(source.path).rglob("*.yaml")) if own else []
+
+    def create_defaults_list(repo: Any, config_name: Any, overrides_list: list[Any], **how: bool) -> Any:
+        sources = [(source.path, *files(source)) for source in repo.get_sources()]
+        options = [o.input_line for o in overrides_list if repo.group_exists(o.key_or_group)]
+        key = (*sources, config_name, *options, *how.items())
+        if key not in lists:
+            lists[key] = list_(repo, config_name, overrides_list, **how)
+            merged[id(lists[key].defaults)] = None
+        return dataclasses.replace(lists[key], config_overrides=Overrides(repo, overrides_list).config_overrides)
+
+    def compose(self: Any, defaults: Any, repo: Any) -> Any:
+        if id(defaults) not in merged:
+            return merge(self, defaults, repo)
+        kept = merged[id(defaults)] or pickle.dumps(merge(self, defaults, repo))
+        merged[id(defaults)] = kept
+        return pickle.loads(kept)
+
+    def look(self: Any, delegate: Any) -> None:
+        self.delegate, self.cache = copy.copy(delegate), {}  # sources are replaced as a whole: no deep copy is needed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachingConfigRepository, "__init__", look)
+        patch.setattr(hydra, "create_defaults_list", create_defaults_list)
+        patch.setattr(hydra.ConfigLoaderImpl, "_compose_config_from_defaults_list", compose)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_without_waiting() -> Iterator[None]:
+    """Spares waiting for the disk: no test looks at what a power cut leaves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
