@@ -47,55 +47,44 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return vaelab(folder, "train", *small, *arguments)
 
 
-def test_two_processes_are_told_to_end_and_one_goes_on(train, tmp_path):
-    stopped = run(tmp_path, "model=capacity", "run.dir=run", "+callbacks.told={_target_:tests.test_ddp.Told,step:2}")
-    assert stopped.returncode == 143, stopped.stderr
-    assert stopped.stdout.count("interrupted; continue with: vaelab train resume=run") == 1
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-    # 86 training images are batches of 64 and 22: it has been stopped in the middle of the second epoch
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
-    rest = train("resume=run", "~callbacks.told", "accelerator=cpu")
+def test_two_processes_take_over_from_one_and_one_from_two(train, monkeypatch, tmp_path):
+    """One is interrupted, two go on and are told to end, one ends the run; each image of an epoch is seen once.
+
+    A noise-free model that does not learn has the same figures in every epoch. Its batches are of 32, 32 and 23 images
+    with one process, of 64 and 23 with two: the second epoch has two steps of one and one of two.
+    """
+    frozen = ["model=ae", "optimizer.lr=1e-9", "dataset.size=97", "trainer.max_epochs=3"]
+    stopped = interrupted(train, monkeypatch, "on_train_batch_end", 4, *frozen).run
+    two = ["accelerator=ddp_cpu", "trainer.accelerator=cpu", "+callbacks.told={_target_:tests.test_ddp.Told,step:5}"]
+    told = vaelab(tmp_path, "train", f"resume={stopped}", "~callbacks.stop", *two)
+    assert told.returncode == 143, told.stderr
+    assert told.stdout.count(f"interrupted; continue with: vaelab train resume={stopped}") == 1
+    assert json.loads((stopped / "summary.json").read_text())["status"] == "interrupted"
+    # in the middle of the third epoch, after the step in which the first process alone was told
+    assert torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    rest = train(f"resume={stopped}", "~callbacks.told", "accelerator=cpu")
     assert rest.code == 0, rest.err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((stopped / "summary.json").read_text())
     assert (summary["status"], summary["processes"]) == ("finished", 1)
-    assert (summary["epochs"], summary["steps"]) == (2, 4)
+    assert (summary["epochs"], summary["steps"]) == (3, 7)
+    one, *others = [row["train/reconstruction"] for row in read_metrics(stopped) if "train/reconstruction" in row]
+    assert others == pytest.approx([one, one], rel=1e-6)
 
 
-def test_two_jobs_of_a_sweep(tmp_path):
-    done = run(tmp_path, "-m", "model=vae,vqvae", "sweep.dir=sweep", "trainer.max_epochs=1")
+def test_two_jobs_of_a_sweep_see_every_image_once(train, tmp_path):
+    """A noise-free model's figures are those of one process: no padding, no image twice, also in short last batches."""
+    arguments = ["optimizer.lr=1e-9", "trainer.max_epochs=1", "trainer.log_every_n_steps=50"]
+    done = run(tmp_path, "-m", "model=ae,vqvae", "sweep.dir=sweep", *arguments)
     assert done.returncode == 0, done.stderr
-    for name in ("0-vae-fake", "1-vqvae-fake"):
-        summary = json.loads((tmp_path / "sweep" / name / "summary.json").read_text())
-        assert summary["status"] == "finished"
-        assert summary["processes"] == 2
-
-
-def test_every_image_is_seen_once_whatever_the_number_of_processes(train, tmp_path):
-    """A noise-free model's figures agree: no padding, no image twice, also in the short last batches."""
-    arguments = ["model=ae", "optimizer.lr=1e-9", "trainer.max_epochs=1", "trainer.log_every_n_steps=50"]
-    two = run(tmp_path, *arguments, "run.dir=two")
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("run: two") == 1
-    assert train(*arguments, "run.dir=one").code == 0
-    a, b = (json.loads((tmp_path / r / "summary.json").read_text())["metrics"] for r in ("one", "two"))
+    summaries = []
+    for name in ("0-ae-fake", "1-vqvae-fake"):
+        assert done.stdout.count(f"run: sweep/{name}\n") == 1, done.stdout
+        summaries.append(json.loads((tmp_path / "sweep" / name / "summary.json").read_text()))
+        assert (summaries[-1]["status"], summaries[-1]["processes"]) == ("finished", 2)
+    assert train("model=ae", *arguments, "run.dir=one").code == 0
+    a, b = summaries[0]["metrics"], json.loads((tmp_path / "one" / "summary.json").read_text())["metrics"]
     for name in ("train/reconstruction", "val/reconstruction", "test/reconstruction"):
         assert a[name] == pytest.approx(b[name], rel=1e-6)
-
-
-def test_two_processes_go_on_where_one_was_interrupted(train, monkeypatch):
-    """Each image of the epoch is seen once: a noise-free model's figures are those of the epoch before.
-
-    An epoch has batches of 32, 32 and 23 images with one process, of 64 and 23 with two.
-    """
-    frozen = ["model=ae", "optimizer.lr=1e-9", "dataset.size=97"]
-    stopped = interrupted(train, monkeypatch, "on_train_batch_end", 4, *frozen).run
-    again = ["train", f"resume={stopped}", "~callbacks.stop", "accelerator=ddp_cpu", "trainer.accelerator=cpu"]
-    rest = vaelab(Path(), *again)
-    assert rest.returncode == 0, rest.stderr
-    one, two = [row["train/reconstruction"] for row in read_metrics(stopped) if "train/reconstruction" in row]
-    assert two == pytest.approx(one, rel=1e-6)
-    summary = json.loads((stopped / "summary.json").read_text())
-    assert (summary["processes"], summary["steps"]) == (2, 5)
 
 
 def test_two_nodes_make_one_run(tmp_path):

@@ -24,12 +24,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import vaelab.models.vae
+from tests.conftest import once
 from vaelab.core.conf import CONF
 from vaelab.core.errors import Stopped
 from vaelab.datasets.splits import IndexBatches, TensorSplit, batch_bounds, epoch_order, rank_slice
 from vaelab.training.fit import prepare
 
-BATCH, STEPS = 16, 20
+BATCH, STEPS = 16, 14
 """Images per process. 87 training images are 32, 32 and 23 a step: in the last, one process has 11 and the other 12."""
 
 ADAM = [
@@ -73,7 +74,8 @@ VARIANTS = {
     ],
     "clipped": ["model=vae", "trainer.gradient_clip_val=0.5"],
 }
-RUNS = {f"{name}, {how}": (v, o) for name, v in VARIANTS.items() for how, o in (("adam", ADAM), ("sgd", SGD))}
+RUNS = {f"{name}, adam": (variant, ADAM) for name, variant in VARIANTS.items() if name != "accumulated"}
+RUNS |= {"accumulated, sgd": (VARIANTS["accumulated"], SGD)}
 LEARNED = ["model=vae", "likelihood=gaussian_learned", "trainer.accumulate_grad_batches=2"]
 RUNS |= {f"sharded {name}, sgd": (VARIANTS[name], SGD) for name in ("lagrangian", "ema codebook")}
 SIMVQ = ["model=vqvae", "likelihood=gaussian", "codebook=simvq", "codebook.rotation=true", "model.num_embeddings=16"]
@@ -83,7 +85,6 @@ RUNS |= {
     "lfq, sgd": (["model=vqvae", "likelihood=gaussian", "codebook=lfq", "codebook.bits=4"], SGD),
 }
 RUNS |= {"sharded learned noise, adam": (LEARNED, ADAM)}  # whose one number FSDP does not take
-del RUNS["accumulated, adam"], RUNS["clipped, sgd"]
 STOPPED = {
     "lagrangian, adam, SIGINT": (VARIANTS["lagrangian"], ADAM),
     "ema codebook, sgd, SIGTERM": (VARIANTS["ema codebook"], SGD),
@@ -209,14 +210,20 @@ def process(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the two processes train."""
-    return tmp_path_factory.mktemp("processes")
+def folder(shared: Path) -> Path:
+    """Where the two processes train; each test goes on with a run of its own."""
+    return shared / "two processes"
 
 
 @pytest.fixture(scope="module")
 def processes(folder: Path) -> list[dict[str, Any]]:
     """What the two processes found, by the name of the run."""
+    once(folder, train_in_two)
+    return [torch.load(folder / f"process{rank}.pt") for rank in (0, 1)]
+
+
+def train_in_two(folder: Path) -> None:
+    folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -228,11 +235,10 @@ def processes(folder: Path) -> list[dict[str, Any]]:
         environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
         started.append(subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment))
     try:
-        assert [process.wait(timeout=300) for process in started] == [0, 0]
+        assert [process.wait(timeout=600) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
-    return [torch.load(folder / f"process{rank}.pt") for rank in (0, 1)]
 
 
 def numbers(text: str) -> list[list[float]]:
