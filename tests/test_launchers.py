@@ -116,17 +116,17 @@ def test_slurm_where_there_is_none_is_refused(train, monkeypatch):
     assert "slurm cluster" in result.err
 
 
-def run_vaelab(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vaelab", "train", "-m", "hydra/launcher=ray", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+def test_more_than_the_machine_has_is_refused(train, monkeypatch):
+    import ray
 
-
-@pytest.mark.slow
-def test_more_than_the_machine_has_is_refused(tmp_path):
-    result = run_vaelab(tmp_path, "seed=0,1", "hydra.launcher.cpus=2", "+hydra.launcher.init.num_cpus=1")
-    assert result.returncode == 2
-    assert "hydra.launcher.cpus=2" in result.stderr
-    assert "Traceback" not in result.stderr
+    started = {}
+    monkeypatch.setattr(ray, "init", lambda **given: started.update(given))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(started["num_cpus"])})
+    cpus = ["hydra/launcher=ray", "hydra.launcher.cpus=2", "+hydra.launcher.init.num_cpus=1"]
+    result = train("-m", "seed=0,1", "sweep.dir=sweep", *cpus)
+    assert result.code == 2
+    assert "hydra.launcher.cpus=2: a job can have no more than this machine, 1" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_settings_are_checked(train):
@@ -149,7 +149,8 @@ def test_without_ray_the_extra_is_named(train, monkeypatch):
 def test_training_and_a_search_run_on_ray(tmp_path):
     small = ["dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96", "trainer.max_epochs=1", "report=false"]
     arguments = ["hydra/sweeper=optuna", "n_trials=2", "n_jobs=2", "model.latent_dim=range(2,9)", "sweep.dir=sweep"]
-    result = run_vaelab(tmp_path, *small, *arguments, "+hydra.launcher.init.num_cpus=2")
+    command = [sys.executable, "-m", "vaelab", "train", "-m", "hydra/launcher=ray", "+hydra.launcher.init.num_cpus=2"]
+    result = subprocess.run([*command, *small, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "sweep" / "optimization_results.json").read_text())
     assert results["trials"]["finished"] == 2
