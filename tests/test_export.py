@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vaelab
-from tests.test_conf import composed, options
+from tests.test_conf import composed
 from vaelab.cli import main
 from vaelab.core.config import build
 from vaelab.inference import onnx
@@ -35,8 +35,10 @@ CASES = {
         (3, 11, 8),
     ),
 }
-"""With which settings and for which images a model is exported: every network and every likelihood is there."""
-CASES |= {model: ([], (1, 8, 8)) for model in options("model") if model not in CASES}
+"""With which settings and for which images a model is exported: every network and every likelihood is there.
+
+Every other option of a part is exported in `test_parts`.
+"""
 
 
 def model_of(case: str):

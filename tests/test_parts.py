@@ -11,6 +11,7 @@ import torch
 
 import vaelab
 from tests.test_conf import options
+from tests.test_gallery import assert_drawn
 from tests.test_resume import interrupted, same_weights
 from vaelab.cli import main
 from vaelab.core.conf import CONF
@@ -21,14 +22,17 @@ GROUPS = ("codebook", "posterior", "condition")
 def words() -> list[list[str]]:
     """For each option, the words that choose it, with the first model that takes it.
 
-    A model takes a part if it names the group. An option without a class, `none`, is what models without it have.
+    A model takes a part if it names the group. An option without a class, `none`, is what models without it have;
+    one that is the model's own is there with the model.
     """
     texts = {model: (CONF / "model" / f"{model}.yaml").read_text() for model in options("model")}
     found = [[f"model={model}"] for model in texts]
     for group in GROUPS:
         taking = [model for model, text in texts.items() if f"${{{group}}}" in text]
         with_class = [o for o in options(group) if "_target_" in (CONF / group / f"{o}.yaml").read_text()]
-        found += [[f"model={taking[0]}", f"{group}={option}"] for option in with_class]
+        own = f"override /{group}@_global_.{group}: "
+        more = [option for option in with_class if own + option not in texts[taking[0]]]
+        found += [[f"model={taking[0]}", f"{group}={option}"] for option in more]
     return found
 
 
@@ -72,8 +76,7 @@ def test_it_is_evaluated_drawn_and_exported(train, capsys, monkeypatch, shared, 
 
     assert main(["report", f"run={run}", "device=cpu"]) == 0
     assert "could not be" not in capsys.readouterr().out
-    assert (run / "figures" / "reconstructions.png").is_file()
-    assert (run / "report.html").is_file()
+    assert_drawn(run)
 
     assert main(["export", f"run={run}", "onnx=true", "out=export"]) == 0, capsys.readouterr().err
     own, exported = vaelab.load(run), vaelab.load("export")
