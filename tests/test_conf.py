@@ -56,7 +56,9 @@ def test_every_model_trains_reloads_and_samples(train, model):
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 11, 14)])
 def test_every_model_takes_any_image_or_refuses(train, model, shape):
     network = ["network=conv"] if model in ("vae", "cvae") else []
-    result = train(f"model={model}", f"dataset.image_shape={list(shape)}".replace(" ", ""), *network)
+    result = train(
+        f"model={model}", f"dataset.image_shape={list(shape)}".replace(" ", ""), *network, "trainer.max_epochs=1"
+    )
     assert result.code == 0, result.err
     assert vaelab.load(result.run).reconstruct(torch.rand(2, *shape), torch.zeros(2).long()).shape == (2, *shape)
 
@@ -95,7 +97,7 @@ def test_every_schedule_trains(train, schedule):
 @pytest.mark.parametrize("group", ["optimizer", "lr_schedule", "averaging"])
 def test_every_other_option_trains(train, group):
     for option in options(group):
-        result = train(f"{group}={option}")
+        result = train(f"{group}={option}", "trainer.max_epochs=1")
         assert result.code == 0, (option, result.err)
 
 

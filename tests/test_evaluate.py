@@ -328,7 +328,8 @@ def test_a_damaged_evaluation_is_said_before_any_work(finished, evaluate, name):
 @pytest.mark.slow
 def test_factors_are_measured_where_the_data_has_them(finished, evaluate):
     sizes = ["dataset=sprites", "dataset.train_size=300", "dataset.val_size=0.2", "dataset.test_size=3000"]
-    run = finished(*sizes, "model=vae", "network=mlp", "network.hidden_dims=[32]", small=False).run
+    sizes += ["network=mlp", "network.hidden_dims=[32]", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    run = finished(*sizes, "model=vae", small=False).run
     assert evaluate(f"run={run}", "sections=[disentanglement]")[0] == 0
     figures = read(run)["figures"]
     assert {"disentanglement/mig", "disentanglement/dci_disentanglement"} <= figures.keys()

@@ -200,8 +200,8 @@ def bare_work(run):
 
 @pytest.mark.parametrize("model", VARIANTS)
 def test_work_of_a_step(train, model):
-    (few, _), (many, result) = (work(train, steps, f"model={model}") for steps in (10, 40))
-    operations, waits, logs = ((b - a) / 30 for a, b in zip(few, many, strict=True))
+    (few, _), (many, result) = (work(train, steps, f"model={model}") for steps in (10, 20))
+    operations, waits, logs = ((b - a) / 10 for a, b in zip(few, many, strict=True))
     assert waits == 0
     assert logs == 0
     scalars = len(vaelab.load(result.run, "last").scalars)

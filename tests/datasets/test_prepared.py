@@ -390,7 +390,7 @@ def train(*arguments):
 assert train("trainer.max_steps=2", "run.dir=first", "dataset.storage=stream") == 0  # makes what is made once
 status = Path("/proc/self/status").read_text().splitlines()
 held = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (held + 330 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_DATA, (held + 230 * 2**20, resource.RLIM_INFINITY))
 assert train("run.dir=streamed", "dataset.storage=stream") == 0
 try:
     train("run.dir=held", "dataset.storage=resident")
@@ -402,13 +402,13 @@ except (MemoryError, RuntimeError) as error:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what a process holds as RLIMIT_DATA")
 def test_training_from_a_file_larger_than_what_the_process_may_hold(tmp_path):
-    """440 MiB of images, 330 MiB to spare: streaming sees all of them; holding them is refused its memory.
+    """310 MiB of images, 230 MiB to spare: streaming sees all of them; holding them is refused its memory.
 
     The limit is on what the process and its worker allocate, of which training takes 50 to 160 MiB and every thread's
     stack 8; pages of the mapped file are the system's, which takes them back when it needs them.
     """
     image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
-    count = 440 * 2**20 // image.numel()
+    count = 310 * 2**20 // image.numel()
     prepare(tmp_path / "big.vaelab", (TensorSplit(image.expand(count, -1, -1, -1)), TensorSplit(image)))
     done = subprocess.run(
         [sys.executable, "-c", LIMITED],
