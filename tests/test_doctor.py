@@ -318,7 +318,7 @@ def test_starting_imports_no_torch(tmp_path):
         "installation.run_python = lambda code: {'error': 'left out'}\n"
         "from vaelab.cli import main; main(['doctor']); print([m for m in ('torch', 'wandb') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 

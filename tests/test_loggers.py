@@ -187,7 +187,7 @@ def records(run):
     """What W&B's own reader finds in the files of an offline run, by kind."""
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     lines = [json.loads(line) for line in text.splitlines()]
     return {kind: [line[kind] for line in lines if line["type"] == kind] for kind in {line["type"] for line in lines}}
 
@@ -415,7 +415,7 @@ def test_a_run_resumed_offline_becomes_one_whole_run_when_it_is_sent(no_key, tmp
     line = offline.sync_line([run]).replace(" wandb ", f" {sys.executable} -m wandb ", 1)
     with wandb_server() as server:
         environment = os.environ | {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": 40 * "0"}
-        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     ((_, files),) = server.runs.items()  # one run
     history = [json.loads(text) for _, text in sorted(files["wandb-history.jsonl"].items())]

@@ -228,7 +228,7 @@ def in_a_terminal(*arguments: str):
 
     def until(text: str) -> str:
         nonlocal shown
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while text not in shown and time.monotonic() < deadline:
             if select.select([ours], [], [], 0.2)[0]:
                 try:

@@ -50,6 +50,6 @@ def test_importing_the_data_sets_imports_no_data_library():
         "sys.exit(', '.join(new & {'torchvision', 'sklearn', 'h5py', 'scipy'}) or 0)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
