@@ -42,9 +42,22 @@ SLOW = {"browser", "processes", "logged", "no_key"}
 """Fixtures that start other programs: Chromium, two processes that train together, W&B's."""
 
 
+LONGEST = {
+    "test_matrix",
+    "test_distributed",
+    "test_ddp",
+    "test_launchers",
+    "test_sweep",
+    "test_prepared",
+    "test_readme",
+}
+"""Files of the longest tests."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests slow that ask for a slow fixture."""
+    """Marks the tests slow that ask for a slow fixture, and has the longest begin first: none is waited for alone."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         if isinstance(item, pytest.Function) and SLOW & set(item.fixturenames):
             item.add_marker("slow")
