@@ -23,12 +23,12 @@ log = logging.getLogger("vaelab")
 
 def asked(config: dict[str, Any]) -> fitting.Asked | None:
     """What a training's config asks to be fitted afterwards, as `vaelab prior` would by itself; None for nothing."""
-    from omegaconf import OmegaConf
+    import yaml
 
     node = config["prior"]
     if not node or not getattr(target_of(node, "prior"), "afterwards", False):
         return None
-    usual: Any = OmegaConf.load(CONF / "prior.yaml")
+    usual = yaml.safe_load((CONF / "prior.yaml").read_text())
     name = target_names().get(node["_target_"]) or str(node["_target_"]).rpartition(".")[2].lower()
     return fitting.Asked(name, node, usual["of"], usual["max_images"], usual["seed"])
 

@@ -154,7 +154,7 @@ def _taking_up(checkpoint: Path | None, model: Model, trainer: pl.Trainer) -> It
         fault = "memory" in str(error) or isinstance(error, MisconfigurationException | DivergenceError)
         if checkpoint is None or done or fault:
             raise
-        best = checkpoint.with_name("best.ckpt")
+        best = Files(checkpoint.parents[1]).checkpoint("best")
         other = best.is_file() and best != checkpoint
         remedy = f"remove it, and training goes on from {best.name}" if other else "train again"
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
