@@ -19,7 +19,6 @@ from vaelab.runs.trained import Trained
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
 CONTINUOUS = {"traversals", "interpolations", "latents"}
-BY_DIMENSION = {"kl_per_dim", "uncertainty"}
 DISCRETE = {"codes", "code_maps"}
 
 
@@ -28,10 +27,11 @@ def expected(run):
     model, config = vaelab.load(run), read_config(run)
     found = ALL | (DISCRETE if model.layout.codes else CONTINUOUS)
     found |= PRIOR if model.prior is not None else set()
-    found |= BY_DIMENSION if (run / "kl_per_dim.csv").exists() else set()
+    found |= {"kl_per_dim"} if (run / "kl_per_dim.csv").exists() else set()
+    found |= {"uncertainty"} if model.blank().density else set()
     found |= {"dimensions"} if model.blank().factorised is not None else set()
     found |= {"levels"} if len(model.layout.levels) > 1 else set()
-    found |= {"classes"} if model.conditional else set()
+    found |= {"classes"} if model.conditional and model.prior is not None else set()
     return found | ({"schedule"} if config["schedule"] else set())
 
 
