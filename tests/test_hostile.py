@@ -26,6 +26,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.terminal import plain
 from vaelab.datasets.prepared import PreparedSplit
 from vaelab.datasets.prepared_file import MAGIC, PARTS, PREFIX, VERSION, read_header
+from vaelab.nn.networks import MLP
 from vaelab.runs import Files, gate, read_config, write_config
 from vaelab.runs.model import with_weights
 
@@ -254,9 +255,20 @@ def test_no_command_runs_a_strangers_folder(run, capsys, command, given):
         assert not Path(CANARY).exists()
 
 
+class Opening(MLP):
+    """A network of the run's maker, which opens a pickle."""
+
+    def __init__(self, filename: str):
+        with open(filename, "rb") as file:
+            pickle.load(file)
+
+
 def test_trust_runs_it(run, capsys):
     """Which also shows that the canary sings."""
-    write_config(run, with_at(read_config(run), ("model", "network"), {"_target_": "joblib.load", "filename": PICKLE}))
+    write_config(
+        run,
+        with_at(read_config(run), ("model", "network"), {"_target_": "tests.test_hostile.Opening", "filename": PICKLE}),
+    )
     with pytest.raises((UserError, AttributeError, TypeError)):
         vaelab.load(run, trust=True)
     os.rmdir(CANARY)
