@@ -27,6 +27,9 @@ class LFQ(Grid):
     exp(-inverse_temperature |z - c|^2), a product over the bits. The means are over all positions of the global
     batch; the term is summed over an image's positions, as the other terms are.
 
+    The encoder's output is moved into [-1, 1] by tanh, which the paper's is not: the gradient that is copied past
+    the sign drives it far beyond -1 and 1 otherwise, where the entropy has no slope.
+
     entropy_weight: weight of the entropy term in the objective. num_embeddings: K, and embedding_dim: D, follow from
     `bits`.
     """
@@ -46,6 +49,9 @@ class LFQ(Grid):
     @property
     def remedy(self) -> Remedy:
         return Remedy("more codebook.entropy_weight, a lower optimizer.lr", "codebook.bits")
+
+    def project(self, z: Tensor) -> Tensor:
+        return z.tanh()
 
     def digits(self, rows: Tensor) -> Tensor:
         return (rows > 0).long()
