@@ -285,6 +285,12 @@ def test_a_vqvae_is_sampled_from_a_prior_that_is_fitted_to_its_codes(vaelab, nam
     expected = coding.sample(model, 6, torch.tensor([3]), (0.0, 1.0), 0)[:, 0].numpy()
     assert np.abs(drawn["label=3"][..., 0] / 255 - expected).max() < 0.51 / 255
     assert vaelab("sample", "run=vqvae", "label=all", "n=20")[0] == 0
+    for given in ("", f"prior={name}"):
+        code, out, err = vaelab("report", "run=vqvae", "device=cpu", *given.split())
+        assert code == 0, err
+        assert (f"prior={name} is taken" in out) == (not given)
+        assert "could not be" not in out
+    assert Path("vqvae/figures/classes.png").is_file()
     assert Path(f"vqvae/figures/sample-{name}.png").is_file()
 
 

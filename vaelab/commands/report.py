@@ -21,11 +21,12 @@ class Options(NamedTuple):
     figures: bool
     out: str | None
     trust: bool
+    prior: dict[Literal["name"], str | None]
 
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab report` with these arguments. Returns the exit code."""
-    return command.single("report", job, arguments)
+    return command.single("report", job, [command.prior_named(argument) for argument in arguments])
 
 
 def job(config: Any) -> None:
@@ -40,9 +41,12 @@ def job(config: Any) -> None:
     folder = folder if several else runs.find(asked.run)
     out = _place(asked.out, folder)
     if several:
+        if asked.prior["name"] is not None:
+            raise UserError(f"prior={asked.prior['name']}: {folder} is a sweep: name one of its runs")
         build.of_sweep(folder, out, asked.figures)
     elif Files(folder).saved:
-        build.of_folder(folder, out, asked.checkpoint, asked.device, asked.root, asked.figures, asked.trust)
+        given = asked.checkpoint, asked.device, asked.root, asked.figures, asked.trust, asked.prior["name"]
+        build.of_folder(folder, out, *given)
     else:
         from vaelab.report import run
 

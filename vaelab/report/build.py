@@ -26,11 +26,19 @@ def of_folder(
     root: str | None = None,
     figures: bool = True,
     trust: bool = False,
+    prior: str | None = None,
 ) -> None:
-    """Draws the figures and writes the page of a run folder that has a checkpoint, as `of_run` does."""
+    """Draws the figures and writes the page of a run folder that has a checkpoint, as `of_run` does.
+
+    prior: one that was fitted to the run, from which samples are drawn; None for the model's own, or the one that was
+    fitted to a model whose own only stands in for it.
+    """
+    from vaelab.runs import priors
     from vaelab.runs.trained import Trained
 
-    trained = Trained(folder, checkpoint, device, root, trust=trust)
+    trained = Trained(folder, checkpoint, device, root, prior, trust)
+    if prior is None and (taken := priors.stand_in(trained.folder, trained.model, trained.checkpoint)).name:
+        print(taken.words)
     of_run(folder, trained.model, trained.data, out, figures)
 
 

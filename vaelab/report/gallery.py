@@ -175,17 +175,20 @@ def _samples(s: Scene) -> Figure | None:
 def _real_and_generated(s: Scene) -> Figure | None:
     if s.model.prior is None:
         return None
-    labels = s.few.labels if s.model.conditional else None  # the same classes on both sides
+    labels = s.few.labels if s.model.by_class else None  # the same classes on both sides
     generated = coding.sample(s.model, len(s.few.images), labels, s.data.pixel_range, SEED)
     return images.real_and_generated(s.unit(s.few.images), generated)
 
 
 def _classes(s: Scene) -> Figure | None:
-    if not s.model.conditional or s.model.prior is None or s.model.num_classes is None:
+    if not s.model.by_class or s.model.prior is None or s.model.num_classes is None:
         return None
     shown, columns = min(s.model.num_classes, ROWS), 10
-    z = torch.cat([*coding.draws(s.model, columns, SEED)] * shown)  # a draw per column
     labels = torch.arange(shown).repeat_interleave(columns)
+    if s.model.prior.classes is None:
+        z = torch.cat([*coding.draws(s.model, columns, SEED)] * shown)  # a draw per column
+    else:
+        z = torch.cat([*coding.draws(s.model, len(labels), SEED, labels=labels)])
     made = coding.decode(s.model, z, labels, s.data.pixel_range)
     return images.classes(made.unflatten(0, (shown, columns)), s.classes[:shown])
 

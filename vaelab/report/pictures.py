@@ -45,8 +45,8 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Samples": {
         "samples": (
             "Samples from the prior",
-            "Images decoded from draws of the prior, N(0, I) or all codes alike: they should be as clear and as varied "
-            "as the data.",
+            "Images decoded from draws of the prior, N(0, I), all codes alike or a fitted one: they should be as clear "
+            "and as varied as the data.",
         ),
         "real_and_generated": (
             "Real and generated",
@@ -54,7 +54,8 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "classes": (
             "Samples of each class",
-            "A row per label and a draw of z per column: rows should differ in what they show, and columns in how.",
+            "A row per label, and a draw of z per column, unless the prior is told the label: rows should differ in "
+            "what they show, and columns in how.",
         ),
         "levels": (
             "Samples of each level",

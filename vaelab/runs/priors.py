@@ -7,7 +7,7 @@ import json
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged, whole
@@ -90,21 +90,26 @@ class Unfinished:
             torch.save({"fit": self.fit, "state": state}, partial)
 
 
-def stand_in(run: Path, model: Model, checkpoint: str) -> tuple[str | None, str]:
-    """Has a model draw from the one prior that was fitted to it, if its own only stands where that belongs.
+class Taken(NamedTuple):
+    """The prior that a model draws from. name: of one that was fitted, or None. words: a line to say of it, or ""."""
 
-    Returns its name, None if there is none or several, and what to say of it: a line, empty if there is nothing to say.
-    """
+    name: str | None
+    words: str
+
+
+def stand_in(run: Path, model: Model, checkpoint: str) -> Taken:
+    """Has a model draw from the one prior that was fitted to it, if its own only stands where that belongs."""
     if model.prior is None or not model.prior.placeholder:
-        return None, ""
+        return Taken(None, "")
     known, own = fitted_to(run, model), f"the prior of {type(model).__name__} is {model.prior.words}"
     if len(known) == 1:
         model.draw_from(read(run, known[0], model, checkpoint).eval())
-        return known[0], f"prior={known[0]} is taken, the one that was fitted to this checkpoint"
+        return Taken(known[0], f"prior={known[0]} is taken, the one that was fitted to this checkpoint")
     if known:
-        return None, f"{own}: add {' or '.join(f'prior={name}' for name in known)}, which were fitted to its codes"
+        choice = " or ".join(f"prior={name}" for name in known)
+        return Taken(None, f"{own}: add {choice}, which were fitted to its codes")
     name = fitting(model.layout)[0]
-    return None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes"
+    return Taken(None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes")
 
 
 def write(run: Path, name: str, prior: Prior, about: dict[str, Any]) -> Path:
