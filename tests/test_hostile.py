@@ -830,18 +830,32 @@ RECORDS = {
     "metrics.csv of words": ("metrics.csv", "step,epoch,train/loss\na,b,c\n"),
     "metrics.csv at no step": ("metrics.csv", "step,epoch,train/loss\nnan,inf,1\n"),
     "metrics.csv, empty": ("metrics.csv", ""),
+    "kl_per_dim.csv of other columns": ("kl_per_dim.csv", "a,b\n1,2\n1,2\n"),
+    "kl_per_dim.csv of words": ("kl_per_dim.csv", "step,epoch,0\n1,1,x\n2,2,y\n"),
+    "kl_per_dim.csv of uneven rows": ("kl_per_dim.csv", "step,epoch,0\n1,1,1,1\n2\n"),
+    "kl_per_dim.csv, binary": ("kl_per_dim.csv", "\x00\x01"),
+    "kl_per_dim.csv, empty": ("kl_per_dim.csv", ""),
     "a list": ("summary.json", "[1]"),
     "binary": ("summary.json", "\x00\x01"),
 } | {
     f"{key}={value}": ("summary.json", {key: value})
     for key, value in {"status": [1], "epochs": "x", "best": "x", "findings": [1], "seconds": "x", "commit": 5}.items()
-}
+} | {
+    f"{part}.{name}={value}": ("summary.json", {part: {name: value}})
+    for part, name, value in [
+        ("metrics", "test/elbo", "x"), ("metrics", "test/elbo", None), ("metrics", "test/elbo", [1]),
+        ("best", "value", "x"), ("best", "epoch", []), ("best", "by", 5), ("kl_per_dim", "train", 5),
+        ("kl_per_dim", "train", ["x"]), ("data", "test", "x"), ("data", "shape", [None]), ("data", "class_names", [5]),
+        ("data", "pixel_range", 0), ("model", "parameters", "x"), ("objective", "beta", "x"),
+        ("objective", "likelihood", {}), ("versions", "torch", 2),
+    ]
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("line", [*READING, "report run={run} figures=false"])
 def test_an_odd_record_ends_in_a_line(finished, capsys, line):
     folder = finished("model=vae", "trainer.max_epochs=1").run
-    wholes = {path: path.read_text() for path in (folder / "summary.json", folder / "metrics.csv")}
+    wholes = {folder / name: (folder / name).read_text() for name in ("summary.json", "metrics.csv", "kl_per_dim.csv")}
     for name, content in RECORDS.values():
         for path, whole in wholes.items():
             path.write_text(whole)

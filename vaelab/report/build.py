@@ -57,7 +57,7 @@ def of_run(run: Path, model: Model, data: ImageData, out: Path, figures: bool = 
     if figures and content is not None:
         drawn = gallery.redraw(run, model, data, rows)
     elif figures:
-        drawn = dict(gallery.draw_curves(rows, Files(run).kl_per_dim))
+        drawn = dict(gallery.draw_curves(rows, runs.read_kl_per_dim(run)))
         for name, figure in drawn.items():
             style.save(figure, Files(run).figure(name))
     page.save(out, build(run, content, sound=content is not None))

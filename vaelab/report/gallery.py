@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vaelab import runs
 from vaelab.core.pixels import to_unit
 from vaelab.core.randomness import seeded
 from vaelab.evaluation.metrics.codes import code_histogram
@@ -127,19 +127,16 @@ def draw(
             yield name, figure
 
 
-def draw_curves(rows: list[dict[str, float]], kl_per_dim: Path) -> Iterator[tuple[str, Figure]]:
-    """Draws the curves of a run, from the rows of metrics.csv and the file of the KL per dimension, if there is one."""
+def draw_curves(rows: list[dict[str, float]], kl_per_dim: list[list[float]]) -> Iterator[tuple[str, Figure]]:
+    """Draws the curves of a run, from the rows of metrics.csv and of kl_per_dim.csv, if there are any."""
     if any("epoch" in row for row in rows):
         yield "curves", curves.training(rows)
         scheduled = curves.scheduled(rows)
         if scheduled is not None:
             yield "schedule", scheduled
-    if kl_per_dim.is_file():
-        with kl_per_dim.open(newline="") as file:
-            table = [[float(cell or "nan") for cell in row] for row in list(csv.reader(file))[1:]]
-        if len(table) > 1:
-            values = torch.tensor(table, dtype=torch.float64)  # step, epoch, a column per dimension
-            yield "kl_per_dim", curves.kl_per_dimension(values[:, 1], values[:, 2:])
+    if len(kl_per_dim) > 1:
+        values = torch.tensor(kl_per_dim, dtype=torch.float64)  # step, epoch, a column per dimension
+        yield "kl_per_dim", curves.kl_per_dimension(values[:, 1], values[:, 2:])
 
 
 def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]]) -> dict[str, Figure]:
@@ -148,7 +145,7 @@ def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]
     Each is saved as soon as it is drawn: those before one that fails are there.
     """
     figures = {}
-    for name, figure in chain(draw_curves(rows, Files(run).kl_per_dim), draw(model, data)):
+    for name, figure in chain(draw_curves(rows, runs.read_kl_per_dim(run)), draw(model, data)):
         style.save(figure, Files(run).figure(name))
         figures[name] = figure
     return figures

@@ -10,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged, read_json, write_text
 from vaelab.runs.layout import Files
@@ -18,12 +21,56 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESTORE = "restore it, or train again"
-KINDS: dict[str, Any] = {
-    "status": str, "name": str, "error": str, "identity": str, "epochs": int, "steps": int, "seconds": int | float,
-    "metrics": dict, "best": dict, "findings": list, "kl_per_dim": dict, "model": dict, "data": dict, "objective": dict,
-    "commit": str, "device": str, "processes": int,
-}  # fmt: skip
-"""Types of what a summary holds, where it is there."""
+
+
+class Best(TypedDict, total=False):
+    epoch: int | None
+    by: str | None
+    value: float | None
+
+
+Trained = TypedDict("Trained", {"class": str, "parameters": int, "latent_dimensions": int | None}, total=False)
+Data = TypedDict(
+    "Data",
+    {
+        "class": str, "shape": list[int], "dimensions": int, "train": int, "val": int, "test": int,
+        "num_classes": int | None, "class_names": list[str] | None, "binarize": str, "pixel_range": list[float],
+    },
+    total=False,
+)  # fmt: skip
+
+
+class Objective(TypedDict, total=False):
+    likelihood: str
+    log_likelihood_is: str
+    reduction: str
+    beta: float | None
+    beta_if_mean_reduced: float | None  # fmt: skip
+
+
+class Summary(TypedDict, total=False):
+    """Content of summary.json, as far as it is there: `vaelab.training.summary.collect` explains it."""
+
+    status: str | None
+    name: str | None
+    error: str | None
+    identity: str | None
+    metrics: dict[str, float] | None
+    best: Best | None
+    epochs: int | None
+    steps: int | None
+    seconds: float | None
+    findings: list[dict[str, str]] | None
+    kl_per_dim: dict[str, list[float]] | None
+    model: Trained | None
+    data: Data | None
+    objective: Objective | None
+    versions: dict[str, str] | None
+    commit: str | None
+    device: str | None
+    processes: int | None
+
+
 MEASURE_AGAIN = "delete it, and run vaelab eval again"
 
 
@@ -36,10 +83,12 @@ def read_summary(run: Path) -> dict[str, Any]:
     """Reads the summary.json of a run, {} if it has none yet. Raises UserError if it is damaged."""
     path = Files(run).summary
     summary = read_json(path, RESTORE)
-    for name, kind in KINDS.items():
-        if not isinstance(summary.get(name), kind | None):
-            raise damaged(path, f"its '{name}' is of another type", RESTORE)
-    if not all(isinstance(finding, dict) and "code" in finding for finding in summary.get("findings") or []):
+    try:
+        TypeAdapter(Summary).validate_python(summary, strict=True)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise damaged(path, f"its '{place}' is of another type", RESTORE) from error
+    if not all("code" in finding for finding in summary.get("findings") or []):
         raise damaged(path, "its findings are no findings", RESTORE)
     return summary
 
@@ -64,6 +113,24 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         except (ValueError, KeyError, OverflowError) as error:
             raise damaged(path, f"line {number} is cut short or no row of numbers", RESTORE) from error
     return rows
+
+
+def read_kl_per_dim(run: Path) -> list[list[float]]:
+    """Reads the rows of kl_per_dim.csv, [] without a file: step, epoch, a KL for each dimension.
+
+    Raises UserError if it is damaged.
+    """
+    path = Files(run).kl_per_dim
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            names, *rows = list(csv.reader(file, strict=True)) or [[]]
+        if names[:2] != ["step", "epoch"] or any(len(row) != len(names) for row in rows):
+            raise ValueError("its rows are not of a step, an epoch and the same dimensions")
+        return [[float(cell or "nan") for cell in row] for row in rows]
+    except (csv.Error, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise damaged(path, str(error), RESTORE) from error
 
 
 def write_evaluation(run: Path, evaluation: dict[str, Any]) -> None:
