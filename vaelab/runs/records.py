@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +85,18 @@ def read_summary(run: Path) -> dict[str, Any]:
     path = Files(run).summary
     summary = read_json(path, RESTORE)
     try:
-        TypeAdapter(Summary).validate_python(summary, strict=True)
+        _kinds().validate_python(summary, strict=True)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise damaged(path, f"its '{place}' is of another type", RESTORE) from error
     if not all("code" in finding for finding in summary.get("findings") or []):
         raise damaged(path, "its findings are no findings", RESTORE)
     return summary
+
+
+@cache
+def _kinds() -> TypeAdapter[Summary]:
+    return TypeAdapter(Summary)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import inspect
 import os
 import shlex
 import shutil
@@ -205,6 +206,20 @@ def _check_resumed(config: dict[str, Any], saved: dict[str, Any], summary: dict[
         new, old = config[section], saved[section]
         if section == "dataset":
             new, old = ({k: v for k, v in part.items() if k not in MAY_MOVE} for part in (new, old))
+        old = _filled(old, new)
         if new != old:
             keys = [f"{section}.{k}" for k in new if new[k] != old.get(k)] if isinstance(new, dict) else [section]
             raise UserError(f"resume= continues the run as it is, but {keys[0]} has changed: start a new run for that")
+
+
+def _filled(old: Any, new: Any) -> Any:
+    """Returns an earlier config with the values that options had before there were keys for them: the defaults."""
+    from vaelab.core.config import target_of
+
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old
+    filled = {key: _filled(value, new.get(key)) for key, value in old.items()}
+    if "_target_" in new and new["_target_"] == old.get("_target_"):
+        parameters = inspect.signature(target_of(new, "")).parameters
+        filled |= {key: parameters[key].default for key in new.keys() - old.keys() if key in parameters}
+    return filled
