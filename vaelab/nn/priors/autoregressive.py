@@ -97,10 +97,10 @@ class Autoregressive(Prior):
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         size = max(1, AT_A_TIME // (self.positions * self.codes))
         parts = [
-            self.log_probs(part, None if labels is None else labels[start : start + size]).double().sum(1)
+            self.log_probs(part, None if labels is None else labels[start : start + size]).sum(1)
             for start, part in zip(range(0, len(z), size), z.split(size), strict=True)
         ]
-        return torch.cat(parts).float()
+        return torch.cat(parts)
 
     @torch.no_grad()
     def sample(
@@ -156,10 +156,10 @@ def _drawn(logits: Tensor, noise: Tensor, temperature: float, top_k: int | None)
     """Draws codes, [B, K] -> [B]. noise: [B] in [0, 1). At temperature 0 each is the most probable one."""
     if temperature == 0:
         return logits.argmax(1)
-    scaled = (logits.double() - logits.double().amax(1, keepdim=True)) / temperature
+    scaled = (logits.float() - logits.float().amax(1, keepdim=True)) / temperature
     if top_k is not None and top_k < scaled.shape[1]:
         best = scaled.topk(top_k, 1)
         scaled = torch.full_like(scaled, -math.inf).scatter(1, best.indices, best.values)
     cumulative = scaled.exp().cumsum(1)
-    wanted = noise.double()[:, None] * cumulative[:, -1:]
+    wanted = noise[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)

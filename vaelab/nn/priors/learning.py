@@ -85,7 +85,7 @@ def _epoch(
 
     prior.train()
     warm_up = max(1, min(WARM_UP, total // 10))
-    device, sum_of_nats = prior.place.device, torch.zeros((), dtype=torch.float64, device=prior.place.device)
+    device, sums = prior.place.device, []
     batches = torch.randperm(len(known.z)).split(prior.batch_size)
     for step, batch in enumerate(tqdm(batches, words, unit="batch", delay=2, leave=False, disable=None), done):
         for group in optimizer.param_groups:
@@ -96,16 +96,16 @@ def _epoch(
         (nats.mean() / prior.positions).backward()
         torch.nn.utils.clip_grad_norm_(prior.parameters(), STEEPEST)
         optimizer.step()
-        sum_of_nats += nats.detach().double().sum()
+        sums.append(nats.detach().sum())
     prior.eval()
-    return sum_of_nats.item() / len(known.z)
+    return torch.stack(sums).cpu().double().sum().item() / len(known.z)
 
 
 @torch.no_grad()
 def _nats(prior: Autoregressive, latents: Latents) -> float:
     """The mean of -log p(z), nats per image."""
     prior.eval()
-    return -prior.log_prob(latents.z, latents.labels).double().mean().item()
+    return -prior.log_prob(latents.z, latents.labels).cpu().double().mean().item()
 
 
 def _line(prior: Autoregressive, epoch: int, learned: float, nats: float) -> str:
