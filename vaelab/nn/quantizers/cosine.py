@@ -19,6 +19,8 @@ class CosineCodebook(EMACodebook):
     that an average is of has no part in its direction, so there is no smoothing; an idle code stays where it is.
     """
 
+    instead = ""
+
     def __init__(
         self,
         num_embeddings: PositiveInt,
