@@ -125,8 +125,8 @@ CASES = {
     "likelihood=mse": ("did you mean gaussian?",),
     "likelihood=bce": ("did you mean bernoulli?",),
     "likelihood=l1": ("did you mean laplace?",),
-    "model=vqvae codebook.bits=3": ("codebook has restart_after, decay, epsilon",),
-    "codebook.bits=3": ("codebook= takes ema",),
+    "model=vqvae codebook.colour=3": ("codebook has restart_after, decay, epsilon",),
+    "codebook.colour=3": ("codebook= takes ema",),
 }
 
 
