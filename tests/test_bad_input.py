@@ -126,7 +126,7 @@ CASES = {
     "likelihood=bce": ("did you mean bernoulli?",),
     "likelihood=l1": ("did you mean laplace?",),
     "model=vqvae codebook.colour=3": ("codebook has restart_after, decay, epsilon",),
-    "codebook.colour=3": ("codebook= takes ema",),
+    "codebook.colour=3": ("codebook= takes cosine, ema",),
 }
 
 

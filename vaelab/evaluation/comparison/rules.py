@@ -33,6 +33,8 @@ AGREE: dict[str, tuple[str, ...]] = {
     "likelihood/reconstruction": ("objective", *NATS),
     "likelihood/log_p_hat": BOUND,
     "likelihood/bits_per_dim": BOUND,
+    "likelihood/rate": MEASURED,
+    "likelihood/total": (*MEASURED, "likelihood"),
     "likelihood/effective_samples": BOUND,
     "likelihood/importance_samples": ("importance_samples",),
     "reconstruction/*": ("data", "condition"),
