@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     if word in ("_worker", "_job"):  # a further process of a distributed run, or a job of a sweep
         launch = importlib.import_module("vaelab.training.launch")
         if word == "_worker":
-            return launch.worker(*rest)
+            launch.end(launch.worker(*rest))
         with _stopped_by_signals():
             return launch.child(*rest)
     if word not in COMMANDS:

@@ -87,6 +87,8 @@ EVALUATION = (
     Metric("*_se", "Standard error"),
     Metric("*_real", "Value for real images"),
     Metric("likelihood/bits_per_dim", "Bits per dimension", "bits", "min"),
+    Metric("likelihood/rate", "Rate, −log p(z)", NATS),
+    Metric("likelihood/total", "Rate and distortion", NATS, "min"),
     Metric("reconstruction/*mse_mean", "Squared error, mean", "per pixel", "min"),
     Metric("reconstruction/*mse_median", "Squared error, median", "per pixel", "min"),
     Metric("reconstruction/psnr_mean", "Peak signal-to-noise ratio, mean", "dB", "max", title="psnr"),

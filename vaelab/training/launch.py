@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, MachineError, Stopped, UserError
@@ -184,7 +184,17 @@ def worker(run: str) -> int:
         return 1
     except SystemExit:  # all were asked to stop; Lightning kills them all if one ends with an error
         return 0
+    _leave_process_group({})
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """Ends a further process at once: where threads of torch are in the way of an orderly end it would abort now and
+    then, for which Lightning kills the first process, though all is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
