@@ -19,17 +19,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vaelab import runs
 from vaelab.core.config import build
-from vaelab.core.errors import DivergenceError, UserError
-from vaelab.core.files import damaged
+from vaelab.core.errors import UserError
 from vaelab.core.quiet import Terminal, quieten
-from vaelab.core.terminal import cut
 from vaelab.runs import Files
-from vaelab.training import afterwards, studies, summary
-from vaelab.training.callbacks import KeepLast, KLPerDimension, ProgressLine, Prune, RunCheckpoint, WholeFile
+from vaelab.training import afterwards, resume, studies, summary
+from vaelab.training.callbacks import KLPerDimension, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger
-from vaelab.training.loop import counts_of, ended_inside, quicken
+from vaelab.training.loop import quicken
 
 if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
@@ -42,7 +40,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
     """Trains what `config` says and writes the run folder. With several processes, each calls it."""
     started = time.monotonic()
     _log_to(run)
-    checkpoint = _newest(run) if config["resume"] is not None else None
+    checkpoint = resume.newest(run) if config["resume"] is not None else None
     data, model, trainer = prepare(config, run, checkpoint)
     afterwards.check(config, model)
     if trainer.is_global_zero:
@@ -57,7 +55,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
         if config["compile"]:
             log.info("compile=true: the second step compiles the model, which may take a minute")
     try:
-        with lightning_errors(), _taking_up(checkpoint, model, trainer):
+        with lightning_errors(), resume.taking_up(checkpoint, model, trainer):
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except UserError:
         if checkpoint is None and trainer.global_step == 0:
@@ -85,24 +83,6 @@ def fit(config: dict[str, Any], run: Path) -> None:
             if config["report"]:
                 _report(run, whole, data, trainer)
         print(f"run: {run}")
-
-
-def _newest(run: Path) -> Path | None:
-    """Finds the checkpoint that training goes on from: the last one, else the best; None if nothing was saved.
-
-    Raises UserError if what there is is damaged.
-    """
-    if not Files(run).saved:
-        log.info("nothing was saved yet: training begins anew")
-        return None
-    try:
-        path = runs.checkpoint_path(run, "last")
-        runs.read_checkpoint(path)
-    except UserError as error:
-        path = runs.checkpoint_path(run, "best")
-        runs.read_checkpoint(path)
-        log.warning("%s\ntraining goes on from %s", error, path)
-    return path
 
 
 def _report(run: Path, model: Model, data: ImageData, trainer: pl.Trainer) -> None:
@@ -137,52 +117,6 @@ def lightning_errors() -> Iterator[None]:
         if "more than 1 value per channel" in str(error):
             raise UserError("dataset.batch_size=1: network.batch_norm=true needs more images in a batch") from error
         raise
-
-
-@contextmanager
-def _taking_up(checkpoint: Path | None, model: Model, trainer: pl.Trainer) -> Iterator[None]:
-    """Makes a UserError of what goes wrong with the states of a checkpoint until the first step with them is done.
-
-    Each callback and optimiser reads its own, and says in its own way that it cannot be.
-    """
-    try:
-        if checkpoint is not None:
-            _look_at(runs.read_checkpoint(checkpoint), model, trainer)
-        yield
-    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        done = max(c.batches for c in trainer.callbacks if isinstance(c, KeepLast)) > trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        fault = "memory" in str(error) or isinstance(error, MisconfigurationException | DivergenceError)
-        if checkpoint is None or done or fault:
-            raise
-        best = Files(checkpoint.parents[1]).checkpoint("best")
-        other = best.is_file() and best != checkpoint
-        remedy = f"remove it, and training goes on from {best.name}" if other else "train again"
-        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise damaged(checkpoint, f"its states are not of this run ({cut(why, 120)})", remedy) from error
-
-
-def _look_at(checkpoint: dict[str, Any], model: Model, trainer: pl.Trainer) -> None:
-    """Raises ValueError for states that nobody would refuse; says if the run had ended inside an epoch.
-
-    A fused optimiser reads as many numbers of its states as a weight has, be they there or not.
-    """
-    if not counts_of(trainer, checkpoint):
-        raise ValueError("loops")
-    if ended_inside(checkpoint):
-        log.warning(
-            "the run had ended inside epoch %d, after step %d: its steps go on as if it had not, but that epoch has a "
-            "row of metrics for each of its parts, and its first validation counts like any other",
-            *(checkpoint["epoch"] + 1, checkpoint["global_step"]),
-        )
-    optimizer, saved = model.configure_optimizers(), checkpoint["optimizer_states"][0]
-    if "fused" not in optimizer.defaults or isinstance(trainer.strategy, FullySharded):
-        return
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for number, weight in zip([i for group in saved["param_groups"] for i in group["params"]], weights, strict=True):
-        for name, value in saved["state"].get(number, {}).items():
-            fits = not isinstance(value, torch.Tensor) or value.shape == (() if name == "step" else weight.shape)
-            if not fits:
-                raise ValueError(f"{name} of {list(value.shape)} for a weight of {list(weight.shape)}")
 
 
 def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -> tuple[Any, Any, pl.Trainer]:
