@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import shutil
 
@@ -9,8 +11,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+import vaelab.commands.doctor
 import vaelab.training.callbacks
 from tests.test_resume import same_weights
+from vaelab.cli import main
 
 
 class Fault(pl.Callback):
@@ -96,3 +100,19 @@ def test_too_little_memory(train, finished, faulty):
     assert "Traceback" not in stopped.err
     assert "CUDA out of memory" in stopped.summary["error"]
     goes_on(train, finished, stopped)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["a file", "in a closed folder"])
+def test_a_file_of_another_owner_is_said_to_be_unreadable(finished, monkeypatch, capsys, seen):
+    """The tests may be run by a user who can read everything, so what the system would say is said for it."""
+    run = finished("model=vae").run
+
+    def closed(path, remedy):
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        monkeypatch.setattr(os.path, "exists", lambda path: seen)
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(vaelab.commands.doctor, "read_json", closed)
+    assert main(["doctor", f"run={run}"]) == 2
+    said = f"vaelab: cannot read {run}/summary.json (Permission denied): change its owner or its rights\n"
+    assert capsys.readouterr().err == said

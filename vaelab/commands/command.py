@@ -182,7 +182,9 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         fault = begun and (name == "train" or error.errno not in (EACCES, EPERM, EROFS, ENOSPC))
         if traceback_wanted or fault or error.filename is None:
             raise
-        problem, remedy = f"cannot write {error.filename} ({error.strerror})", "name another place"
+        closed = begun and _closed(error.filename)
+        remedy = "change its owner or its rights" if closed else "name another place"
+        problem = f"cannot {'read' if closed else 'write'} {error.filename} ({error.strerror})"
         print(f"vaelab: {problem}: {remedy if begun else 'set run.dir to another folder'}", file=sys.stderr)
         return 2
     except (DivergenceError, MachineError) as error:
@@ -207,6 +209,12 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         if not traceback_wanted:
             del os.environ["HYDRA_FULL_ERROR"]
     return 0
+
+
+def _closed(path: str) -> bool:
+    """Whether a file is there, or may be there for all that can be seen, and cannot be read."""
+    seen = os.path.exists(path) or not os.access(os.path.dirname(path) or ".", os.X_OK)
+    return seen and not os.access(path, os.R_OK)
 
 
 def end_of_pipe() -> int:

@@ -188,7 +188,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         why = "it is damaged, or holds more than tensors and plain data"
         raise UserError(f"{path} is refused: {why}\n{_other(path)}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})\n{_other(path)}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         why = str(error) if isinstance(error, ValueError | zipfile.BadZipFile) else "it cannot be read"
         raise UserError(f"{path} is damaged: {why}\n{_other(path)}") from error
     return saved
