@@ -377,6 +377,7 @@ def test_a_training_fits_it_before_the_report(train, name):
     result = train(*in_training(name), "report=true")
     assert result.code == 0, result.err
     assert result.out.index("mean log p(z|y)") < result.out.index("report:")
+    assert "Samples of a fitted prior" in (result.run / "report.html").read_text()
     assert "epoch 2/2: nats per code" in result.out
     assert result.summary["status"] == "finished"
     path = Files(result.run).prior(name)

@@ -116,13 +116,16 @@ def _check(options: dict[str, Any]) -> None:
     if sections is not None and (not isinstance(sections, list) or not sections):
         raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")
     for name in sections or []:
+        if (key := NEEDS.get(name)) and not options.get(key):
+            raise UserError(f"sections: {name} is measured with {key}=, which is not given")
         if name not in SECTIONS:
             near = difflib.get_close_matches(str(name), SECTIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
     file = options["inception"]
     if file is not None and not Path(str(file)).expanduser().is_file():
-        raise UserError(f"inception={file}: there is no such file: name the file of the network's weights")
+        what = "this is a folder" if Path(str(file)).expanduser().is_dir() else "there is no such file"
+        raise UserError(f"inception={file}: {what}: name the file of the network's weights")
     if not isinstance(options["trust"], bool):
         raise UserError(f"trust={options['trust']}: must be true or false")
     for key, (least, most) in BOUNDS.items():

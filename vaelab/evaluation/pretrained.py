@@ -22,13 +22,13 @@ def inception(subject: Subject) -> Section:
     if path is None:
         raise Unsupported("no file of weights was named: inception=PATH")
     data, settings, model = subject.data, subject.settings, subject.model
+    network = Inception(path).to(subject.device)
     compared, of_data = subject.some(subject.own, settings.generated), (data.pixel_range, data.binary)
     if len(compared) <= FEATURES:
         raise UserError(
-            f"inception: there are {len(compared):,} images, and a covariance of {FEATURES:,} features needs more: "
-            "raise generated=, or take a larger split"
+            f"it compares {len(compared):,} images, and a covariance of {FEATURES:,} features needs more: "
+            f"{'raise generated=' if len(compared) < len(subject.own) else 'take a larger split'}"
         )
-    network = Inception(path).to(subject.device)
     real = _features(network, subject.bytes_of(compared), "features of real images")
     redrawn = [
         to_bytes(as_data(model.reconstruct(batch.images, batch.labels), *of_data))

@@ -60,7 +60,8 @@ def of_run(run: Path, model: Model, data: ImageData, out: Path, figures: bool = 
         drawn = dict(gallery.draw_curves(rows, runs.read_kl_per_dim(run)))
         for name, figure in drawn.items():
             style.save(figure, Files(run).figure(name))
-    page.save(out, build(run, content, sound=content is not None))
+    prior = model.prior.words if model.prior is not None and model.prior.afterwards else None
+    page.save(out, build(run, content, sound=content is not None, prior=prior))
     return drawn
 
 

@@ -37,11 +37,12 @@ UNSOUND = {
 }
 
 
-def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> str:
+def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True, prior: str | None = None) -> str:
     """Renders the page of the run in `folder`, from its files.
 
     explorer: the payload of explorer.js; None for no explorer. sound: False of a model that has NaN or infinite
-    numbers, which the page then says. Raises UserError if a file is damaged.
+    numbers, which the page then says. prior: words of a fitted one that samples are drawn from. Raises UserError if a
+    file is damaged.
     """
     config, summary = runs.read_config(folder), runs.read_summary(folder)
     evaluation, evaluated = _evaluation(folder, summary)
@@ -54,7 +55,12 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
         kind="run",
         title=config["run"]["name"],
         facts=facts(folder, config, summary),
-        notices=[*state(folder, summary), *([] if sound else [UNSOUND]), *verdicts(folder, summary, evaluation)],
+        notices=[
+            *state(folder, summary),
+            *([] if sound else [UNSOUND]),
+            *([_drawn_from(prior)] if prior else []),
+            *verdicts(folder, summary, evaluation),
+        ],
         metrics=_metrics(summary),
         evaluation=evaluated,
         explorer=explorer if scripts else None,
@@ -108,6 +114,15 @@ def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
     command = shlex.join(["vaelab", "train", f"resume={folder}"]) if resumed else None
     return [{"kind": "bad", "title": f"This run is {word}." if word != "failed" else "This run failed.",
              "lines": [line for line in lines if line], "command": command}]  # fmt: skip
+
+
+def _drawn_from(prior: str) -> dict[str, Any]:
+    """Returns a notice that samples are drawn from a prior that was fitted afterwards. prior: its words."""
+    lines = [
+        f"They are drawn from {prior}. The metrics of an evaluation on this page are under the model's own prior: "
+        "vaelab eval with prior= measures under this one, into a file of its own."
+    ]
+    return {"kind": "plain", "title": "Samples of a fitted prior", "lines": lines, "command": None}
 
 
 def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:

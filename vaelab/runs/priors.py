@@ -79,7 +79,10 @@ class Unfinished:
         except Exception:  # torch has many for a damaged file
             print(f"{self.path} is damaged: the fit begins anew")
             return {}
-        return saved["state"] if isinstance(saved, dict) and saved.get("fit") == self.fit else {}
+        if not isinstance(saved, dict) or saved.get("fit") != self.fit:
+            print(f"{self.path} is of a fit with other settings: this one begins anew")
+            return {}
+        return saved["state"]
 
     def save(self, state: dict[str, Any]) -> None:
         """Puts plain data and tensors in the place of what was saved before, whole or not at all."""

@@ -91,12 +91,17 @@ def _needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tenso
     """Returns the labels if decoding needs them. Raises UserError if it does and there are none."""
     told = prior is not None and getattr(trained.model.prior, "classes", None) is not None
     if told and labels is None:
-        raise UserError(f"label: prior={prior} is told the class of an image: give label=, or a folder for each class")
+        raise UserError(
+            f"label: prior={prior} is told the class of an image: give label=, or a folder for each class\n"
+            f"vaelab prior prior={prior} prior.labels=false fits one that is not"
+        )
     return labels if told or trained.model.conditional else None
 
 
 def _report(trained: Trained, asked: Options, file: Packed, bits: float) -> None:
     """Prints what the codes take, and what the model of the codes asks for."""
+    from vaelab.inference import packed
+
     codes, beside = file.sizes
     shape = " x ".join(map(str, trained.model.layout.shape))
     images = f"{file.count:,} image{'s' * (file.count != 1)}"
@@ -104,7 +109,8 @@ def _report(trained: Trained, asked: Options, file: Packed, bits: float) -> None
         f"{images} by {trained.folder} ({trained.checkpoint} checkpoint): {shape} codes of {trained.model.layout.codes}"
     )
     how = "their frequencies in the images before" if asked.fitted is None else f"prior={asked.fitted}"
-    print(f"codes: {codes:,} bytes; their rate under {how}: {bits / 8:,.0f} bytes")
+    header = f"codes: {codes:,} bytes, {packed.HEADER.size} of them a header"
+    print(f"{header}; their rate under {how}: {bits / 8:,.0f} bytes")
     if beside:
         what = " and ".join(word for word, there in (("labels", file.labels), ("names", file.names)) if there)
         print(f"{what}: {beside:,} bytes")

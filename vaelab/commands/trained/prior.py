@@ -9,6 +9,7 @@ from vaelab.commands import command
 from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt
+from vaelab.runs import Files
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ def job(config: Any) -> None:
     trained = viewing.opened(asked)
     from vaelab.inference import fitting
 
-    fitting.fit(trained, fitting.Asked(name, node, asked.of, asked.max_images, asked.seed))
+    try:
+        fitting.fit(trained, fitting.Asked(name, node, asked.of, asked.max_images, asked.seed))
+    except KeyboardInterrupt:
+        if Files(trained.folder).unfinished_prior(name).is_file():
+            print("the same command goes on after the last whole epoch")
+        raise
     print(fitting.next_commands(trained, name))
 
 
