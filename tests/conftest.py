@@ -233,6 +233,20 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process; gives its exit code and what it printed."""
+    from vaelab.cli import main
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(list(arguments))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
 def finished(train: Callable[..., Result], shared: Path) -> Callable[..., Result]:
     """Gives a finished run of such arguments as `train` takes: a copy of one that all tests share.
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab.cli import main
 from vaelab.core.errors import UserError
 from vaelab.evaluation.metrics import formats
 from vaelab.inference import entropy, packed
+
+pytest.importorskip("constriction")
 
 SKEWED = np.random.default_rng(0).choice(50, (400, 16), p=np.arange(1, 51) / 1275).astype(np.int32)
 
@@ -109,17 +110,6 @@ def test_a_forged_header_is_refused(tmp_path, count, labels, names):
 
 
 # --- the commands -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def command(capsys):
-    def run(*arguments: str):
-        code = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

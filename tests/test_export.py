@@ -13,7 +13,6 @@ import torch
 
 import vaelab
 from tests.test_conf import composed
-from vaelab.cli import main
 from vaelab.core.config import build
 from vaelab.inference import onnx
 
@@ -51,19 +50,6 @@ def model_of(case: str):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return model.eval()
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs a command; gives its exit code and what it printed."""
-
-    def run(*arguments: str):
-        code = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
 
 
 def damage(folder: Path, **changed) -> None:

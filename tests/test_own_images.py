@@ -12,7 +12,6 @@ from PIL import Image
 
 import vaelab
 from tests.test_conf import options
-from vaelab.cli import main
 from vaelab.core.errors import UserError
 from vaelab.datasets import images
 
@@ -26,19 +25,6 @@ def save(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> np.ndarr
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return pixels
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs a command; gives its exit code and what it printed."""
-
-    def run(*arguments: str):
-        code = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
 
 
 # --- reading ----------------------------------------------------------------------------------
