@@ -32,11 +32,16 @@ SMALL = {"channels": 8, "width": 16, "heads": 2, "layers": 3, "dropout": 0.0, "k
 every_one = pytest.mark.parametrize("name", OVER_CODES)
 
 
-def made(name: str, codes: int = 5, shape=(3, 4), classes: int | None = None, moved: float = 0.3, **changed):
+ONE, SEVERAL = [(3, 4)], [(1, 2), (2, 2), (2, 2), (3, 4)]
+"""Maps of one level; and of several, of which one is as large as that above it."""
+of_levels = pytest.mark.parametrize("maps", [ONE, SEVERAL], ids=["one level", "several"])
+
+
+def made(name: str, codes: int = 5, maps=ONE, classes: int | None = None, moved: float = 0.3, **changed):
     """A small prior, its parameters moved from where they start, and without what is random of it."""
     torch.manual_seed(0)
     node = NODES[name] | {key: value for key, value in SMALL.items() if key in NODES[name]} | changed
-    prior = build(node)(codes=codes, shape=shape, num_classes=classes)
+    prior = build(node)(codes=codes, maps=maps, num_classes=classes)
     for parameter in prior.parameters():
         parameter.data += moved * torch.randn(parameter.shape)
     return prior.eval()
@@ -44,7 +49,7 @@ def made(name: str, codes: int = 5, shape=(3, 4), classes: int | None = None, mo
 
 def fitted(name: str, z: torch.Tensor, held_out: torch.Tensor, kept=None, **changed):
     """One that was fitted to maps, [N, h, w], and what the fit said."""
-    prior = made(name, int(z.max()) + 1 if z.any() else 4, tuple(z.shape[1:]), moved=0.0, **changed)
+    prior = made(name, int(z.max()) + 1 if z.any() else 4, [tuple(z.shape[1:])], moved=0.0, **changed)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         how = prior.fit(z, 0, None, Latents(held_out, None), kept)
     return prior, said.getvalue() + how
@@ -54,12 +59,14 @@ def fitted(name: str, z: torch.Tensor, held_out: torch.Tensor, kept=None, **chan
 
 
 @every_one
-def test_a_position_sees_all_that_is_before_it_and_nothing_else(name):
+@of_levels
+def test_a_position_sees_all_that_is_before_it_and_nothing_else(name, maps):
     """Changing a code changes no logits at it or before it, and all of those after it: there is no blind spot."""
-    prior = made(name)
-    z = torch.randint(5, (1, 12), generator=torch.Generator().manual_seed(0))
+    prior = made(name, maps=maps, moved=0.1)
+    count = prior.positions
+    z = torch.randint(5, (1, count), generator=torch.Generator().manual_seed(0))
     before = prior.logits(z, None)
-    for position in range(12):
+    for position in range(count):
         other = z.clone()
         other[0, position] = (z[0, position] + 1) % 5
         moved = (prior.logits(other, None) - before).abs().amax(-1)[0]
@@ -68,13 +75,15 @@ def test_a_position_sees_all_that_is_before_it_and_nothing_else(name):
 
 
 @every_one
+@of_levels
 @pytest.mark.parametrize("classes", [None, 3])
-def test_step_by_step_it_gives_the_same_logits(name, classes):
-    prior, z = made(name, classes=classes), torch.randint(5, (4, 12))
+def test_step_by_step_it_gives_the_same_logits(name, classes, maps):
+    prior = made(name, maps=maps, classes=classes)
+    z = torch.randint(5, (4, prior.positions))
     labels = None if classes is None else torch.tensor([0, 1, 2, 1])
     whole = prior.logits(z, labels)
     for stepper in (prior.stepper(4, labels), Stepper(prior, 4, labels)):
-        for position in range(12):
+        for position in range(prior.positions):
             found = stepper.next(z[:, position - 1] if position else None)
             torch.testing.assert_close(found, whole[:, position], atol=1e-5, rtol=0)
     assert type(prior.stepper(4, labels)) is not Stepper
@@ -99,7 +108,7 @@ def test_it_is_told_the_class(name):
 @every_one
 def test_draws_are_as_frequent_as_their_probabilities(name):
     """All 16 maps of 2 x 2 codes of K = 2: chi squared of 15 degrees of freedom is below 45 but once in 10,000."""
-    prior, count = made(name, 2, (2, 2), moved=0.5), 20_000
+    prior, count = made(name, 2, [(2, 2)], moved=0.5), 20_000
     states = torch.cartesian_prod(*[torch.arange(2)] * 4)
     expected = count * prior.log_prob(states.view(16, 2, 2)).exp()
     assert expected.sum().item() == pytest.approx(count, rel=1e-4)
@@ -218,7 +227,7 @@ def test_it_stops_without_a_better_epoch_and_keeps_the_best():
 
 def test_a_fit_that_diverges_is_told():
     prior, z = made("pixelcnn"), torch.randint(5, (100, 3, 4))
-    prior.embedding.weight.data[0, 0] = torch.nan
+    next(prior.parameters()).data.fill_(torch.nan)
     with pytest.raises(UserError, match=r"prior.lr=.*diverged in epoch 1: lower"):
         prior.fit(z, 0, None, Latents(z, None))
 

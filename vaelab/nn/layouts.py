@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 from vaelab.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Level:
 class Layout:
     """The latents of one image, as `encode` gives them and `decode` takes them.
 
-    levels: from the first that is drawn to the one next to the pixels. Levels of vectors lie one after
-    the other in one vector, [B, d]; a map of codes is a level by itself, [B, h, w].
+    levels: from the first that is drawn to the one next to the pixels, all of real numbers or all of codes with the
+    same K. A single level keeps its shape, [B, d] or [B, h, w]; several lie one after the other in one vector.
     arrays: names under which files hold a code; the first that a file has counts.
     standard: whether each axis has mean 0 and standard deviation 1 under the prior, so that -3 to 3
     spans it; distances are measured in standard deviations of the codes otherwise.
@@ -39,7 +43,7 @@ class Layout:
     @property
     def dimensions(self) -> int | None:
         """Number d of the axes of a code vector, or None where the code is no vector of real numbers."""
-        return None if self.codes is not None else sum(prod(level.shape) for level in self.levels)
+        return None if self.codes is not None else sum(self.sizes)
 
     @property
     def codes(self) -> int | None:
@@ -48,8 +52,18 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image's code: (d,), or (h, w)."""
-        return self.levels[0].shape if self.dimensions is None else (self.dimensions,)
+        """Shape of one image's latents: that of the only level, or (sum of the levels' sizes,)."""
+        return self.levels[0].shape if len(self.levels) == 1 else (sum(self.sizes),)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of latents of each level."""
+        return [prod(level.shape) for level in self.levels]
+
+    def split(self, z: Tensor) -> list[Tensor]:
+        """Splits latents, [B, ...], into those of each level, [B, *its shape]."""
+        parts = z.flatten(1).split(self.sizes, 1)
+        return [part.unflatten(1, level.shape) for part, level in zip(parts, self.levels, strict=True)]
 
     def axis(self, index: int) -> str:
         """Names an axis of the code vector: `z3`, or `top 3` where there are several levels."""

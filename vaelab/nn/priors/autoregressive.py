@@ -1,4 +1,4 @@
-"""Autoregressive priors over codes: p(z) as the product of p(z_i | z_1 … z_{i-1}), in raster order."""
+"""Autoregressive priors over codes: p(z) as the product of p(z_i | z_1 … z_{i-1}), level by level in raster order."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Autoregressive(Prior):
 
     A subclass implements `logits`, and `stepper` if it can be faster step by step.
 
-    codes: number K of codes. shape: of an image's map of codes, such as (h, w), with P positions in all. num_classes:
-    of the data's labels, None if there are none. labels: whether it is told them, where there are some. epochs,
-    batch_size, lr, patience: of `fit`; see `vaelab.nn.priors.learning`.
+    codes: number K of codes. maps: (h, w) of each level of an image's codes, the first one first; P positions in all.
+    Each level is given those before it. num_classes: of the data's labels, None if there are none. labels: whether it
+    is told them, where there are some. epochs, batch_size, lr, patience: of `fit`; see `vaelab.nn.priors.learning`.
     """
 
     afterwards = True
@@ -56,7 +56,7 @@ class Autoregressive(Prior):
     def __init__(
         self,
         codes: PositiveInt,
-        shape: tuple[int, ...],
+        maps: list[tuple[int, int]],
         num_classes: int | None,
         labels: bool,
         epochs: PositiveInt,
@@ -65,18 +65,25 @@ class Autoregressive(Prior):
         patience: PositiveInt,
     ):
         super().__init__()
-        self.codes, self.shape, self.positions = codes, tuple(shape), math.prod(shape)
+        self.codes, self.maps = codes, [(height, width) for height, width in maps]
+        self.counts = [height * width for height, width in self.maps]
+        self.positions = sum(self.counts)
+        self.shape = self.maps[0] if len(self.maps) == 1 else (self.positions,)
         self.classes = num_classes if labels else None
         self.epochs, self.batch_size, self.lr, self.patience = epochs, batch_size, lr, patience
 
     @classmethod
     def sizes(cls, layout: Layout, num_classes: int | None) -> dict[str, Any]:
-        return {"codes": layout.codes, "shape": list(layout.shape), "num_classes": num_classes}
+        return {
+            "codes": layout.codes,
+            "maps": [list(level.shape) for level in layout.levels],
+            "num_classes": num_classes,
+        }
 
     # --- what a subclass implements -----------------------------------------------------------
 
     def logits(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """The logits of each position given the codes before it, [B, P, K]. z: [B, P] int64, in raster order.
+        """The logits of each position given the codes before it, [B, P, K]. z: [B, P] int64.
 
         labels: [B], of a prior that is told them.
         """
@@ -89,7 +96,7 @@ class Autoregressive(Prior):
     # --- as a prior ---------------------------------------------------------------------------
 
     def log_probs(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Computes log p(z_i | z before it) at each position, nats: [B, h, w] -> [B, P]."""
+        """Computes log p(z_i | z before it) at each position, nats: [B, *shape] -> [B, P]."""
         flat, labels = z.flatten(1).to(self.place.device), self._told(labels, len(z))
         logits = self.logits(flat, labels)
         return -F.cross_entropy(logits.flatten(0, 1).float(), flat.flatten(), reduction="none").view(flat.shape)
@@ -111,10 +118,10 @@ class Autoregressive(Prior):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tensor:
-        """Draws maps of codes, [count, h, w]; labels take every class in turn where none are given.
+        """Draws codes, [count, h, w], or [count, P] of several levels.
 
-        One number in [0, 1) for each code says which it is, by the inverse of the cumulative probabilities, so that
-        labels and temperatures are compared on the same noise.
+        Labels take every class in turn where none are given. One number in [0, 1) for each code says which it is, by
+        the inverse of the cumulative probabilities, so that labels and temperatures are compared on the same noise.
         """
         device = self._device(generator)
         noise = torch.rand(count, self.positions, generator=generator, device=device).to(self.place.device)
@@ -148,7 +155,7 @@ class Autoregressive(Prior):
         held_out: Latents | None = None,
         kept: Kept | None = None,
     ) -> str:
-        """Maximises log p(z) by Adam, epoch after epoch; see `vaelab.nn.priors.learning`. z: [N, h, w]."""
+        """Maximises log p(z) by Adam, epoch after epoch; see `vaelab.nn.priors.learning`. z: [N, *shape]."""
         return learn(self, Latents(z, labels), held_out, seed, kept)
 
 

@@ -43,21 +43,22 @@ class Block(nn.Module):
 
 
 class Transformer(Autoregressive):
-    """Causal transformer over codes in raster order: each position sees all before it, as far as it may be.
+    """Causal transformer over codes in raster order, level after level: each position sees all before it.
 
     A position's input is the code before it, or a learned start, with a learned vector of the position and one of the
-    class. The head starts at 0, where all codes are alike.
+    class. Each level has vectors and a head of its own. The heads start at 0, where all codes are alike.
 
     width: of its vectors, which `heads` divides. heads: of attention. layers: of blocks. dropout: its probability.
     The rest as in `Autoregressive`. Raises UserError for a width that the heads do not divide.
     """
 
     blocks: Sequence[Block]
+    levels: Tensor
 
     def __init__(
         self,
         codes: PositiveInt,
-        shape: tuple[int, ...],
+        maps: list[tuple[int, int]],
         num_classes: int | None,
         width: PositiveInt,
         heads: PositiveInt,
@@ -69,33 +70,42 @@ class Transformer(Autoregressive):
         lr: PositiveFloat,
         patience: PositiveInt,
     ):
-        super().__init__(codes, shape, num_classes, labels, epochs, batch_size, lr, patience)
+        super().__init__(codes, maps, num_classes, labels, epochs, batch_size, lr, patience)
         if width % heads:
             raise UserError(f"prior.width={width}: must be a multiple of prior.heads={heads}")
         self.words = "a transformer"
-        self.embedding = nn.Embedding(codes + 1, width)  # the last one is the start
+        self.embedding = nn.Embedding(len(self.maps) * codes + 1, width)  # the last one is the start
         self.place_of = nn.Embedding(self.positions, width)
         self.told = None if self.classes is None else nn.Embedding(self.classes, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))  # type: ignore[assignment]
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, codes)
+        self.norm, self.heads = nn.LayerNorm(width), nn.ModuleList(nn.Linear(width, codes) for _ in self.maps)
+        levels = torch.repeat_interleave(torch.arange(len(self.maps)), torch.tensor(self.counts))
+        self.register_buffer("levels", levels, persistent=False)  # the level of each position
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=START)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.head.weight)
+        for weight in self.heads.parameters():
+            nn.init.zeros_(weight)
+
+    def numbered(self, z: Tensor, places: slice) -> Tensor:
+        """Numbers the codes at some places, [B, p], through all levels' vectors."""
+        return z + self.codes * self.levels[places]
 
     def inputs(self, before: Tensor, places: slice, labels: Tensor | None) -> Tensor:
-        """The input of positions, [B, p, width]. before: the codes before each, [B, p], K for the start."""
+        """The input of positions, [B, p, width]. before: the number of the code before each, [B, p], or the start's."""
         x = self.embedding(before) + self.place_of.weight[places]
         return self.dropout(x if self.told is None or labels is None else x + self.told(labels)[:, None])
 
     def logits(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        x = self.inputs(F.pad(z[:, :-1], (1, 0), value=self.codes), slice(None), labels)
+        before = F.pad(self.numbered(z, slice(None))[:, :-1], (1, 0), value=self.embedding.num_embeddings - 1)
+        x = self.inputs(before, slice(None), labels)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        parts = self.norm(x).split(self.counts, 1)
+        return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], 1)
 
     def stepper(self, count: int, labels: Tensor | None) -> Stepper:
         return Cached(self, count, labels)
@@ -108,17 +118,20 @@ class Cached(Stepper):
 
     def __init__(self, prior: Transformer, count: int, labels: Tensor | None):
         super().__init__(prior, count, labels)
-        width, heads = prior.head.in_features, prior.blocks[0].heads
-        size = (2, count, heads, prior.positions, width // heads)
-        self.known = [prior.head.weight.new_zeros(size) for _ in prior.blocks]
+        weight, heads = prior.place_of.weight, prior.blocks[0].heads
+        size = (2, count, heads, prior.positions, weight.shape[1] // heads)
+        self.known = [weight.new_zeros(size) for _ in prior.blocks]
+        self.level = [level for level, size in enumerate(prior.counts) for _ in range(size)]
 
     def next(self, indices: Tensor | None) -> Tensor:
         self.position += 1
         here, until = slice(self.position, self.position + 1), self.position + 1
-        before = torch.full_like(self.z[:, :1], self.prior.codes) if indices is None else indices[:, None]
+        before = torch.full_like(self.z[:, :1], self.prior.embedding.num_embeddings - 1)
+        if indices is not None:
+            before = self.prior.numbered(indices[:, None], slice(self.position - 1, self.position))
         x = self.prior.inputs(before, here, self.labels)
         for block, known in zip(self.prior.blocks, self.known, strict=True):
             queries, keys, values = block.parts(x)
             known[0, :, :, here], known[1, :, :, here] = keys, values
             x = block.end(x, F.scaled_dot_product_attention(queries, known[0, :, :, :until], known[1, :, :, :until]))
-        return self.prior.head(self.prior.norm(x))[:, 0]
+        return self.prior.heads[self.level[self.position]](self.prior.norm(x))[:, 0]
