@@ -69,7 +69,7 @@ def test_what_is_no_map_of_codes_is_refused(bad):
             function(bad, 8)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(5), torch.ones(2, 5)])
+@pytest.mark.parametrize("bad", [torch.zeros(5), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.ones(2, 2, 5)])
 def test_an_empty_histogram_has_no_perplexity(bad):
     with pytest.raises(ValueError, match="histogram"):
         codebook_use(bad)

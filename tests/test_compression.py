@@ -50,13 +50,13 @@ def walks(count: int):
 
 
 def test_codes_by_frequency_come_back_at_their_entropy():
-    words, bits = entropy.encode(entropy.by_frequency(SKEWED, 50))
+    words, bits = entropy.encode(entropy.by_frequency(SKEWED, 50, SKEWED.shape[1:]))
     assert len(words) <= 1.001 * bits / 8 + 8
     frequencies = np.bincount(SKEWED.ravel(), minlength=50) / SKEWED.size
     entropy_bits = -SKEWED.size * (frequencies * np.log2(frequencies)).sum()
     assert entropy_bits < bits < entropy_bits + 50 / 2 * np.log2(SKEWED.size) + 50  # what learning 50 frequencies costs
     found = np.zeros_like(SKEWED)
-    entropy.decode(words, entropy.by_frequency(found, 50))
+    entropy.decode(words, entropy.by_frequency(found, 50, found.shape[1:]))
     assert np.array_equal(found, SKEWED)
 
 
@@ -186,8 +186,8 @@ def test_other_codes_than_were_written_are_noticed(finished, command, photos, mo
     assert command("compress", f"run={run}", f"input={photos}")[0] == 0
     steps = entropy.by_frequency
 
-    def otherwise(codes, size):
-        for place, probabilities in steps(codes, size):
+    def otherwise(codes, *rest):
+        for place, probabilities in steps(codes, *rest):
             yield place, np.roll(probabilities, 1) + 0.001
 
     monkeypatch.setattr(entropy, "by_frequency", otherwise)

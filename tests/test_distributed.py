@@ -79,9 +79,15 @@ RUNS |= {"accumulated, sgd": (VARIANTS["accumulated"], SGD)}
 LEARNED = ["model=vae", "likelihood=gaussian_learned", "trainer.accumulate_grad_batches=2"]
 RUNS |= {f"sharded {name}, sgd": (VARIANTS[name], SGD) for name in ("lagrangian", "ema codebook")}
 SIMVQ = ["model=vqvae", "likelihood=gaussian", "codebook=simvq", "codebook.rotation=true", "model.num_embeddings=16"]
+RESIDUAL = ["codebook=residual", "codebook.shared=true", "codebook.of.restart_after=2"]
 RUNS |= {
     "cosine codebook, sgd": ([*VQVAE, "codebook=cosine"], SGD),
     "rotated simvq, sgd": (SIMVQ, SGD),
+    "residual, shared, sgd": (
+        [*VQVAE[:-1], "codebook=residual", "codebook.shared=true", "codebook.of.restart_after=2"],
+        SGD,
+    ),
+    "vqvae2, sgd": ([*VQVAE, "model=vqvae2"], SGD),
     "lfq, sgd": (["model=vqvae", "likelihood=gaussian", "codebook=lfq", "codebook.bits=4"], SGD),
 }
 RUNS |= {"sharded learned noise, adam": (LEARNED, ADAM)}  # whose one number FSDP does not take

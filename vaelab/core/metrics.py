@@ -107,6 +107,8 @@ EVALUATION = (
 )
 """Metrics of an evaluation, by section; the first pattern that fits a name counts."""
 
+PER_LEVEL = ("kl", "perplexity", "codebook_usage")
+"""Metrics that a model of several levels has of each, too, as name_level."""
 _BY_NAME = {metric.name: metric for metric in TRAINING}
 PARTS = ("step", "train", "val", "test", "training")
 """First parts of the log keys of training."""
@@ -123,8 +125,11 @@ def metric(key: str) -> Metric:
         return known or Metric(key, _words(name))
     if name in _BY_NAME:
         return _BY_NAME[name]
-    if name.startswith("kl_"):  # a part of the KL, as one level has it
-        return Metric(name, f"KL, {name[3:].replace('_', ' ')}", NATS, "", "Rate and distortion")
+    for part in PER_LEVEL:
+        if name.startswith(f"{part}_"):
+            whole, level = _BY_NAME[part], name.removeprefix(f"{part}_").replace("_", " ")
+            label = "KL" if part == "kl" else whole.label
+            return Metric(name, f"{label}, {level}", whole.unit, group=whole.group)
     return Metric(name, _words(name), brief=True)
 
 

@@ -112,7 +112,7 @@ def _told(subject: Subject) -> tuple[Tensor, Tensor]:
     if subject.model.layout.dimensions is not None:
         return subject.codes, subject.labels
     chosen, model = subject.drawn(len(subject.codes), AUDITED), subject.model
-    vectors = model.codebook.lookup(subject.codes[chosen.to(subject.device)])  # type: ignore[operator]
+    vectors = model.embed(subject.codes[chosen.to(subject.device)])  # type: ignore[operator]
     return vectors.flatten(1), subject.labels[chosen]
 
 

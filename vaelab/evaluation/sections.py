@@ -16,7 +16,7 @@ from torch import Tensor
 from vaelab.core.types import Shape
 from vaelab.evaluation.metrics import fidelity
 from vaelab.evaluation.metrics.anomaly import auroc
-from vaelab.evaluation.metrics.codes import code_histogram, codebook_use, rate_bits
+from vaelab.evaluation.metrics.codes import Rate, code_histogram, codebook_use, rate_bits
 from vaelab.evaluation.metrics.latents import active_dimensions, aggregate_kl
 from vaelab.evaluation.metrics.likelihood import amortisation_gap, bits_per_dimension, mean_and_error
 from vaelab.evaluation.subject import Section, Subject, Unsupported
@@ -57,9 +57,10 @@ def _distortion(subject: Subject) -> Section:
     mean, error = mean_and_error(subject.distortion)
     figures = {"reconstruction": mean, "reconstruction_se": error}
     protocol = "Distortion: -log p(x|z) at the image's own code; without q(z|x) there is no bound on log p(x)."
-    if subject.model.layout.codes is not None:
-        rate = rate_bits(subject.codes, subject.model.layout.codes)
-        figures |= {f"rate_{name}_bits": bits for name, bits in rate._asdict().items()}
+    layout = subject.model.layout
+    if layout.codes is not None:
+        rates = [rate_bits(level, layout.codes) for level in layout.split(subject.codes)]
+        figures |= {f"rate_{name}_bits": sum(getattr(rate, name) for rate in rates) for name in Rate._fields}
         protocol += (
             " Rate: bits for all codes of an image under the uniform prior, under the codes' frequencies, and under "
             "their frequencies at each position."
@@ -199,17 +200,23 @@ def _spread(values: Tensor) -> dict[str, float]:
 
 def codebook(subject: Subject) -> Section:
     """Measures the use of the codes over the whole split."""
-    if subject.model.layout.codes is None:
+    layout = subject.model.layout
+    if layout.codes is None:
         raise Unsupported("the model has no codebook")
-    histogram = code_histogram(subject.codes, subject.model.layout.codes)
+    counts = {
+        level.name: code_histogram(part, layout.codes)
+        for level, part in zip(layout.levels, layout.split(subject.codes), strict=True)
+    }
+    histogram = torch.stack([*counts.values()])
     figures = {name: float(value) for name, value in codebook_use(histogram)._asdict().items()}
     figures["drawn"] = float(histogram.sum())
-    return Section(
-        figures,
-        f"All {subject.codes.numel():,} codes of the split.",
-        {"histogram": histogram},
-        {"indices": subject.codes},
-    )
+    vectors = {"histogram": histogram[0]}
+    if len(counts) > 1:
+        for level, own in counts.items():
+            use = codebook_use(own)
+            figures |= {f"perplexity_{level}": use.perplexity, f"usage_{level}": use.usage}
+        vectors = {f"histogram_{level}": own for level, own in counts.items()}
+    return Section(figures, f"All {subject.codes.numel():,} codes of the split.", vectors, {"indices": subject.codes})
 
 
 def anomaly(subject: Subject) -> Section:

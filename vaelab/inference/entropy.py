@@ -8,7 +8,7 @@ the same probabilities: they are computed in the same blocks, whatever the batch
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,22 +34,23 @@ def steps(codes: Codes, model: Model, fitted: str | None, labels: torch.Tensor |
     after the other.
     """
     if fitted is None:
-        return by_frequency(codes, model.layout.require_codes(type(model).__name__))
+        return by_frequency(codes, model.layout.require_codes(type(model).__name__), model.layout.sizes)
     prior: Any = model.require_prior()
     if not hasattr(prior, "stepper"):
         raise UserError(f"prior={fitted}: it does not give one code after the other: leave it out")
     return by_prior(codes, prior, labels if prior.classes is not None else None)
 
 
-def by_frequency(codes: Codes, size: int) -> Iterator[Step]:
+def by_frequency(codes: Codes, size: int, levels: Sequence[int]) -> Iterator[Step]:
     """Takes the codes' frequencies in the images before (Krichevsky & Trofimov 1981): nothing is fitted or stored.
 
-    codes: [N, P], with `size` = K values.
+    codes: [N, P], with `size` = K values. levels: how many of the P positions each level has, with its own frequencies.
     """
-    counts = np.full(size, 0.5)
+    counts = np.full((len(levels), size), 0.5)
     for image in codes:
-        yield image, counts / counts.sum()
-        counts += np.bincount(image, minlength=size)
+        for own, part in zip(counts, np.split(image, np.cumsum(levels)[:-1]), strict=True):
+            yield part, own / own.sum()
+            own += np.bincount(part, minlength=size)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.batch import Batch
+from vaelab.core.distributed import Share
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
@@ -17,7 +18,7 @@ from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 from vaelab.nn.posteriors import Codes
 from vaelab.nn.priors import UniformCodes
-from vaelab.nn.quantizers import Chosen, Codebook, code_counts, perplexity
+from vaelab.nn.quantizers import Chosen, Codebook, Quantized, code_counts, perplexity
 
 
 class VQVAE(Model):
@@ -53,57 +54,105 @@ class VQVAE(Model):
         self.encoder = network.map_encoder((self.shape[0] + context, *self.shape[1:]), embedding_dim)
         self.codebook = codebook(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.decoder = network.map_decoder(embedding_dim + context, self.shape)
-        self.layout = Layout((Level("codes", map_size, num_embeddings),), ("indices",))
-        self.prior = UniformCodes(num_embeddings, map_size)
+        levels = tuple(Level(name, map_size, num_embeddings) for name in self.codebook.levels)
+        self.layout = Layout(levels, ("indices",))
+        self.prior = UniformCodes(num_embeddings, self.layout.shape)
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Computes what is quantised, [B, D, h, w]. x: [B, C, H, W] in the data's range; labels: [B] or None."""
         return self.encoder(beside(x, self.condition(labels)))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Codes:
-        return Codes(self.codebook.search(self.features(x, labels)))
+        indices = self.codebook.search(self.features(x, labels))
+        return Codes(indices.flatten(1) if len(self.layout.levels) > 1 else indices)
 
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decodes code indices, [B, h, w], to raw likelihood parameters, [B, C, H, W]."""
-        return self._decode_vectors(self.codebook.lookup(z), labels)
+    def embed(self, z: Tensor, levels: int | None = None) -> Tensor:
+        """Looks up what the decoder is given for indices, [B, *layout.shape] -> [B, D, h, w].
+
+        levels: how many of the layout's levels count, from the first on; None for all.
+        """
+        maps = self.layout.split(z)
+        return self.codebook.lookup(torch.stack(maps, 1) if len(maps) > 1 else maps[0], levels)
+
+    def decode(self, z: Tensor, labels: Tensor | None = None, levels: int | None = None) -> Tensor:
+        """Decodes code indices, [B, *layout.shape], to raw likelihood parameters, [B, C, H, W]. levels: see `embed`."""
+        return self._decode_vectors(self.embed(z, levels), labels)
 
     def _decode_vectors(self, vectors: Tensor, labels: Tensor | None) -> Tensor:
         return self.decoder(beside(vectors, self.condition(labels)))
 
+    def noise(self, count: int) -> Tensor | None:
+        return self.codebook.noise(count)
+
+    def quantized(self, batch: Batch, noise: Tensor | None) -> Quantized:
+        """Encodes and quantises a batch. noise: as `noise` draws it."""
+        return self.codebook(self.features(batch.images, batch.labels), batch.share, noise)
+
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
-        x, labels = batch.images, batch.labels
-        quantized = self.codebook(self.features(x, labels), batch.share)
+        found = self.quantized(batch, noise)
+        raw = self._decode_vectors(found.vectors, batch.labels)
         return {
-            "reconstruction": -self.likelihood.log_prob(self._decode_vectors(quantized.vectors, labels), x),
-            "vq": quantized.codebook_loss + self.commitment_cost * quantized.commitment,
-            "commitment": quantized.commitment,
-            "codes": quantized.chosen,
-            "quantized": quantized.rows,
+            "reconstruction": -self.likelihood.log_prob(raw, batch.images),
+            "vq": found.codebook_loss + self.commitment_cost * found.commitment,
+            "commitment": found.commitment,
+            "codes": found.chosen,
+            "quantized": found.rows,
         }
 
     def objective(self, terms: Terms) -> Tensor:
         return terms["reconstruction"].mean() + terms["vq"].mean()
 
     def vectors(self, terms: Terms) -> dict[str, Tensor]:
-        return {"code_counts": code_counts(terms["codes"], self.codebook.num_embeddings)}
+        """Counts how often each code was chosen, by level if there are several: {name: [K]}."""
+        parts, size = self.by_level(terms["codes"]), self.codebook.num_embeddings
+        return {f"code_counts{name}": code_counts(part, size) for name, part in parts.items()}
+
+    def by_level(self, x: Tensor) -> dict[str, Tensor]:
+        """Splits what lies one level after the other, over the whole batch. Maps `_name`, or "" for a single one."""
+        levels, sizes = self.layout.levels, self.layout.sizes
+        if len(levels) == 1:
+            return {"": x}
+        images = len(x) // sum(sizes)
+        parts = x.split([images * size for size in sizes])
+        return {f"_{level.name}": part for level, part in zip(levels, parts, strict=True)}
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
-        """Computes perplexity and usage of the codebook from all counts, not as means over batches."""
-        counts = vectors["code_counts"]
-        return {"perplexity": perplexity(counts).item(), "codebook_usage": (counts > 0).double().mean().item()}
+        """Computes perplexity and usage of the codes from all counts, not as means over batches.
+
+        Over several levels, perplexity is exp(mean entropy of an index) and usage that of all codes of all levels.
+        """
+        counts = {name.removeprefix("code_counts"): x for name, x in vectors.items() if name.startswith("code_counts")}
+        found = used(torch.stack([*counts.values()]))
+        for level, own in counts.items() if len(counts) > 1 else ():
+            found |= {f"{name}{level}": value for name, value in used(own).items()}
+        return found
 
     def place(self, batch: Batch) -> None:
         """Places fresh codes on what the encoder makes of the first training batch."""
-        if not self.codebook.unplaced:
+        if not self.unplaced:
             return
         state = [buffer.clone() for buffer in self.encoder.buffers()]  # a batch norm sees the batch once
         with torch.no_grad():
-            self.codebook.place(self.features(batch.images, batch.labels), batch.share)
+            self.place_on(self.features(batch.images, batch.labels), batch.share)
             for buffer, before in zip(self.encoder.buffers(), state, strict=True):
                 buffer.copy_(before)
 
+    @property
+    def unplaced(self) -> bool:
+        """Whether codes still wait for a first training batch to be placed on."""
+        return self.codebook.unplaced
+
+    def place_on(self, features: Tensor, share: Share | None) -> None:
+        """Places the codes on the encoder's output, [B, D, h, w]."""
+        self.codebook.place(features, share)
+
     def observe(self, batch: Batch, terms: Terms) -> Chosen:
-        return Chosen(terms["quantized"], terms["codes"], batch.share)
+        return Chosen(terms["quantized"], terms["codes"], batch.share, len(batch.images))
 
     def learn(self, observed: Sequence[Chosen]) -> None:
         self.codebook.learn(observed)
+
+
+def used(counts: Tensor) -> dict[str, float]:
+    """Computes how codes are used. counts: of each, [K], or [L, K] of several levels."""
+    return {"perplexity": perplexity(counts).item(), "codebook_usage": (counts > 0).double().mean().item()}

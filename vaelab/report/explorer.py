@@ -81,9 +81,9 @@ def payload(
         "originals": sheet(to_unit(images[starts.to(images.device)], pixel_range)),
     }
     if used is None:
-        page |= {"map": list(layout.shape), "codes": layout.codes}
+        page |= {"map": list(layout.levels[0].shape), "codes": layout.codes}  # of several levels, the first one's
         label = own[:1] if own is not None and model.conditional else None
-        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, page["codes"], label, decoded)
+        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, layout, label, decoded)
         page["starts"] = codes[starts].flatten(1).tolist()
     else:
         centre, page["dimensions"] = _dimensions(codes, used, layout)
@@ -170,19 +170,20 @@ def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decod
 
 
 def _sheet_of_codes(
-    first: Tensor, maps: Tensor, num_embeddings: int, label: Tensor | None, decoded: Callable[..., Tensor]
+    first: Tensor, codes: Tensor, layout: Layout, label: Tensor | None, decoded: Callable[..., Tensor]
 ) -> Json:
     """Decodes a map of codes into a sheet: as it is, then with each of the most used codes at some positions.
 
-    first: [h, w]; maps: [N, h, w], of all images, which say what codes are used. label: [1], of a conditional model.
+    first: of one image, [*layout.shape]; codes: of all, [N, *layout.shape], which say what codes are used. Of several
+    levels, the first one is changed. label: [1], of a conditional model.
     """
-    height, width = first.shape
-    codes = code_counts(maps, num_embeddings).argsort(descending=True)[: min(SHEET_CODES, num_embeddings)]
+    (height, width), size = layout.levels[0].shape, layout.require_codes("the model")
+    used = code_counts(layout.split(codes)[0], size).argsort(descending=True)[: min(SHEET_CODES, size)]
     rows, columns = _spread(height), _spread(width)
     positions = [row * width + column for row in rows for column in columns]
-    changed = [first.flatten().scatter(0, first.new_tensor([p]), code) for p in positions for code in codes]
-    z = torch.stack([first.flatten(), *changed]).view(-1, height, width)
-    return sheet(decoded(z, label)) | {"positions": positions, "codes": codes.tolist(), "per_start": len(z)}
+    changed = [first.flatten().scatter(0, first.new_tensor([p]), code) for p in positions for code in used]
+    z = torch.stack([first.flatten(), *changed]).view(-1, *layout.shape)
+    return sheet(decoded(z, label)) | {"positions": positions, "codes": used.tolist(), "per_start": len(z)}
 
 
 def _spread(side: int) -> list[int]:

@@ -85,6 +85,8 @@ class _Carrier:
         table = model.condition.table
         self.labels = None if table is None else self._table(table)
         self.codes, size = None, model.layout.shape
+        if len(model.layout.levels) > 1 and model.layout.codes is not None:
+            raise _NotPortableError
         if model.layout.codes is not None:
             self.codes = self._table(model.codebook.vectors)
             size = (self.codes["size"], *size)
@@ -194,7 +196,7 @@ def _is_plain(model: Any) -> bool:
     if layout.codes is not None:
         code = torch.arange(math.prod(layout.shape), device=model.device) % layout.codes
         code = code.view(1, *layout.shape)
-        vectors = model.codebook.lookup(code)
+        vectors = model.embed(code)
     else:
         vectors = code = torch.linspace(-1, 1, layout.shape[0], device=model.device)[None]
     raw, wanted = model.decoder(beside(vectors, model.condition(labels))), model.decode(code, labels)

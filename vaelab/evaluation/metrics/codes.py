@@ -24,7 +24,10 @@ class Rate(NamedTuple):
 
 
 class CodebookUse(NamedTuple):
-    """Use of a codebook. codes: K. dead: number never chosen. usage: fraction chosen. perplexity: exp(entropy)."""
+    """Use of a codebook, or of several. codes: K of all. dead: number never chosen. usage: fraction chosen.
+
+    perplexity: exp(entropy of an index).
+    """
 
     codes: int
     dead: int
@@ -42,10 +45,10 @@ def code_histogram(indices: Tensor, num_embeddings: int) -> Tensor:
 
 
 def codebook_use(histogram: Tensor) -> CodebookUse:
-    """Computes usage, dead codes and perplexity from counts. histogram: [K], not all zero."""
-    if histogram.ndim != 1 or not histogram.any():
+    """Computes usage, dead codes and perplexity from counts. histogram: [K], or [L, K] of L levels, none all zero."""
+    if histogram.ndim not in (1, 2) or not histogram.any(-1).all():
         raise ValueError(f"histogram: needs counts of K codes, [K], not all zero, not {list(histogram.shape)}")
-    codes, dead = len(histogram), int((histogram == 0).sum())
+    codes, dead = histogram.numel(), int((histogram == 0).sum())
     return CodebookUse(codes, dead, 1 - dead / codes, perplexity(histogram.cpu().double()).item())
 
 

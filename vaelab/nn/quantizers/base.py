@@ -17,8 +17,9 @@ from vaelab.nn.quantizers.estimators import rotated, straight_through
 class Quantized(NamedTuple):
     """A quantised feature map.
 
-    vectors: [B, D, h, w], the codes, with a gradient for z. indices: [B, h, w] int64.
+    vectors: [B, D, h, w], the codes, with a gradient for z. indices: [B, h, w] int64, or [B, Q, h, w] of Q levels.
     rows: [B h w, D], what was quantised (after `project`), without gradient. chosen: [B h w], the indices once more.
+    Both are of one level after the other where there are several.
     codebook_loss: |sg(z) - e|^2, [B], which moves the codes (zero where they move by averages).
     commitment: |z - sg(e)|^2, [B], which moves the encoder. Both are summed over D and positions.
     """
@@ -41,30 +42,34 @@ def perplexity(counts: Tensor) -> Tensor:
     """Computes exp(entropy) of the code frequencies, a scalar: K if all K codes are used alike, 1 if only one is.
 
     counts: [K], not all zero, summed over the whole set that the metric is about; a mean of batches' perplexities
-    is another, smaller number.
+    is another, smaller number. Of several levels, [L, K], it is exp(mean entropy of an index).
     """
-    p = counts / counts.sum()
-    return torch.special.entr(p).sum().exp()
+    rows = counts.sum(-1, keepdim=True)
+    return ((rows / rows.sum()).squeeze(-1) * torch.special.entr(counts / rows).sum(-1)).sum().exp()
 
 
 class Chosen(NamedTuple):
     """Codes that a training batch chose, for a codebook that learns from them.
 
-    rows: the encoder's output, [B h w, D], without gradient. indices: [B h w] int64. share: this process's
-    part of the global batch, None where it has all of it.
+    rows: the encoder's output, [B h w, D], without gradient. indices: [B h w] int64; both of one level after the
+    other. share: this process's part of the global batch, None where it has all of it. images: how many they are of.
     """
 
     rows: Tensor
     indices: Tensor
     share: Share | None
+    images: int = 1
 
 
 class Codebook(nn.Module):
     """Base class of the codebooks: K codes of D numbers, of which each position of a feature map chooses one.
 
     num_embeddings: K. embedding_dim: D, the channels of the feature map. rotation: whether the gradient through the
-    choice is turned as the vector is, and not copied (`vaelab.nn.quantizers.estimators`).
+    choice is turned as the vector is, and not copied (`vaelab.nn.quantizers.estimators`). levels: a name for each
+    index that a position has, which is one but in `vaelab.nn.quantizers.several`.
     """
+
+    levels: tuple[str, ...] = ("codes",)
 
     def __init__(self, num_embeddings: int, embedding_dim: int, rotation: bool = False):
         super().__init__()
@@ -91,31 +96,47 @@ class Codebook(nn.Module):
     def search(self, z: Tensor) -> Tensor:
         """Chooses a code for each position of a feature map: [B, D, h, w] -> indices, [B, h, w] int64."""
         with torch.autocast(z.device.type, enabled=False):
-            return self.choose(rows_of(self.project(z.float()))).view(z.shape[0], *z.shape[2:])
+            return self.indices(self.project(z.float()))
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """Looks up the codes at `indices`: [B, h, w] -> [B, D, h, w]."""
+    def indices(self, z: Tensor) -> Tensor:
+        """Chooses a code for each position of a map that `project` has moved: [B, D, h, w] -> [B, h, w] int64."""
+        return self.choose(rows_of(z)).view(z.shape[0], *z.shape[2:])
+
+    def lookup(self, indices: Tensor, levels: int | None = None) -> Tensor:
+        """Looks up the codes at `indices`: [B, h, w] -> [B, D, h, w]. levels: how many of several count; None: all."""
         return F.embedding(indices, self.vectors).movedim(-1, 1)
 
-    def forward(self, z: Tensor, share: Share | None = None) -> Quantized:
+    def noise(self, count: int) -> Tensor | None:
+        """Draws what `forward` needs to choose by chance, for `count` images; None for nothing."""
+        return None
+
+    def forward(self, z: Tensor, share: Share | None = None, noise: Tensor | None = None) -> Quantized:
         """Quantises the encoder's output z, [B, D, h, w], in float32 under any autocast. Changes no state.
 
-        share: this process's part of the global batch that z is of, None where it has all of it.
+        share: this process's part of the global batch that z is of, None where it has all of it. noise: as `noise`
+        draws it.
         """
         with torch.autocast(z.device.type, enabled=False):
             z = self.project(z.float())
-            rows = rows_of(z)
-            chosen = self.choose(rows)
-            indices = chosen.view(z.shape[0], *z.shape[2:])
-            codes = self.lookup(indices)
-            return Quantized(
-                vectors=(rotated if self.rotation else straight_through)(z, codes),
-                indices=indices,
-                rows=rows,
-                chosen=chosen,
-                codebook_loss=self.codebook_loss(z, codes, share),
-                commitment=self.commitment(z, codes),
-            )
+            found = self.quantize(z, share, noise)
+            return found._replace(vectors=self.carry(z, found.vectors))
+
+    def quantize(self, z: Tensor, share: Share | None, noise: Tensor | None) -> Quantized:
+        """Quantises what `project` has moved, [B, D, h, w]; `vectors` are the codes alone, not yet tied to z."""
+        indices = self.indices(z)
+        codes = self.lookup(indices)
+        return Quantized(
+            vectors=codes,
+            indices=indices,
+            rows=rows_of(z),
+            chosen=indices.flatten(),
+            codebook_loss=self.codebook_loss(z, codes, share),
+            commitment=self.commitment(z, codes),
+        )
+
+    def carry(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Gives z the value of its codes, and the codes' gradient to z; all [B, D, h, w]."""
+        return (rotated if self.rotation else straight_through)(z, codes)
 
     def codebook_loss(self, z: Tensor, codes: Tensor, share: Share | None) -> Tensor:
         """Computes |sg(z) - e|^2 summed over D and positions, [B]; it moves codes that are parameters. 0 by default."""
