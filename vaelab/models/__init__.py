@@ -7,5 +7,6 @@ from vaelab.models.cvae import CVAE
 from vaelab.models.module import Model
 from vaelab.models.vae import VAE
 from vaelab.models.vqvae import VQVAE
+from vaelab.models.vqvae2 import VQVAE2
 
-__all__ = ["AE", "CVAE", "VAE", "VQVAE", "BetaVAE", "CapacityVAE", "Model"]
+__all__ = ["AE", "CVAE", "VAE", "VQVAE", "VQVAE2", "BetaVAE", "CapacityVAE", "Model"]
