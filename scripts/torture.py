@@ -6,9 +6,10 @@
 
 Half of the signals come after a random time, half at a random one of the run's own reads, writes and renames in its
 folder, where records are at stake. A run is killed once or twice before it ends. Exact means: the
-same last and best checkpoint in every tensor, counter and callback, the same metrics.csv and kl_per_dim.csv, the
-same summary.json but for its clock. Writes kills.json beside what it keeps of the runs that differ; exits with 1 if
-any does. Runs on Linux and macOS: every run is a fork of this process, which has imported everything once.
+same last and best checkpoint in every tensor, counter and callback, the same metrics.csv, kl_per_dim.csv and
+code_counts.csv, the same summary.json but for its clock. Writes kills.json beside what it keeps of the runs that
+differ; exits with 1 if any does. Runs on Linux and macOS: every run is a fork of this process, which has imported
+everything once.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ def _differences(run: Path, twin: Path) -> list[str]:
     for name in ("last", "best"):
         one, two = (torch.load(f / "checkpoints" / f"{name}.ckpt", weights_only=True) for f in (run, twin))
         found += [f"{name}.ckpt {place}" for place in _unequal(one, two, run.name, twin.name)]
-    for name in ("metrics.csv", "kl_per_dim.csv"):
+    for name in ("metrics.csv", "kl_per_dim.csv", "code_counts.csv"):
         texts = [(f / name).read_text() if (f / name).exists() else "" for f in (run, twin)]
         if texts[0] != texts[1]:
             found.append(f"{name}: {' against '.join(str(text.count(chr(10))) for text in texts)} lines")

@@ -28,6 +28,7 @@ def expected(run):
     found = ALL | (DISCRETE if model.layout.codes else CONTINUOUS)
     found |= PRIOR if model.prior is not None else set()
     found |= {"kl_per_dim"} if (run / "kl_per_dim.csv").exists() else set()
+    found |= {"code_usage"} if (run / "code_counts.csv").exists() else set()
     found |= {"uncertainty"} if model.blank().density else set()
     found |= {"dimensions"} if model.blank().factorised is not None else set()
     found |= {"levels"} if len(model.layout.levels) > 1 else set()
@@ -77,8 +78,8 @@ def test_a_figure_that_cannot_be_drawn_does_not_undo_the_run(train, monkeypatch)
     assert "ZeroDivisionError" in (result.run / "run.log").read_text()
 
 
-def rows(run):
-    with (run / "kl_per_dim.csv").open(newline="") as file:
+def rows(run, name="kl_per_dim"):
+    with (run / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -92,15 +93,45 @@ def test_the_kl_per_dimension_of_every_epoch_is_kept(train):
         assert sum(float(row[str(d)]) for d in range(3)) == pytest.approx(kl, rel=1e-5)
 
 
-def test_a_resumed_run_goes_on_with_its_kl_per_dimension(train):
-    whole = train("model=vae", "trainer.max_epochs=4")
-    part = train("model=vae", "trainer.max_epochs=2")
+def test_the_use_of_every_code_is_kept_by_epoch(train):
+    result = train("model=vqvae", "model.num_embeddings=24", "trainer.max_epochs=3")
+    table, positions = rows(result.run, "code_counts"), vaelab.load(result.run).layout.shape
+    assert [row["epoch"] for row in table] == ["0.0", "1.0", "2.0"]
+    for row, usage, perplexity in zip(
+        table, result.series("train/codebook_usage"), result.series("train/perplexity"), strict=True
+    ):
+        counts = torch.tensor([float(row[str(k)]) for k in range(24)]).double()
+        assert counts.sum().item() == pytest.approx(positions[0] * positions[1])
+        assert (counts > 0).double().mean().item() == pytest.approx(usage)
+        assert torch.special.entr(counts / counts.sum()).sum().exp().item() == pytest.approx(perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize(("model", "name"), [("vae", "kl_per_dim"), ("vqvae", "code_counts")])
+def test_a_resumed_run_goes_on_with_its_vectors(train, model, name):
+    whole = train(f"model={model}", "trainer.max_epochs=4")
+    part = train(f"model={model}", "trainer.max_epochs=2")
     train(f"resume={part.run}", "trainer.max_epochs=4")
-    assert rows(part.run) == rows(whole.run)
+    assert len(rows(whole.run, name)) == 4
+    assert rows(part.run, name) == rows(whole.run, name)
 
 
-def test_models_without_a_kl_have_no_such_file(train):
-    assert not (train("model=ae").run / "kl_per_dim.csv").exists()
+def test_a_model_has_only_the_vectors_that_it_measures(train):
+    run = train("model=ae").run
+    assert not (run / "kl_per_dim.csv").exists()
+    assert not (run / "code_counts.csv").exists()
+
+
+def test_a_vector_of_too_many_components_is_not_kept(tmp_path):
+    from vaelab.training.callbacks import EpochVector
+    from vaelab.training.callbacks.vectors import MOST
+    from vaelab.training.loggers import MetricsFile
+
+    trainer = SimpleNamespace(current_epoch=0, global_step=1)
+    for size in (MOST + 1, MOST):
+        callback = EpochVector("code_counts", MetricsFile(tmp_path / f"{size}.csv", None))
+        model = SimpleNamespace(epoch_vectors={"train": {"code_counts": torch.ones(size)}})
+        callback.on_train_epoch_end(trainer, model)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{MOST}.csv"]
 
 
 def test_drawing_leaves_noise_and_mode_as_they_were(finished):

@@ -21,9 +21,9 @@ PRIVATE = ("training/loop.py",)
 HYDRA = ("core/config.py", "runs/", "sweeps/", "commands/")
 FILES = ("runs/",)
 """Where the names of files in a run folder stand."""
-NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "run.log", "output.txt", "report.html",
-         "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml", ".lock",
-         "prior.safetensors")  # fmt: skip
+NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "code_counts.csv", "run.log", "output.txt",
+         "report.html", "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml",
+         ".lock", "prior.safetensors")  # fmt: skip
 SLOW = ("wandb", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard", "jinja2", "markupsafe",
         "safetensors", "onnx", "onnxruntime", "onnxscript", "optuna", "ray", "zuko", "scipy",
         "rich")  # fmt: skip

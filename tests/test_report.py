@@ -123,7 +123,16 @@ def test_every_figure_of_the_run_folder_is_there_once(trained):
 def test_captions_are_one_sentence_and_name_every_figure_of_training():
     names = [name for texts in pictures.CAPTIONS.values() for name in texts]
     assert {
-        *("curves", "schedule", "kl_per_dim", "reconstructions", "errors", "samples", "real_and_generated"),
+        *(
+            "curves",
+            "schedule",
+            "kl_per_dim",
+            "code_usage",
+            "reconstructions",
+            "errors",
+            "samples",
+            "real_and_generated",
+        ),
         *("traversals", "interpolations", "latents", "dimensions", "uncertainty", "codes", "code_maps"),
         *("classes", "levels", "data"),
     } == set(names)

@@ -113,7 +113,7 @@ def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
     """
     from matplotlib.collections import LineCollection
 
-    first, cells = _calendar(epochs, kl)
+    first, cells = series.calendar(epochs, kl)
     last = np.nan_to_num(cells[np.isfinite(cells).any(1)][-1:], nan=-1.0)
     if not len(last):
         return _empty("KL of each latent dimension", "no finite metrics yet")
@@ -258,17 +258,6 @@ def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
 
 
 LINE_OF = {"train": "train", "step": "train", "val": "val"}
-
-
-def _calendar(epochs: Tensor, kl: Tensor) -> tuple[int, np.ndarray]:
-    """Returns the first epoch, and a row for every epoch from it to the last, [E', d]; NaN where one is missing."""
-    days = epochs.detach().cpu().long().numpy()
-    values = kl.detach().cpu().double().numpy()
-    if not len(days):
-        return 0, values
-    cells = np.full((days.max() - days.min() + 1, values.shape[1]), np.nan)
-    cells[days - days.min()] = np.where(np.isfinite(values), values, np.nan)
-    return int(days.min()), cells
 
 
 def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:

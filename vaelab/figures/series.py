@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from vaelab.core.metrics import TRAINING
 
@@ -46,6 +47,20 @@ def series(
     steps = np.diff(x)
     holes = np.flatnonzero(steps > GAP * np.median(steps)) + 1
     return np.insert(x, holes, (x[holes - 1] + x[holes]) / 2), np.insert(y, holes, np.nan)
+
+
+def calendar(epochs: Tensor, vectors: Tensor) -> tuple[int, np.ndarray]:
+    """Lays out a vector of each epoch, [E, d]; of an epoch that is there twice the last counts.
+
+    Returns the first epoch, and a row for every epoch from it to the last, [E', d]; NaN where one is missing.
+    """
+    days = epochs.detach().cpu().long().numpy()
+    values = vectors.detach().cpu().double().numpy()
+    if not len(days):
+        return 0, values
+    cells = np.full((days.max() - days.min() + 1, values.shape[1]), np.nan)
+    cells[days - days.min()] = np.where(np.isfinite(values), values, np.nan)
+    return int(days.min()), cells
 
 
 def quotient(row: Mapping[str, float], part: str) -> float | None:

@@ -57,7 +57,7 @@ def of_run(run: Path, model: Model, data: ImageData, out: Path, figures: bool = 
     if figures and content is not None:
         drawn = gallery.redraw(run, model, data, rows)
     elif figures:
-        drawn = dict(gallery.draw_curves(rows, runs.read_kl_per_dim(run)))
+        drawn = dict(gallery.draw_curves(run, rows))
         for name, figure in drawn.items():
             style.save(figure, Files(run).figure(name))
     prior = model.prior.words if model.prior is not None and model.prior.afterwards else None

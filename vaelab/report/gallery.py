@@ -17,7 +17,7 @@ from vaelab import runs
 from vaelab.core.pixels import to_unit
 from vaelab.core.randomness import seeded
 from vaelab.evaluation.metrics.codes import code_histogram
-from vaelab.figures import curves, images, latents, style, walks
+from vaelab.figures import codebooks, curves, images, latents, style, walks
 from vaelab.inference import coding, paths
 from vaelab.inference.batches import evaluating
 from vaelab.nn.quantizers import perplexity
@@ -127,16 +127,20 @@ def draw(
             yield name, figure
 
 
-def draw_curves(rows: list[dict[str, float]], kl_per_dim: list[list[float]]) -> Iterator[tuple[str, Figure]]:
-    """Draws the curves of a run, from the rows of metrics.csv and of kl_per_dim.csv, if there are any."""
+def draw_curves(run: Path, rows: list[dict[str, float]]) -> Iterator[tuple[str, Figure]]:
+    """Draws the curves of a run, from the rows of metrics.csv and the vectors of its epochs, if there are any."""
     if any("epoch" in row for row in rows):
         yield "curves", curves.training(rows)
         scheduled = curves.scheduled(rows)
         if scheduled is not None:
             yield "schedule", scheduled
-    if len(kl_per_dim) > 1:
-        values = torch.tensor(kl_per_dim, dtype=torch.float64)  # step, epoch, a column per dimension
-        yield "kl_per_dim", curves.kl_per_dimension(values[:, 1], values[:, 2:])
+    for name, figure, vector in (
+        ("kl_per_dim", curves.kl_per_dimension, "kl_per_dim"),
+        ("code_usage", codebooks.usage, "code_counts"),
+    ):
+        if len(table := runs.read_vector(run, vector)) > 1:
+            values = torch.tensor(table, dtype=torch.float64)  # step, epoch, a column per component
+            yield name, figure(values[:, 1], values[:, 2:])
 
 
 def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]]) -> dict[str, Figure]:
@@ -145,7 +149,7 @@ def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]
     Each is saved as soon as it is drawn: those before one that fails are there.
     """
     figures = {}
-    for name, figure in chain(draw_curves(rows, runs.read_kl_per_dim(run)), draw(model, data)):
+    for name, figure in chain(draw_curves(run, rows), draw(model, data)):
         style.save(figure, Files(run).figure(name))
         figures[name] = figure
     return figures

@@ -24,6 +24,12 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Each row is a latent dimension, most used first, and its colour the nats per image that it carries as "
             "training goes on; rows that stay at zero are dimensions that the decoder does without.",
         ),
+        "code_usage": (
+            "Use of each code",
+            "Each row is a code, most used at the end first, and its colour how often training images chose it as "
+            "training goes on, where 1 is as often as if all were alike: white is never, so that codes that die turn "
+            "white and those that a restart brings back have a colour again.",
+        ),
     },
     "Reconstructions": {
         "reconstructions": (

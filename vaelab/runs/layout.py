@@ -30,6 +30,7 @@ class Files:
         self.summary = folder / "summary.json"
         self.metrics = folder / "metrics.csv"
         self.kl_per_dim = folder / "kl_per_dim.csv"
+        self.code_counts = folder / "code_counts.csv"
         self.log = folder / "run.log"
         self.output = folder / "output.txt"  # what a job in a process of its own prints
         self.report = folder / "report.html"
@@ -38,6 +39,11 @@ class Files:
         self.priors = folder / "priors"
         self.export = folder / "export"
         self.wandb = folder / "wandb"
+
+    @property
+    def vectors(self) -> dict[str, Path]:
+        """Paths of the files with a vector of each epoch, by the vector's name."""
+        return {"kl_per_dim": self.kl_per_dim, "code_counts": self.code_counts}
 
     def checkpoint(self, name: str) -> Path:
         """Path of the `best` or the `last` checkpoint."""

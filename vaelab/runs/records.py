@@ -121,19 +121,19 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def read_kl_per_dim(run: Path) -> list[list[float]]:
-    """Reads the rows of kl_per_dim.csv, [] without a file: step, epoch, a KL for each dimension.
+def read_vector(run: Path, name: str) -> list[list[float]]:
+    """Reads a vector of each epoch, `kl_per_dim` or `code_counts`: rows of step, epoch and a value per component.
 
-    Raises UserError if it is damaged.
+    [] without a file. Raises UserError if it is damaged.
     """
-    path = Files(run).kl_per_dim
+    path = Files(run).vectors[name]
     if not path.is_file():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             names, *rows = list(csv.reader(file, strict=True)) or [[]]
         if names[:2] != ["step", "epoch"] or any(len(row) != len(names) for row in rows):
-            raise ValueError("its rows are not of a step, an epoch and the same dimensions")
+            raise ValueError("its rows are not of a step, an epoch and the same components")
         return [[float(cell or "nan") for cell in row] for row in rows]
     except (csv.Error, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise damaged(path, str(error), RESTORE) from error

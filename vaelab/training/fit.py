@@ -23,7 +23,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.quiet import Terminal, quieten
 from vaelab.runs import Files
 from vaelab.training import afterwards, resume, studies, summary
-from vaelab.training.callbacks import KLPerDimension, ProgressLine, Prune, RunCheckpoint, WholeFile
+from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger
@@ -180,7 +180,8 @@ def _build_trainer(
     if place := studies.place():
         callbacks.append(Prune(place))
     resumed_step = runs.read_checkpoint(checkpoint)["global_step"] if checkpoint else None
-    callbacks.append(KLPerDimension(MetricsFile(Files(run).kl_per_dim, resumed_step)))
+    for name, path in Files(run).vectors.items():
+        callbacks.append(EpochVector(name, MetricsFile(path, resumed_step)))
     loggers = [MetricsFile(Files(run).metrics, resumed_step)]
     loggers += [build(node, run=run) for node in (config["logger"] or {}).values()]
     try:

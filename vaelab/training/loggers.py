@@ -90,7 +90,8 @@ class MetricsFile(Logger):
         """Writes the row that is being filled; it may get more."""
         if not self.changed:
             return
-        new = [name for name in self.rows[-1] if name not in self.columns]
+        known = set(self.columns)
+        new = [name for name in self.rows[-1] if name not in known]
         if new or self.written == len(self.rows) or not self.path.exists():
             self.columns += new
             self._rewrite()

@@ -7,14 +7,14 @@ from vaelab.training.callbacks.last import KeepLast
 from vaelab.training.callbacks.pictures import Pictures
 from vaelab.training.callbacks.progress import ProgressLine
 from vaelab.training.callbacks.prune import Prune
-from vaelab.training.callbacks.vectors import KLPerDimension
+from vaelab.training.callbacks.vectors import EpochVector
 
 __all__ = [
     "EMA",
     "Anneal",
     "EarlyStopping",
+    "EpochVector",
     "Health",
-    "KLPerDimension",
     "KeepLast",
     "LearningRate",
     "Pictures",
