@@ -19,7 +19,7 @@ from vaelab.runs.trained import Trained
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
 CONTINUOUS = {"traversals", "interpolations", "latents"}
-DISCRETE = {"codes", "code_maps"}
+DISCRETE = {"codes", "code_vectors", "code_maps"}
 
 
 def expected(run):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from vaelab.figures import series, style
+from vaelab.figures import latents, series, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RARE, OFTEN = 1e-2, 1e2
-"""Ends of the scale of how often a code is chosen, in units of what each has where all are chosen alike."""
+RARE, OFTEN = 0.03, 30.0
+"""Ends of the scale of how often a code is chosen, in units of what each has where all are chosen alike: what lies
+beyond has the colour of the end."""
 
 
 @style.styled
@@ -39,19 +40,48 @@ def usage(epochs: Tensor, counts: Tensor) -> Figure:
     axes.spines[:].set_visible(True)
     alike = size * cells / np.maximum(cells.sum(1, keepdims=True), 1e-12)
     picture = axes.imshow(
-        np.maximum(alike[:, order].T, RARE / 10),  # what is below the scale is white, what is missing is not drawn
+        np.where(cells == 0, RARE / 2, np.maximum(alike, RARE))[:, order].T,  # below the scale it is white
         cmap=colormaps["viridis"].with_extremes(under="white"),
         norm=LogNorm(RARE, OFTEN),
         aspect="auto",
         interpolation="nearest",
         extent=(first + 0.5, first + len(cells) + 0.5, size - 0.5, -0.5),
     )
-    no_more = f"; {left} others were before" if left else ""
-    axes.set_title(f"Codes chosen in training: {used} of {size} in the last epoch{no_more}")
+    before = f"; {left} others were before" if left else ""
+    axes.set_title(f"Codes chosen in training: {used} of {size} in the last epoch{before}")
     axes.set(xlabel="epoch", ylabel="codes, by their use in the last epoch")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    bar = figure.colorbar(picture, ax=axes, pad=0.01)
+    _scale(figure, axes, picture)
+    return figure
+
+
+@style.styled
+def vectors(codes: Tensor, counts: Tensor, of: str) -> Figure:
+    """Draws where the codes lie: their first two principal components, coloured by how often each was chosen.
+
+    codes: [K, D]. counts: [K]; a code that was never chosen is a hollow grey mark. of: what chose, in words.
+    """
+    from matplotlib.colors import LogNorm
+
+    points, explained = latents.principal_components(codes)
+    uses = counts.detach().cpu().double()
+    used = uses > 0
+    figure, plane = style.new(6.4, 5)
+    others = "" if used.all() else ", the hollow ones by none"
+    plane.set_title(f"{len(uses):,} code vectors: {int(used.sum()):,} chosen by {of}{others}")
+    plane.set(**{f"{axis}label": latents.component(i, explained) for i, axis in enumerate("xy")})
+    plane.set_aspect("equal", adjustable="datalim")
+    area = float(np.clip(latents.AREA / len(uses), 4, 40))
+    plane.scatter(*points[~used].T, s=area, facecolors="none", edgecolors="0.6", linewidths=0.8)
+    alike = (uses / uses.sum().clamp_min(1) * len(uses))[used]
+    marks = plane.scatter(*points[used].T, s=area, c=alike, norm=LogNorm(RARE, OFTEN), cmap="viridis", linewidths=0)
+    _scale(figure, plane, marks)
+    return figure
+
+
+def _scale(figure: Figure, axes: Any, marks: Any) -> None:
+    """Draws the scale of how often a code is chosen."""
+    bar = figure.colorbar(marks, ax=axes, pad=0.01, extend="both")
     bar.set_label("times as often as if all were alike", fontsize=9)
     bar.ax.tick_params(labelsize=9)
-    return figure

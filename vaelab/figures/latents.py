@@ -175,6 +175,11 @@ def principal_components(codes: Tensor) -> tuple[Tensor, Tensor]:
     return scores, explained
 
 
+def component(index: int, explained: Tensor) -> str:
+    """Names the axis of a principal component, with the fraction of the variance that it explains."""
+    return f"principal component {index + 1} ({float(explained[index]):.0%} of the variance)"
+
+
 def _bars(axes: Any, heights: Tensor, colour: str, label: str, bottom: Tensor | None = None) -> None:
     """Draws bars 0.8 wide at 0, 1, ...: one collection, as 200 bars of their own would take a second."""
     from matplotlib.collections import PolyCollection

@@ -83,6 +83,18 @@ class Scene:
             return self.posterior.code.cpu()
 
     @cached_property
+    def counts(self) -> Tensor:
+        """How often many training images choose each code, [K], of a model with discrete codes."""
+        codes = coding.codes(self.model, self.known.images, self.known.labels)
+        return code_histogram(codes, self.model.layout.require_codes(type(self.model).__name__))
+
+    @property
+    def codebook(self) -> Any:
+        """The one codebook of all positions; None where codes are real numbers, or of several levels."""
+        layout = self.model.layout
+        return self.model.codebook if layout.codes is not None and len(layout.levels) == 1 else None
+
+    @cached_property
     def made(self) -> Tensor:
         """Reconstructions of many images, in [0, 1]."""
         return coding.decode(self.model, self.codes, self.many.labels, self.data.pixel_range)
@@ -259,7 +271,7 @@ def _latents(s: Scene) -> Figure | None:
     points, axes = s.codes, tuple(s.model.layout.axis(i) for i in range(2))
     if s.model.layout.dimensions != 2:
         points, explained = latents.principal_components(s.codes)
-        axes = tuple(f"principal component {i + 1} ({float(explained[i]):.0%} of the variance)" for i in range(2))
+        axes = tuple(latents.component(i, explained) for i in range(2))
     values, names = s.many.labels, s.classes
     if values is None and s.many.factors is not None and s.data.factor_sizes:
         values, names = s.many.factors[:, 0], []
@@ -295,8 +307,13 @@ def _uncertainty(s: Scene) -> Figure | None:
 def _codes(s: Scene) -> Figure | None:
     if s.model.layout.codes is None:
         return None
-    counts = code_histogram(coding.codes(s.model, s.known.images, s.known.labels), s.model.layout.codes)
-    return latents.codebook(counts, perplexity(counts).item(), f"{len(s.known.images):,} training images")
+    return latents.codebook(s.counts, perplexity(s.counts).item(), f"{len(s.known.images):,} training images")
+
+
+def _code_vectors(s: Scene) -> Figure | None:
+    if s.codebook is None:
+        return None
+    return codebooks.vectors(s.codebook.vectors, s.counts, f"{len(s.known.images):,} training images")
 
 
 def _code_maps(s: Scene) -> Figure | None:
@@ -330,6 +347,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "dimensions": _dimensions,
     "uncertainty": _uncertainty,
     "codes": _codes,
+    "code_vectors": _code_vectors,
     "code_maps": _code_maps,
     "data": _data,
 }

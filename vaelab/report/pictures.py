@@ -98,6 +98,12 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "How often training images use each code: an even histogram is a codebook well spent, and codes that many "
             "images never use are dead.",
         ),
+        "code_vectors": (
+            "Map of the codes",
+            "A mark per code vector in the two directions in which they vary most, coloured by how often training "
+            "images choose it: hollow marks are never chosen, and where they lie apart from the others the encoder "
+            "does not reach them.",
+        ),
         "code_maps": (
             "Maps of codes",
             "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
