@@ -69,3 +69,33 @@ def test_any_codebook_has_a_map(size, dimensions, count):
     codes = torch.randn(size, dimensions, generator=torch.Generator().manual_seed(0), requires_grad=True)
     figure = codebooks.vectors(codes, torch.full((size,), count), "images")
     assert (style.rendered(figure) < 255).any()
+
+
+@pytest.mark.parametrize(("size", "shape"), [((8, 8), (4, 4)), ((9, 6), (4, 3)), ((5, 5), (1, 1))])
+def test_a_patch_is_the_mean_around_all_places_that_have_the_code(size, shape):
+    generator = torch.Generator().manual_seed(0)
+    images, codes = torch.rand(6, 3, *size, generator=generator), torch.tensor([4, 0, 2])
+    maps = torch.randint(5, (6, *shape), generator=generator)
+    found = codebooks.mean_patches(images, maps, codes)
+    tall, wide = -(-size[0] // shape[0]), -(-size[1] // shape[1])
+    assert found.shape == (3, 3, 3 * tall, 3 * wide)
+    for patch, code in zip(found, codes, strict=True):
+        for y in range(3 * tall):
+            for x in range(3 * wide):
+                seen = []
+                for image, row, column in (maps == code).nonzero().tolist():
+                    i = row * size[0] // shape[0] - tall + y
+                    j = column * size[1] // shape[1] - wide + x
+                    if 0 <= i < size[0] and 0 <= j < size[1]:
+                        seen.append(images[image, :, i, j])
+                expected = torch.stack(seen).mean(0) if seen else torch.ones(3)
+                assert torch.allclose(patch[:, y, x], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 17, 64])
+def test_each_patch_has_the_number_of_its_code(count):
+    codes = torch.arange(100, 100 + count)
+    figure = codebooks.patches(torch.rand(count, 1, 12, 12), codes, "patches")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == [*map(str, codes.tolist()), "patches"]
+    assert (style.rendered(figure) < 255).any()

@@ -19,7 +19,7 @@ from vaelab.runs.trained import Trained
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
 CONTINUOUS = {"traversals", "interpolations", "latents"}
-DISCRETE = {"codes", "code_vectors", "code_maps"}
+DISCRETE = {"codes", "code_vectors", "code_patches", "code_maps"}
 
 
 def expected(run):
@@ -294,6 +294,20 @@ def test_codes_are_counted_over_training_images(finished, monkeypatch):
     counts, _, of = given[0]
     assert int(counts.sum()) == len(trained.data.train) * trained.model.layout.shape[0] * trained.model.layout.shape[1]
     assert of == f"{len(trained.data.train)} training images"
+
+
+def test_patches_are_of_the_most_used_codes_in_their_order(finished, monkeypatch):
+    trained, given = Trained(finished("model=vqvae").run), []
+    monkeypatch.setattr(gallery, "PATCHES", 3)
+    monkeypatch.setattr(gallery.codebooks, "patches", lambda *arguments: given.append(arguments))
+    list(gallery.draw(trained.model, trained.data, 8, ["code_patches"]))
+    ((pictures, codes, title),) = given
+    maps = gallery.Scene(trained.model, trained.data, 8).codes
+    most = maps.flatten().bincount().sort(descending=True)
+    assert maps.flatten().bincount()[codes].tolist() == most.values[:3].tolist()
+    assert pictures.shape[0] == 3
+    assert f"over {len(maps)} images" in title
+    assert f"the 3 most used of {len(maps.unique())} codes" in title
 
 
 def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypatch):

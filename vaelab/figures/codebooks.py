@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vaelab.figures import latents, series, style
+from vaelab.figures.sheets import GAP, LINE, Sheet, fitted, in_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 RARE, OFTEN = 0.03, 30.0
 """Ends of the scale of how often a code is chosen, in units of what each has where all are chosen alike: what lies
 beyond has the colour of the end."""
+COLUMNS = 16
+"""Patches in a row."""
 
 
 @style.styled
@@ -78,6 +83,46 @@ def vectors(codes: Tensor, counts: Tensor, of: str) -> Figure:
     marks = plane.scatter(*points[used].T, s=area, c=alike, norm=LogNorm(RARE, OFTEN), cmap="viridis", linewidths=0)
     _scale(figure, plane, marks)
     return figure
+
+
+@style.styled
+def patches(pictures: Tensor, codes: Tensor, title: str) -> Figure:
+    """Draws a patch for each of some codes, with the code's number above it, row by row.
+
+    pictures: [n, C, H, W] in [0, 1], as `mean_patches` gives them. codes: [n].
+    """
+    columns = min(COLUMNS, len(codes))
+    tiles = in_rows(fitted(pictures, columns), columns)
+    sheet = Sheet(tiles, [LINE] + [LINE + GAP] * (len(tiles) - 1))
+    for i, code in enumerate(codes.tolist()):
+        sheet.say(sheet.centre(i % columns), sheet.tops[i // columns] - 2, str(code), va="bottom")
+    return sheet.figure(title)
+
+
+def mean_patches(images: Tensor, maps: Tensor, codes: Tensor) -> Tensor:
+    """Averages what images show around each of some codes, over all places where a map has the code.
+
+    A patch is what a position of the map covers, and as much on each of its sides; what lies outside of the images
+    does not count, and is white where nothing else lies there.
+
+    images: [N, C, H, W] in [0, 1], that maps of codes, [N, h, w], stand for. codes: those wanted, [n]. Returns
+    [n, C, 3 H/h, 3 W/w], the quotients rounded up.
+    """
+    (height, width), (rows, columns) = images.shape[2:], maps.shape[1:]
+    tall, wide = -(-height // rows), -(-width // columns)
+    place = torch.full((int(max(maps.max(), codes.max())) + 1,), len(codes))  # all other codes share the last place
+    place[codes] = torch.arange(len(codes))
+    around = (wide, 2 * wide, tall, 2 * tall)
+    padded, inside = F.pad(images, around), F.pad(torch.ones(1, 1, height, width), around)
+    sums = torch.zeros(len(codes) + 1, images.shape[1], 3 * tall, 3 * wide)
+    seen = torch.zeros(len(codes) + 1, 1, 3 * tall, 3 * wide)
+    for row in range(rows):
+        for column in range(columns):
+            top, left, of = row * height // rows, column * width // columns, place[maps[:, row, column]]
+            part = (..., slice(top, top + 3 * tall), slice(left, left + 3 * wide))
+            sums.index_add_(0, of, padded[part])
+            seen.index_add_(0, of, inside[part].expand(len(of), -1, -1, -1))
+    return torch.where(seen > 0, sums / seen.clamp_min(1), 1.0)[:-1]
 
 
 def _scale(figure: Figure, axes: Any, marks: Any) -> None:

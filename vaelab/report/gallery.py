@@ -40,6 +40,8 @@ ROWS = 20
 """Most rows of a figure: latent dimensions, or classes."""
 REACH, STEPS = 3.0, 11
 """Values of a traversal, from minus to plus REACH, in STEPS pictures."""
+PATCHES, PATCHED = 64, 500
+"""Codes whose patch is drawn, and most images whose patches are averaged."""
 BINS = 32
 """Bins of the histograms of pixels."""
 SEED = 0
@@ -316,6 +318,19 @@ def _code_vectors(s: Scene) -> Figure | None:
     return codebooks.vectors(s.codebook.vectors, s.counts, f"{len(s.known.images):,} training images")
 
 
+def _code_patches(s: Scene) -> Figure | None:
+    if s.codebook is None:
+        return None
+    made, maps = s.made[:PATCHED], s.codes[:PATCHED]
+    counts = code_histogram(maps, s.codebook.num_embeddings)
+    codes = counts.argsort(descending=True, stable=True)[: min(PATCHES, int((counts > 0).sum()))]
+    title = (
+        f"What is decoded around each code: the mean over {len(maps):,} images of all places that have it; "
+        f"the {len(codes)} most used of {int((counts > 0).sum())} codes"
+    )
+    return codebooks.patches(codebooks.mean_patches(made, maps, codes), codes, title)
+
+
 def _code_maps(s: Scene) -> Figure | None:
     if s.model.layout.codes is None:
         return None
@@ -348,6 +363,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "uncertainty": _uncertainty,
     "codes": _codes,
     "code_vectors": _code_vectors,
+    "code_patches": _code_patches,
     "code_maps": _code_maps,
     "data": _data,
 }

@@ -104,6 +104,12 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "images choose it: hollow marks are never chosen, and where they lie apart from the others the encoder "
             "does not reach them.",
         ),
+        "code_patches": (
+            "What each code stands for",
+            "For each of the most used codes, with its number, the mean of what is decoded where validation images "
+            "have it, and around there: a sharp patch is a code with one meaning, a blurred one depends on its "
+            "neighbours.",
+        ),
         "code_maps": (
             "Maps of codes",
             "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
