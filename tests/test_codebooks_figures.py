@@ -99,3 +99,12 @@ def test_each_patch_has_the_number_of_its_code(count):
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == [*map(str, codes.tolist()), "patches"]
     assert (style.rendered(figure) < 255).any()
+
+
+def test_levels_have_a_panel_each_with_their_own_perplexity():
+    counts = torch.tensor([[4.0, 0, 0, 0], [1.0, 1, 1, 1]])
+    figure = codebooks.levels(counts, ["top", "bottom"], "12 images")
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == [
+        "top: 1 of 4, perplexity 1.0",
+        "bottom: 4 of 4, perplexity 4.0",
+    ]

@@ -125,7 +125,8 @@ def test_every_pixel_is_drawn_at_its_place_and_the_rest_is_white(shape):
 FIGURES = {
     "reconstructions": lambda x: pictures.reconstructions(x[:, 0], x[:, -1] ** 30),
     "uncertainty": lambda x: pictures.uncertainty(x[:, 0], x[:, 0], x[:, -1] / 1e5),
-    "code_maps": lambda x: pictures.code_maps(x[:, 0], x[:, 0], torch.zeros(len(x), 2, 3).long(), 512),
+    "levels": lambda x: pictures.levels(x[:, 0], {"top": x[:, 0], "bottom": x[:, 0]}),
+    "code_maps": lambda x: pictures.code_maps(x[:, 0], x[:, 0], {"codes": torch.zeros(len(x), 2, 3).long()}, 512),
     "samples": lambda x: pictures.samples(
         x[:, 0], 8, "Drawn from the prior of a model with a long name, a run and more"
     ),
@@ -315,9 +316,23 @@ def test_classes_have_a_row_and_a_name_each():
     assert words(figure) == [("cat", -8, 64), ("dog", -8, 132 + 64)]
 
 
+def test_levels_are_rows_of_what_is_decoded_with_their_errors():
+    figure = pictures.levels(flat(0.1, 0.2), {"top": flat(0.3, 0.4), "bottom": flat(0.1, 0.3)})
+    assert said(figure, ha="right") == ["image", "top\nerror 0.040", "and bottom\nerror 0.0050"]
+    rows = tiles(figure, 128, 128)
+    assert [[round(t[0, 0, 0].item() / 255, 2) for t in row] for row in rows] == [[0.1, 0.2], [0.3, 0.4], [0.1, 0.3]]
+
+
+def test_code_maps_of_several_levels_have_a_row_each():
+    maps = {"top": torch.tensor([[[1]], [[2]]]), "bottom": torch.tensor([[[1, 2], [3, 4]]] * 2)}
+    figure = pictures.code_maps(flat(0.1, 0.2), flat(0.3, 0.4), maps, 8)
+    assert said(figure, ha="right") == ["image", "reconstruction", "top", "bottom"]
+    assert said(figure, ha="left")[0].replace("\n", " ").endswith("6 of 16 codes in these images")
+
+
 def test_code_maps_show_each_code_in_its_colour_at_its_place():
     maps = torch.tensor([[[0, 1], [2, 511]], [[511, 2], [1, 0]]])
-    figure = pictures.code_maps(flat(0.1, 0.2), flat(0.3, 0.4), maps, 512)
+    figure = pictures.code_maps(flat(0.1, 0.2), flat(0.3, 0.4), {"codes": maps}, 512)
     assert said(figure, ha="right") == ["image", "reconstruction", "codes"]
     rows = tiles(figure, 128, 128)
     assert [[round(t[0, 0, 0].item() / 255, 2) for t in row] for row in rows[:2]] == [[0.1, 0.2], [0.3, 0.4]]

@@ -126,7 +126,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("curves", "schedule", "kl_per_dim", "code_usage", "reconstructions", "errors", "uncertainty"),
         *("samples", "real_and_generated", "classes", "levels", "data"),
         *("traversals", "interpolations", "latents", "dimensions", "codes"),
-        *("code_vectors", "code_patches", "code_maps"),
+        *("code_vectors", "code_patches", "code_maps", "code_levels"),
     } == set(names)
     for texts in (*pictures.CAPTIONS.values(), sweep.KINDS, pictures.COMMANDS):
         for _, caption in texts.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from vaelab.figures import latents, series, style
 from vaelab.figures.sheets import GAP, LINE, Sheet, fitted, in_rows
+from vaelab.nn.quantizers import perplexity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 RARE, OFTEN = 0.03, 30.0
 """Ends of the scale of how often a code is chosen, in units of what each has where all are chosen alike: what lies
 beyond has the colour of the end."""
-COLUMNS = 16
-"""Patches in a row."""
+COLUMNS, LEVELS = 16, 4
+"""Patches, and levels, in a row."""
 
 
 @style.styled
@@ -82,6 +84,30 @@ def vectors(codes: Tensor, counts: Tensor, of: str) -> Figure:
     alike = (uses / uses.sum().clamp_min(1) * len(uses))[used]
     marks = plane.scatter(*points[used].T, s=area, c=alike, norm=LogNorm(RARE, OFTEN), cmap="viridis", linewidths=0)
     _scale(figure, plane, marks)
+    return figure
+
+
+@style.styled
+def levels(counts: Tensor, names: Sequence[str], of: str) -> Figure:
+    """Draws how often the codes of each level were chosen, by frequency: a panel per level.
+
+    counts: [L, K]. names: of the levels. of: what chose, in words.
+    """
+    columns = min(LEVELS, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = style.new(2.6 * columns + 0.6, 2.5 * rows + 0.4, rows, columns, sharex=True, squeeze=False)
+    size = counts.shape[1]
+    for name, uses, panel in zip(names, counts.cpu().double(), grid.flat, strict=False):
+        alike = (uses / uses.sum().clamp_min(1) * size).sort(descending=True).values
+        panel.fill_between(np.arange(size), alike.numpy(), step="mid", color=style.BLUE, linewidth=0)
+        panel.axhline(1, color=style.GREY, linestyle=(0, (4, 2)), linewidth=1)
+        panel.set(xlim=(-0.5, size - 0.5), ylim=(0, None))
+        panel.set_title(f"{name}: {int((uses > 0).sum())} of {size}, perplexity {perplexity(uses).item():.1f}")
+    for panel in grid.flat[len(names) :]:
+        panel.set_visible(False)
+    figure.supxlabel("codes, by frequency", fontsize=9)
+    figure.supylabel("times as often as if all were alike", fontsize=9)
+    figure.suptitle(f"Codes chosen by {of}, by level", fontsize=10)
     return figure
 
 

@@ -58,19 +58,35 @@ def uncertainty(images: Tensor, means: Tensor, deviations: Tensor) -> Figure:
 
 
 @style.styled
-def code_maps(images: Tensor, made: Tensor, maps: Tensor, num_embeddings: int) -> Figure:
+def code_maps(images: Tensor, made: Tensor, maps: dict[str, Tensor], num_embeddings: int) -> Figure:
     """Draws images above their reconstructions above the codes they are made from, each code in its colour.
 
-    images, made: [N, C, H, W]. maps: indices of codes, [N, h, w], of num_embeddings. Codes of
+    images, made: [N, C, H, W]. maps: by level, indices of codes, [N, h, w], of num_embeddings each. Codes of
     neighbouring numbers have unlike colours: likeness means nothing.
     """
-    maps = maps.cpu()
-    pictures = _code_colours(num_embeddings)[maps].permute(0, 3, 1, 2)
-    pictures = F.interpolate(pictures, tuple(images.shape[2:]), mode="nearest-exact")
-    sheet = _blocks({"image": _plain(images), "reconstruction": _plain(made), "codes": pictures}, COLUMNS)
-    height, width = maps.shape[1:]
-    used = f"{len(maps.unique())} of {num_embeddings} codes in these images"
-    return sheet.figure(f"{height} × {width} codes per image, a colour each: {used}")
+    rows, colours = {"image": _plain(images), "reconstruction": _plain(made)}, _code_colours(num_embeddings)
+    for name, indices in maps.items():
+        pictures = colours[indices.cpu()].permute(0, 3, 1, 2)
+        rows[name] = F.interpolate(pictures, tuple(images.shape[2:]), mode="nearest-exact")
+    sheet = _blocks(rows, COLUMNS)
+    sizes = {" × ".join(map(str, indices.shape[1:])) for indices in maps.values()}
+    size = f"{sizes.pop()} codes per image" if len(maps) == 1 else f"Codes of {len(maps)} levels"
+    used = sum(len(indices.unique()) for indices in maps.values())
+    of = f"{used} of {num_embeddings * len(maps)} codes in these images"
+    return sheet.figure(f"{size}, a colour each: {of}")
+
+
+@style.styled
+def levels(images: Tensor, made: dict[str, Tensor]) -> Figure:
+    """Draws images above what is decoded of more and more of their levels, with the mean squared error of each row.
+
+    images: [N, C, H, W]. made: by the last level that counts, [N, C, H, W].
+    """
+    rows = {"image": _plain(images)}
+    for number, (name, picture) in enumerate(made.items()):
+        error = (picture - images).square().mean().item()
+        rows[f"{'and ' * (number > 0)}{name}\nerror {error:#.2g}"] = _plain(picture)
+    return _blocks(rows, COLUMNS).figure("Decoded from the first levels of codes, the others zero")
 
 
 @style.styled

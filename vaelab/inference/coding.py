@@ -48,15 +48,19 @@ def codes(model: Model, x: Tensor, labels: Tensor | None) -> Tensor:
     return posterior(model, x, labels).code.cpu()
 
 
-def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Range) -> Tensor:
-    """Decodes codes to mean images: z [N, d], or code indices [N, h, w]. labels: [N], or [1] for all."""
+def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Range, levels: int | None = None) -> Tensor:
+    """Decodes codes to mean images: z [N, d], or code indices [N, h, w]. labels: [N], or [1] for all.
+
+    levels: how many of several levels of codes count, from the first on; None for all.
+    """
+    fewer = {} if levels is None else {"levels": levels}
     labels = None if labels is None else labels.expand(len(codes))
     size, images = batch_size(model.shape), []
     with evaluating(model):
         for start in range(0, len(codes), size):
             part = slice(start, start + size)
             given = None if labels is None else labels[part].to(model.device)
-            means = model.likelihood.mean(model.decode(codes[part].to(model.device), given))
+            means = model.likelihood.mean(model.decode(codes[part].to(model.device), given, **fewer))
             images.append(to_unit(means, pixel_range).cpu())
     return torch.cat(images)
 

@@ -86,9 +86,10 @@ class Scene:
 
     @cached_property
     def counts(self) -> Tensor:
-        """How often many training images choose each code, [K], of a model with discrete codes."""
-        codes = coding.codes(self.model, self.known.images, self.known.labels)
-        return code_histogram(codes, self.model.layout.require_codes(type(self.model).__name__))
+        """How often many training images choose each code of each level, [L, K], of a model with discrete codes."""
+        codes, layout = coding.codes(self.model, self.known.images, self.known.labels), self.model.layout
+        size = layout.require_codes(type(self.model).__name__)
+        return torch.stack([code_histogram(level, size) for level in layout.split(codes)])
 
     @property
     def codebook(self) -> Any:
@@ -210,7 +211,7 @@ def _classes(s: Scene) -> Figure | None:
 
 def _levels(s: Scene) -> Figure | None:
     levels, columns, rows = s.model.layout.levels, 10, 4
-    if len(levels) < 2 or s.model.prior is None:
+    if len(levels) < 2 or s.model.prior is None or s.model.layout.codes is not None:
         return None
     z, label = torch.cat(list(coding.draws(s.model, rows * columns, SEED))), s.one if s.model.conditional else None
     made, names = [], []
@@ -309,13 +310,16 @@ def _uncertainty(s: Scene) -> Figure | None:
 def _codes(s: Scene) -> Figure | None:
     if s.model.layout.codes is None:
         return None
-    return latents.codebook(s.counts, perplexity(s.counts).item(), f"{len(s.known.images):,} training images")
+    of = f"{len(s.known.images):,} training images"
+    if len(s.counts) > 1:
+        return codebooks.levels(s.counts, [level.name for level in s.model.layout.levels], of)
+    return latents.codebook(s.counts[0], perplexity(s.counts).item(), of)
 
 
 def _code_vectors(s: Scene) -> Figure | None:
     if s.codebook is None:
         return None
-    return codebooks.vectors(s.codebook.vectors, s.counts, f"{len(s.known.images):,} training images")
+    return codebooks.vectors(s.codebook.vectors, s.counts[0], f"{len(s.known.images):,} training images")
 
 
 def _code_patches(s: Scene) -> Figure | None:
@@ -332,9 +336,23 @@ def _code_patches(s: Scene) -> Figure | None:
 
 
 def _code_maps(s: Scene) -> Figure | None:
-    if s.model.layout.codes is None:
+    layout = s.model.layout
+    if layout.codes is None:
         return None
-    return images.code_maps(s.unit(s.many.images[:8]), s.made[:8], s.codes[:8], s.model.layout.codes)
+    maps = zip(layout.levels, layout.split(s.codes[:8]), strict=True)
+    return images.code_maps(s.unit(s.many.images[:8]), s.made[:8], {x.name: z for x, z in maps}, layout.codes)
+
+
+def _code_levels(s: Scene) -> Figure | None:
+    layout, x = s.model.layout, s.unit(s.many.images[:8])
+    if layout.codes is None or len(layout.levels) == 1:
+        return None
+    labels = s.many.labels[:8] if s.model.conditional else None
+    made = {
+        level.name: coding.decode(s.model, s.codes[:8], labels, s.data.pixel_range, number)
+        for number, level in enumerate(layout.levels, start=1)
+    }
+    return images.levels(x, made)
 
 
 def _data(s: Scene) -> Figure:
@@ -365,6 +383,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "code_vectors": _code_vectors,
     "code_patches": _code_patches,
     "code_maps": _code_maps,
+    "code_levels": _code_levels,
     "data": _data,
 }
 """Each figure's name and the function that draws it, or returns None where it does not apply."""

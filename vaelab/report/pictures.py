@@ -115,6 +115,11 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
             "in several places is the same local pattern.",
         ),
+        "code_levels": (
+            "Level by level",
+            "Validation images, and what is decoded of their first levels of codes, the others zero: a row that is no "
+            "better than the one above it carries little, unless the levels below it only make sense together.",
+        ),
     },
     "Data": {
         "data": (
