@@ -12,7 +12,10 @@ from tests.test_conf import composed, options
 from vaelab.core.conf import CONF
 from vaelab.core.config import build
 
-every = pytest.mark.parametrize("name", [name for name in options("codebook") if name != "none"])
+NAMES = [name for name in options("codebook") if name != "none"]
+SEVERAL = {"residual", "grouped"}
+"""Codebooks of several levels: tests/test_several.py has what these choose."""
+every = pytest.mark.parametrize("name", NAMES)
 
 
 def made(name: str, *words: str) -> Any:
@@ -25,7 +28,7 @@ def drawn(book: Any, seed: int = 0) -> torch.Tensor:
     return torch.randn(4, book.embedding_dim, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SEVERAL])
 def test_the_code_is_the_nearest_in_the_space_of_the_codes_and_is_its_own_nearest(name):
     book = made(name)
     book.place(drawn(book, 1), None)

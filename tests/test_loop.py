@@ -204,8 +204,10 @@ def test_work_of_a_step(train, model):
     operations, waits, logs = ((b - a) / 10 for a, b in zip(few, many, strict=True))
     assert waits == 0
     assert logs == 0
-    scalars = len(vaelab.load(result.run, "last").scalars)
-    assert operations <= bare_work(result.run) + 12 + 3 * scalars  # the figures' means, and a copy of each scalar
+    trained = vaelab.load(result.run, "last")
+    scalars, levels = len(trained.scalars), len(trained.layout.levels)
+    # the figures' means, a copy of each scalar, and counts of the codes of each level
+    assert operations <= bare_work(result.run) + 12 + 3 * scalars + 5 * (levels - 1)
 
 
 @pytest.mark.slow
