@@ -23,6 +23,7 @@ from vaelab.nn.quantizers import Codebook, EMACodebook, GradientCodebook
 from vaelab.nn.quantizers.cosine import CosineCodebook
 from vaelab.nn.quantizers.fsq import FSQ
 from vaelab.nn.quantizers.lfq import LFQ
+from vaelab.nn.quantizers.several import GroupedVQ, ResidualVQ
 from vaelab.nn.quantizers.simvq import SimVQ
 
 DIM = 64
@@ -80,14 +81,16 @@ def lab(codebook: Codebook) -> Callable[[Tensor], Output]:
     return forward
 
 
-def library(count: int) -> Callable[[Tensor], Output]:
-    from vector_quantize_pytorch import VectorQuantize
+def library(name: str, count: int, **options: int) -> Callable[[Tensor], Output]:
+    """Makes a quantizer of vector_quantize_pytorch by the name of its class."""
+    import vector_quantize_pytorch
 
-    module = VectorQuantize(dim=DIM, codebook_size=count, commitment_weight=0.25, accept_image_fmap=True)
+    kind = getattr(vector_quantize_pytorch, name)
+    module = kind(dim=DIM, codebook_size=count, commitment_weight=0.25, **options)
 
     def forward(z: Tensor) -> Output:
-        vectors, _, loss = module(z)
-        return vectors, loss.sum()
+        vectors, _, loss = module(z.flatten(2).transpose(1, 2))
+        return vectors.transpose(1, 2).view_as(z), loss.sum()  # of several stages, a loss each
 
     return forward
 
@@ -98,15 +101,17 @@ LAB = "lab, GradientCodebook"
 def candidates(count: int) -> dict[str, Callable[[], Callable[[Tensor], Output]]]:
     """Maps the label of each candidate to a function that makes it, with `count` codes."""
 
-    bits = count.bit_length() - 1
+    bits, ema = count.bit_length() - 1, partial(EMACodebook, restart_after=100, decay=0.99, epsilon=1e-5)
 
     def codes() -> Tensor:
         return torch.randn(count, DIM).requires_grad_()
 
     make: dict[str, Callable[[], Callable[[Tensor], Output]]] = {
         LAB: lambda: lab(GradientCodebook(count, DIM, restart_after=100)),
-        "lab, EMACodebook": lambda: lab(EMACodebook(count, DIM, restart_after=100, decay=0.99, epsilon=1e-5)),
-        "lab, EMACodebook, rotation": lambda: lab(EMACodebook(count, DIM, 100, 0.99, 1e-5, rotation=True)),
+        "lab, EMACodebook": lambda: lab(ema(count, DIM)),
+        "lab, EMACodebook, rotation": lambda: lab(ema(count, DIM, rotation=True)),
+        "lab, ResidualVQ of 4 EMACodebooks": lambda: lab(ResidualVQ(count, DIM, ema, depth=4, shared=False, dropout=0)),
+        "lab, GroupedVQ of 4 EMACodebooks": lambda: lab(GroupedVQ(count, DIM, ema, groups=4, shared=False)),
         "lab, CosineCodebook": lambda: lab(CosineCodebook(count, DIM, restart_after=100, decay=0.99)),
         "lab, SimVQ": lambda: lab(SimVQ(count, DIM)),
         "lab, FSQ": lambda: lab(FSQ(count, len(LEVELS[count]), LEVELS[count])),
@@ -118,7 +123,8 @@ def candidates(count: int) -> dict[str, Callable[[], Callable[[Tensor], Output]]
     with contextlib.suppress(ImportError):
         import vector_quantize_pytorch  # noqa: F401
 
-        make["vector_quantize_pytorch (EMA)"] = lambda: library(count)
+        make["vector_quantize_pytorch (EMA)"] = lambda: library("VectorQuantize", count)
+        make["vector_quantize_pytorch, 4 stages (EMA)"] = lambda: library("ResidualVQ", count, num_quantizers=4)
     return make
 
 
