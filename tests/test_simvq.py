@@ -31,8 +31,25 @@ def test_the_fixed_codes_are_of_unit_length_on_average_and_the_layer_alone_is_le
     book = simvq(20_000, 16)
     assert book.fixed.square().sum(1).mean().item() == pytest.approx(1, rel=0.02)
     assert [name for name, _ in book.named_parameters()] == ["linear.weight"]
-    assert set(book.state_dict()) == {"fixed", "linear.weight"}
+    assert set(book.state_dict()) == {"fixed", "linear.weight", "_extra_state"}
+
+
+def test_codes_start_as_the_gaussian_that_the_first_batch_has():
+    """Its mean and covariance, also where the vectors leave a direction out; and all codes are different."""
+    book, z = simvq(50_000), drawn(1)
+    z = torch.cat([z[:, :1] + 2, 3 * z[:, 1:2] - z[:, :1], 0.1 * z[:, 2:3], torch.ones(2, 1, 8, 8)], 1)
+    assert book.unplaced
+    book.place(z, None)
     assert not book.unplaced
+    torch.testing.assert_close(book.vectors, book.fixed)
+    flat = rows(z)
+    torch.testing.assert_close(book.fixed.mean(0), flat.mean(0), atol=0.05, rtol=0)
+    covariance = flat.T.cov(correction=0)
+    torch.testing.assert_close(book.fixed.T.cov(), covariance, atol=0.03 * covariance.max().item(), rtol=0)
+    assert len(book.fixed.unique(dim=0)) == 50_000
+    again = simvq(50_000)
+    again.load_state_dict(book.state_dict())
+    assert not again.unplaced
 
 
 def test_one_choice_moves_every_code_and_its_loss_is_that_of_the_paper():
