@@ -228,6 +228,14 @@ def linear() -> networks.MLP:
     return networks.MLP([], "relu", False)
 
 
+def test_a_nested_part_that_is_named_as_an_option_is_told_how_to_choose_it():
+    book = composed("model=vqvae", "codebook=residual")["codebook"] | {"num_embeddings": 8, "embedding_dim": 4}
+    said = refusal(book | {"of": "simvq"}, "codebook")
+    assert said.endswith("codebook.of='simvq': must be a mapping with a _target_: the option of that name is "
+                         "codebook@codebook.of=simvq")  # fmt: skip
+    assert refusal(book | {"of": "nothing"}, "codebook").endswith("must be a mapping with a _target_")
+
+
 FOREIGN = ["builtins.len", "torch.nn.ReLU", "os.getcwd", "platform.node", f"{__name__}.anything"]
 PLACES = ["network", "likelihood", "posterior", "prior", "condition", "codebook", "optimizer", "lr_schedule",
           "averaging", "checkpoint", "dataset", "callbacks.x", "logger.x", "model.posterior", "model.network",

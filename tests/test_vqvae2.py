@@ -169,6 +169,9 @@ def test_it_is_trained_given_a_prior_measured_and_sampled(train, command, monkey
     ):
         code, _, err = command(*words)
         assert code == 0, (words, err)
+    code, _, err = command("sample", run, "device=cpu", f"level={levels[1]}")
+    assert code == 2
+    assert f"level={levels[1]}: levels of codes" in err
     figures = vaelab.runs.read_evaluation(result.run, "test", "pixelcnn")["figures"]
     assert all(1 <= figures[f"codebook/perplexity_{level}"] <= 8 for level in levels)
     assert figures["likelihood/rate"] > 0

@@ -19,6 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from vaelab.core.conf import CONF
 from vaelab.core.errors import UserError
 from vaelab.core.renames import upgrade_run
 
@@ -244,7 +245,10 @@ def _refuse(error: ValidationError, value: Any, key: str) -> NoReturn:
         messages.append(message.removeprefix("must be "))
     wanted = " or ".join(dict.fromkeys(messages)) or "a mapping with a _target_"
     must = "must " if wanted.startswith("have ") else "" if wanted.startswith("too ") else "must be "
-    raise UserError(f"{key}{where}={_short(problem['input'])}: {must}{wanted}") from None
+    group = key.partition(".")[0]
+    named = not messages and isinstance(value, str) and (CONF / group / f"{value}.yaml").is_file()
+    hint = f": the option of that name is {group}@{key}={value}" if named else ""
+    raise UserError(f"{key}{where}={_short(problem['input'])}: {must}{wanted}{hint}") from None
 
 
 def _place(parts: Sequence[int | str], value: Any) -> str:

@@ -76,7 +76,9 @@ class Layout:
         raise IndexError(index)
 
     def span(self, name: str) -> range:
-        """Returns the axes of a level in the code vector. Raises UserError for a name that no level of several has."""
+        """Returns the axes of a level in the code vector. Raises UserError for codes, and for a name that none has."""
+        if self.codes is not None:
+            raise UserError(f"level={name}: levels of codes are drawn each given those above it: leave it out")
         start = 0
         for level in self.levels if len(self.levels) > 1 else ():
             axes = range(start, start + prod(level.shape))
