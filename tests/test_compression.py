@@ -60,6 +60,12 @@ def test_codes_by_frequency_come_back_at_their_entropy():
     assert np.array_equal(found, SKEWED)
 
 
+def test_each_level_has_frequencies_of_its_own():
+    codes = np.tile(np.array([3, 7, 7], np.int32), (400, 1))
+    one, two = (entropy.encode(entropy.by_frequency(codes, 50, levels))[1] for levels in ((3,), (1, 2)))
+    assert two < 500 < one
+
+
 @pytest.mark.parametrize("count", [1, 64, 150])
 def test_codes_by_a_prior_come_back_at_its_rate(count):
     codes, labels = walks(count)

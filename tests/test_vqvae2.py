@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -174,4 +175,8 @@ def test_it_is_trained_given_a_prior_measured_and_sampled(train, command, monkey
     assert f"level={levels[1]}: levels of codes" in err
     figures = vaelab.runs.read_evaluation(result.run, "test", "pixelcnn")["figures"]
     assert all(1 <= figures[f"codebook/perplexity_{level}"] <= 8 for level in levels)
-    assert figures["likelihood/rate"] > 0
+    sizes = vaelab.load(result.run).layout.sizes
+    assert figures["likelihood/rate_uniform_bits"] == pytest.approx(3 * sum(sizes))
+    entropy = sum(n * np.log2(figures[f"codebook/perplexity_{level}"]) for n, level in zip(sizes, levels, strict=True))
+    assert figures["likelihood/rate_empirical_bits"] == pytest.approx(entropy)
+    assert np.log2(figures["codebook/perplexity"]) == pytest.approx(entropy / sum(sizes))
