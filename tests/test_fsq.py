@@ -86,3 +86,16 @@ def test_the_sizes_follow_from_the_levels(train):
 def test_a_notebook_is_told_too():
     with pytest.raises(UserError, match="levels"):
         FSQ(12, 3, [4, 3])
+
+
+def test_oracle_vector_quantize_pytorch_has_the_same_codes_and_gradients():
+    import vector_quantize_pytorch
+
+    z = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    other = z.detach().clone().requires_grad_()
+    theirs = vector_quantize_pytorch.FSQ([8, 5, 4, 3], preserve_symmetry=True)
+    out, (vectors, indices) = fsq(8, 5, 4, 3)(z), theirs(other)
+    torch.testing.assert_close(out.vectors, vectors)
+    assert torch.equal(out.indices, fsq(8, 5, 4, 3).choose(theirs.implicit_codebook)[indices])  # theirs count otherwise
+    slope = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(torch.autograd.grad(out.vectors, z, slope), torch.autograd.grad(vectors, other, slope))

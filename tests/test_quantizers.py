@@ -54,6 +54,21 @@ def snapshot(book):
     return {name: value.clone() for name, value in book.state_dict().items() if torch.is_tensor(value)}
 
 
+def oracle(book, **options):
+    """The same codebook of vector-quantize-pytorch."""
+    import vector_quantize_pytorch
+
+    num, dim = book.codes.shape
+    theirs = vector_quantize_pytorch.VectorQuantize(
+        dim, num, accept_image_fmap=True, threshold_ema_dead_code=0, rotation_trick=False, **options
+    )
+    theirs._codebook.embed.data.copy_(book.codes[None])
+    theirs._codebook.embed_avg.data.copy_(book.codes[None])
+    theirs._codebook.cluster_size.data.fill_(1.0)
+    theirs._codebook.initted.fill_(True)
+    return theirs
+
+
 def far_apart(num, dim):
     """Codes at distances of 10 from each other."""
     return 10 * torch.arange(num, dtype=torch.float32)[:, None].expand(-1, dim).contiguous()
@@ -221,6 +236,39 @@ def test_averages_follow_appendix_a1_over_many_steps():
         current = total / smoothed[:, None]
         torch.testing.assert_close(book.codes.double(), current, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(smoothed.sum(), size.sum())
+
+
+def test_oracle_vector_quantize_pytorch_averages_to_the_same_codes():
+    torch.manual_seed(0)
+    book = started(ema, torch.randn(16, 4), decay=0.8, epsilon=1e-3)
+    theirs = oracle(book, decay=0.8, eps=1e-3)
+    for _ in range(5):
+        z = torch.randn(2, 4, 8, 8, requires_grad=True)
+        other = z.detach().clone().requires_grad_()
+        out, (vectors, indices, loss) = step(book, z), theirs(other)
+        assert torch.equal(out.indices, indices)
+        torch.testing.assert_close(out.vectors, vectors)
+        ours = out.commitment.sum() / z.numel()  # theirs is a mean over all
+        torch.testing.assert_close(ours, loss.sum())
+        slope = torch.randn(z.shape)
+        ((out.vectors * slope).sum() + ours).backward()
+        ((vectors * slope).sum() + loss.sum()).backward()
+        torch.testing.assert_close(z.grad, other.grad)
+        torch.testing.assert_close(book.codes, theirs._codebook.embed[0])
+
+
+def test_oracle_vector_quantize_pytorch_moves_codes_and_vectors_by_the_same_gradients():
+    """Its one loss has the gradients of both of ours, at commitment 1."""
+    torch.manual_seed(0)
+    book, z = started(gradient, torch.randn(16, 4)), torch.randn(2, 4, 8, 8, requires_grad=True)
+    theirs, other = oracle(book, learnable_codebook=True, ema_update=False), z.detach().clone().requires_grad_()
+    out, (_, indices, loss) = book(z), theirs(other)
+    assert torch.equal(out.indices, indices)
+    torch.testing.assert_close(out.codebook_loss.sum() / z.numel(), loss.sum())
+    ((out.codebook_loss + out.commitment).sum() / z.numel()).backward()
+    loss.sum().backward()
+    torch.testing.assert_close(book.codes.grad, theirs._codebook.embed.grad[0])
+    torch.testing.assert_close(z.grad, other.grad)
 
 
 def test_without_memory_the_averages_are_a_step_of_k_means():
