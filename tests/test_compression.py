@@ -80,7 +80,9 @@ def test_codes_by_a_prior_come_back_at_its_rate(count):
 
 # --- the file -----------------------------------------------------------------------------------
 
-FILE = packed.Packed("0123456789abcdef", "0" * 16, 2, [3, 70_000], ["a/b.png", "ü\udcff.jpg"], 7, b"12345678")
+FILE = packed.Packed(
+    packed.CODES, "0123456789abcdef", "0" * 16, 2, [3, 70_000], ["a/b.png", "ü\udcff.jpg"], 7, b"12345678"
+)
 
 
 def test_a_file_holds_what_was_written(tmp_path):
@@ -105,7 +107,7 @@ def test_no_byte_can_be_changed_or_lost(tmp_path):
 )
 def test_a_forged_header_is_refused(tmp_path, count, labels, names):
     """With the right checksum: names and labels beyond what there are images, and images beyond what memory holds."""
-    fields = (packed.MAGIC, b"a" * 8, bytes(8), count, len(labels), len(names), 0)
+    fields = (packed.CODES, b"a" * 8, bytes(8), count, len(labels), len(names), 0)
     check = zlib.crc32(labels + names, zlib.crc32(packed.HEADER.pack(*fields, 0)))
     (tmp_path / "a").write_bytes(packed.HEADER.pack(*fields, check) + labels + names)
     if count > 2:
@@ -173,12 +175,12 @@ def refused(command, words: str, *arguments: str) -> None:
 
 def test_what_does_not_fit_is_refused(finished, command, photos, tmp_path):
     run, other, vae = (finished(*a).run for a in (["model=vqvae"], ["model=vqvae", "seed=1"], ["model=vae"]))
-    refused(command, "codes of VAE are real numbers", "compress", f"run={vae}", f"input={photos}")
+    refused(command, "cross-entropy on grey pixels", "compress", f"run={vae}", f"input={photos}")
     refused(command, "no such file or folder", "compress", f"run={run}", "input=nothing")
     refused(command, "prior=pixels: the run has no", "compress", f"run={run}", f"input={photos}", "prior=pixels")
     assert command("compress", f"run={run}", f"input={photos}")[0] == 0
     refused(command, "by another model", "decompress", f"run={other}")
-    refused(command, "codes of VAE are real numbers", "decompress", f"run={vae}")
+    refused(command, "by another model", "decompress", f"run={vae}")
     refused(command, "there is no such file", "decompress", f"run={run}", "input=none.vaelab")
     refused(command, "this is a folder", "decompress", f"run={run}", f"input={photos}")
     Path("images.vaelab").write_bytes(Path("images.vaelab").read_bytes()[:-4])
@@ -197,14 +199,14 @@ def test_other_codes_than_were_written_are_noticed(finished, command, photos, mo
             yield place, np.roll(probabilities, 1) + 0.001
 
     monkeypatch.setattr(entropy, "by_frequency", otherwise)
-    refused(command, "not those that were written", "decompress", f"run={run}")
+    refused(command, "not what was written", "decompress", f"run={run}")
 
 
 def test_a_file_of_more_codes_than_memory_is_refused(finished, command, tmp_path):
     from vaelab.runs.priors import fingerprint
 
     run = finished("model=vqvae").run
-    forged = packed.Packed(fingerprint(vaelab.load(run)), "0" * 16, 2**32 - 1, [], [], 0, b"1234")
+    forged = packed.Packed(packed.CODES, fingerprint(vaelab.load(run)), "0" * 16, 2**32 - 1, [], [], 0, b"1234")
     packed.write(tmp_path / "images.vaelab", forged)
     refused(command, "MiB", "decompress", f"run={run}")
 

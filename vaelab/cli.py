@@ -28,7 +28,7 @@ COMMANDS = {
     "interpolate": ("vaelab.commands.trained.interpolate", "from one image to another through the latent space"),
     "encode": ("vaelab.commands.trained.encode", "codes of your own images, as codes.npz"),
     "decode": ("vaelab.commands.trained.decode", "images of codes"),
-    "compress": ("vaelab.commands.trained.compress", "your own images as a small file, by a model with a codebook"),
+    "compress": ("vaelab.commands.trained.compress", "your own images as a small file, by a VQ-VAE or a VAE"),
     "decompress": ("vaelab.commands.trained.decompress", "images of such a file"),
     "export": ("vaelab.commands.trained.export", "weights as safetensors, encoder and decoder as ONNX"),
     "runs": ("vaelab.commands.runs", "the runs and sweeps on this disk: filter them, sort them, send them to W&B"),

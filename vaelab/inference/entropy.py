@@ -75,8 +75,7 @@ def by_prior(codes: Codes, prior: Autoregressive, labels: torch.Tensor | None) -
 
 def encode(steps: Iterator[Step]) -> tuple[bytes, float]:
     """Encodes the codes of all steps. Returns the file's words, and the bits that their probabilities ask for."""
-    coder, model = _library()
-    encoder, bits = coder.RangeEncoder(), 0.0
+    model, encoder, bits = library().model, library().queue.RangeEncoder(), 0.0
     for codes, probabilities in steps:
         encoder.encode(np.ascontiguousarray(codes), *_model(model, probabilities))
         chosen = probabilities[codes] if probabilities.ndim == 1 else probabilities[np.arange(len(codes)), codes]
@@ -86,8 +85,8 @@ def encode(steps: Iterator[Step]) -> tuple[bytes, float]:
 
 def decode(words: bytes, steps: Iterator[Step]) -> None:
     """Decodes what `encode` made into the codes of all steps. Raises AssertionError where they cannot be meant."""
-    coder, model = _library()
-    decoder = coder.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    model = library().model
+    decoder = library().queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
     for codes, probabilities in steps:
         size = (len(codes),) if probabilities.ndim == 1 else ()
         codes[:] = decoder.decode(*_model(model, probabilities), *size)
@@ -99,14 +98,10 @@ def _model(model: Any, probabilities: np.ndarray[Any, Any]) -> tuple[Any, ...]:
     return model.Categorical(perfect=False), np.ascontiguousarray(probabilities)
 
 
-def require_library() -> None:
-    """Raises UserError if constriction is not installed."""
-    _library()
-
-
-def _library() -> tuple[Any, Any]:
+def library() -> Any:
+    """Returns the part of constriction for streams of symbols. Raises UserError if it is not installed."""
     try:
         constriction: Any = importlib.import_module("constriction")
     except ImportError:
         raise UserError('compressed files need another package: pip install "vaelab[codec]"') from None
-    return constriction.stream.queue, constriction.stream.model
+    return constriction.stream

@@ -1,4 +1,4 @@
-"""The file of `vaelab compress`: a header of 44 bytes, labels, names, entropy-coded codes. Nothing in it is run."""
+"""The file of `vaelab compress`: a header of 44 bytes, labels, names, coded codes or images. Nothing in it is run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 
-MAGIC = b"VAELAB\x00\x01"
+CODES, IMAGES = (b"VAELAB\x00" + bytes([kind]) for kind in (1, 2))
+"""What a file begins with: one of entropy-coded codes, and one of images that are coded by bits back."""
 HEADER = struct.Struct("<8s8s8sIIIII")
-"""Magic; fingerprints of model and prior; number of images; bytes of labels and names; checksums of codes and file."""
+"""Kind; fingerprints of model and prior; number of images; bytes of labels and names; checksums of what is coded and of
+the file."""
 NO_PRIOR = "0" * 16
-"""Fingerprint where codes are coded by their frequencies."""
+"""Fingerprint where no fitted prior is needed."""
 LONGEST_NAME = 2000
 """Most bytes of a file's name."""
 
@@ -23,10 +25,12 @@ LONGEST_NAME = 2000
 class Packed:
     """What a compressed file holds.
 
-    model, prior: fingerprints, 16 hexadecimal digits; all zeros for no prior. count: images. labels: of each, or
-    empty. names: of the images' files, or empty. checksum: CRC-32 of the codes, int32. words: the coded codes.
+    kind: CODES or IMAGES. model, prior: fingerprints, 16 hexadecimal digits; all zeros for no prior. count:
+    images. labels: of each, or empty. names: of the images' files, or empty. checksum: CRC-32 of the codes, int32, or
+    of the pixels, uint8. words: the coded codes or images.
     """
 
+    kind: bytes
     model: str
     prior: str
     count: int
@@ -37,14 +41,15 @@ class Packed:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Bytes in the file of the codes with the header, and of labels and names."""
+        """Bytes in the file of the codes or images with the header, and of labels and names."""
         return HEADER.size + len(self.words), len(_packed(_bytes(self.labels))) + len(_packed(_text(self.names)))
 
 
 def write(path: Path, packed: Packed) -> None:
     """Writes the file, whole or not at all. Raises UserError if it cannot be written."""
     labels, names = _packed(_bytes(packed.labels)), _packed(_text(packed.names))
-    fields = (MAGIC, bytes.fromhex(packed.model), bytes.fromhex(packed.prior), packed.count, len(labels), len(names))
+    prints = bytes.fromhex(packed.model), bytes.fromhex(packed.prior)
+    fields = (packed.kind, *prints, packed.count, len(labels), len(names))
     rest = labels + names + packed.words
     check = zlib.crc32(rest, zlib.crc32(HEADER.pack(*fields, packed.checksum, 0)))
     try:
@@ -62,10 +67,11 @@ def read(path: str) -> Packed:
         what = "this is a folder" if file.is_dir() else "there is no such file"
         raise UserError(f"input={path}: {what}: vaelab compress writes one")
     content = file.read_bytes()
-    if len(content) < HEADER.size or not content.startswith(MAGIC):
+    if len(content) < HEADER.size or not content.startswith((CODES, IMAGES)):
         raise UserError(f"input={path}: it was not written by vaelab compress, or by another version of it")
-    _, model, prior, count, labels, names, checksum, check = HEADER.unpack_from(content)
-    blank = HEADER.pack(MAGIC, model, prior, count, labels, names, checksum, 0)
+    *fields, check = HEADER.unpack_from(content)
+    kind, model, prior, count, labels, names, checksum = fields
+    blank = HEADER.pack(*fields, 0)
     rest = content[HEADER.size :]
     if zlib.crc32(rest, zlib.crc32(blank)) != check or len(rest) < labels + names or len(rest[labels + names :]) % 4:
         raise UserError(f"input={path}: it is damaged or cut off\n{anew}")
@@ -77,7 +83,7 @@ def read(path: str) -> Packed:
     listed = text.split("\0") if text else []
     if count == 0 or (classes and len(classes) != count) or (listed and len(listed) != count):
         raise UserError(f"input={path}: it is damaged\n{anew}")
-    return Packed(model.hex(), prior.hex(), count, classes, listed, checksum, rest[labels + names :])
+    return Packed(kind, model.hex(), prior.hex(), count, classes, listed, checksum, rest[labels + names :])
 
 
 def _bytes(labels: list[int]) -> bytes:

@@ -57,6 +57,10 @@ class Likelihood(nn.Module):
         """
         return "a density on pixels"
 
+    def discrete(self, binary: bool) -> bool:
+        """Whether each pixel is 1 with the probability `mean`, else 0, by `log_prob`. binary: as for `density`."""
+        return False
+
     def check(self, pixel_range: tuple[float, float]) -> None:
         """Raises UserError if images in `pixel_range` are outside the support."""
         if self.unit_range and pixel_range != (0.0, 1.0):
@@ -123,6 +127,9 @@ class Bernoulli(Likelihood):
 
     def density(self, binary: bool) -> str:
         return "a probability of binary images" if binary else "not a density: cross-entropy on grey pixels"
+
+    def discrete(self, binary: bool) -> bool:
+        return binary
 
 
 class Gaussian(Likelihood):

@@ -1,4 +1,4 @@
-"""`vaelab compress` turns images into a small file: the entropy-coded codes of a model with a codebook."""
+"""`vaelab compress` turns images into a small file: codes of a model with a codebook, or binary images by a VAE."""
 
 from __future__ import annotations
 
@@ -58,33 +58,85 @@ def job(config: Any) -> None:
         raise UserError(f"out={asked.out}: this is a folder: name a file, as in out=photos.vaelab")
     if not Path(asked.input).expanduser().exists():
         raise UserError(f"input={asked.input}: there is no such file or folder")
-    from vaelab.inference import entropy, packed
-    from vaelab.runs.priors import fingerprint
+    from vaelab.inference import bitsback, entropy, packed
     from vaelab.runs.trained import Trained
 
-    entropy.require_library()
+    entropy.library()
     trained = Trained(asked.run, asked.checkpoint, asked.device, prior=asked.fitted, trust=asked.trust)
-    trained.model.layout.require_codes(type(trained.model).__name__)
+    discrete = trained.model.layout.codes is not None
+    if not discrete:
+        bitsback.require(trained.model, trained.dataset["binarize"] != "none")
     found = images.find(asked.input, trained.model.shape, "input", asked.resize)
     labels = _needed(
         trained, asked.fitted, own_images.labels_of(found, trained, viewing.class_of(trained, asked.label))
     )
+    file, said = (_codes if discrete else _images)(trained, asked, found, labels)
+    packed.write(out, file)
+    print(said)
+    print(f"file: {out}")
+
+
+def _codes(trained: Trained, asked: Options, found: Found, labels: Tensor | None) -> tuple[Packed, str]:
+    """Codes the images' codes. Returns the file's content, and what they cost and keep, in words."""
+    from vaelab.inference import entropy, packed
+
     indices = own_images.encoded(trained, found, labels)["indices"]
     codes = indices.flatten(1).int().numpy()
     words, bits = entropy.encode(entropy.steps(codes, trained.model, asked.fitted, labels))
-    file = packed.Packed(
+    file = _packed(packed.CODES, trained, asked, found, labels, zlib.crc32(codes.tobytes()), words)
+    shape = " x ".join(map(str, trained.model.layout.shape))
+    how = "their frequencies in the images before" if asked.fitted is None else f"prior={asked.fitted}"
+    size = f"codes: {file.sizes[0]:,} bytes, {packed.HEADER.size} of them a header"
+    lines = [
+        f"{_counted(trained, file)}: {shape} codes of {trained.model.layout.codes}",
+        f"{size}; their rate under {how}: {bits / 8:,.0f} bytes",
+        *_beside(file),
+        _comparison(trained, found, indices, labels, file),
+    ]
+    return file, "\n".join(lines)
+
+
+def _images(trained: Trained, asked: Options, found: Found, labels: Tensor | None) -> tuple[Packed, str]:
+    """Codes the images themselves, with bits back. Returns the file's content, and what it costs, in words."""
+    from vaelab.core.terminal import table
+    from vaelab.evaluation.metrics import formats
+    from vaelab.inference import bitsback, packed
+
+    pixels = own_images.binary(trained, found)
+    words, initial, bits = bitsback.encode(trained.model, pixels, labels)
+    file = _packed(packed.IMAGES, trained, asked, found, labels, zlib.crc32(pixels.numpy().tobytes()), words)
+    rows = [
+        ("-ELBO", bits),
+        ("this model, net", 8 * (len(words) - initial)),
+        ("this model, the file", 8 * file.sizes[0]),
+        *((name, 8 * len(content)) for name, content in formats.lossless(pixels)),
+    ]
+    cells = [[name, f"{count / pixels.numel():.4f}", f"{count / 8:,.0f}"] for name, count in rows]
+    lines = [
+        f"{_counted(trained, file)}: black and white pixels, none of which is lost",
+        f"images: {file.sizes[0]:,} bytes, {packed.HEADER.size} of them a header, {initial} random ones to start with",
+        *_beside(file),
+        table([["", "bits per pixel", "bytes"], *cells], {1, 2}, {}),
+    ]
+    return file, "\n".join(lines)
+
+
+def _packed(
+    kind: bytes, trained: Trained, asked: Options, found: Found, labels: Tensor | None, checksum: int, words: bytes
+) -> Packed:
+    from vaelab.inference import packed
+    from vaelab.runs.priors import fingerprint
+
+    return packed.Packed(
+        kind,
         fingerprint(trained.model),
         packed.NO_PRIOR if asked.fitted is None else fingerprint(trained.model.require_prior()),
-        len(codes),
+        len(found.names),
         [] if labels is None else labels.tolist(),
         found.names if asked.names else [],
-        zlib.crc32(codes.tobytes()),
+        checksum,
         words,
     )
-    packed.write(out, file)
-    _report(trained, asked, file, bits)
-    print(_comparison(trained, found, indices, labels, file))
-    print(f"file: {out}")
 
 
 def _needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tensor | None:
@@ -98,22 +150,14 @@ def _needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tenso
     return labels if told or trained.model.conditional else None
 
 
-def _report(trained: Trained, asked: Options, file: Packed, bits: float) -> None:
-    """Prints what the codes take, and what the model of the codes asks for."""
-    from vaelab.inference import packed
+def _counted(trained: Trained, file: Packed) -> str:
+    return f"{file.count:,} image{'s' * (file.count != 1)} by {trained.folder} ({trained.checkpoint} checkpoint)"
 
-    codes, beside = file.sizes
-    shape = " x ".join(map(str, trained.model.layout.shape))
-    images = f"{file.count:,} image{'s' * (file.count != 1)}"
-    print(
-        f"{images} by {trained.folder} ({trained.checkpoint} checkpoint): {shape} codes of {trained.model.layout.codes}"
-    )
-    how = "their frequencies in the images before" if asked.fitted is None else f"prior={asked.fitted}"
-    header = f"codes: {codes:,} bytes, {packed.HEADER.size} of them a header"
-    print(f"{header}; their rate under {how}: {bits / 8:,.0f} bytes")
-    if beside:
-        what = " and ".join(word for word, there in (("labels", file.labels), ("names", file.names)) if there)
-        print(f"{what}: {beside:,} bytes")
+
+def _beside(file: Packed) -> list[str]:
+    """Says what labels and names take, if there are any."""
+    what = " and ".join(word for word, there in (("labels", file.labels), ("names", file.names)) if there)
+    return [f"{what}: {file.sizes[1]:,} bytes"] if what else []
 
 
 def _comparison(trained: Trained, found: Found, indices: Tensor, labels: Tensor | None, file: Packed) -> str:

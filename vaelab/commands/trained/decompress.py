@@ -11,6 +11,8 @@ from vaelab.commands.trained import own_images
 from vaelab.core.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vaelab.inference.packed import Packed
     from vaelab.runs.trained import Trained
 
@@ -32,15 +34,12 @@ def main(arguments: list[str]) -> int:
 
 
 def job(config: Any) -> None:
-    """Hydra's job: checks the file against the run, decodes the codes and writes the images."""
-    import numpy as np
-    import torch
-
+    """Hydra's job: checks the file against the run, decodes what it holds and writes the images."""
     from vaelab.core.config import options
     from vaelab.inference import entropy, packed
 
     asked = options(Options, config)
-    entropy.require_library()
+    entropy.library()
     file = packed.read(asked.input)
     trained, prior = _opened(asked, file)
     names = own_images.image_names(
@@ -48,40 +47,65 @@ def job(config: Any) -> None:
     )
     out = own_images.folder(asked.out, names)
     labels = _labels(trained, asked, file)
-    codes = np.zeros((file.count, math.prod(trained.model.layout.shape)), np.int32)
     damaged = UserError(
-        f"input={asked.input}: the codes in it are not those that were written\n"
-        "is this the kind of machine and the version of torch that they were compressed with?"
+        f"input={asked.input}: what is in it is not what was written\n"
+        "is this the kind of machine and the version of torch that it was compressed with?"
     )
     try:
-        entropy.decode(file.words, entropy.steps(codes, trained.model, prior, labels))
-    except (AssertionError, ValueError) as error:
+        found = _codes(file, trained, prior, labels) if file.kind == packed.CODES else _images(file, trained, labels)
+    except (AssertionError, LookupError, ValueError) as error:
         raise damaged from error
-    if zlib.crc32(codes.tobytes()) != file.checksum:
+    if zlib.crc32(found.numpy().tobytes()) != file.checksum:
         raise damaged
-    indices = torch.from_numpy(codes).long().view(file.count, *trained.model.layout.shape)
-    own_images.write_images(trained, indices, labels if trained.model.conditional else None, names, out)
+    if file.kind == packed.CODES:
+        indices = found.long().view(file.count, *trained.model.layout.shape)
+        own_images.write_images(trained, indices, labels if trained.model.conditional else None, names, out)
+    else:
+        for picture, name in zip(255 * found.permute(0, 2, 3, 1).numpy(), names, strict=True):
+            own_images.save(picture, out / name)
     print(f"{file.count:,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
     print(f"images: {out}")
+
+
+def _codes(file: Packed, trained: Trained, prior: str | None, labels: Tensor | None) -> Tensor:
+    """Returns the codes in a file, [N, P] int32."""
+    import numpy as np
+    import torch
+
+    from vaelab.inference import entropy
+
+    codes = np.zeros((file.count, math.prod(trained.model.layout.shape)), np.int32)
+    entropy.decode(file.words, entropy.steps(codes, trained.model, prior, labels))
+    return torch.from_numpy(codes)
+
+
+def _images(file: Packed, trained: Trained, labels: Tensor | None) -> Tensor:
+    """Returns the images in a file, [N, C, H, W] uint8, 0 or 1."""
+    from vaelab.inference import bitsback
+
+    return bitsback.decode(trained.model, file.words, file.count, labels)
 
 
 def _opened(asked: Options, file: Packed) -> tuple[Trained, str | None]:
     """Opens the run with the prior that the file was written with, and its name; None for none."""
     from vaelab import runs
-    from vaelab.inference import packed
+    from vaelab.inference import bitsback, packed
     from vaelab.runs.priors import fingerprint
     from vaelab.runs.trained import Trained
 
     found = runs.find(asked.run)
     for name in [None] if file.prior == packed.NO_PRIOR else runs.Files(found).fitted:
         trained = Trained(found, asked.checkpoint, asked.device, prior=name, trust=asked.trust)
-        trained.model.layout.require_codes(type(trained.model).__name__)
         if fingerprint(trained.model) != file.model and name is None:
             raise UserError(
                 f"input={asked.input}: it was written by another model than the {trained.checkpoint} checkpoint of "
                 f"{found}\nname its run=, or checkpoint=last"
             )
         if name is None or fingerprint(trained.model.require_prior()) == file.prior:
+            if file.kind == packed.CODES:
+                trained.model.layout.require_codes(type(trained.model).__name__)
+            else:
+                bitsback.require(trained.model, trained.dataset["binarize"] != "none")
             _check_size(file, trained, asked.input)
             return trained, name
     raise UserError(
@@ -91,14 +115,18 @@ def _opened(asked: Options, file: Packed) -> tuple[Trained, str | None]:
 
 
 def _check_size(file: Packed, trained: Trained, path: str) -> None:
-    """Raises UserError for more codes than fit half of the free memory: a header can say anything."""
+    """Raises UserError for more codes or images than fit half of the free memory: a header can say anything."""
     import psutil
 
-    size = 12 * file.count * math.prod(trained.model.layout.shape)
+    from vaelab.inference import packed
+
+    model, codes = trained.model, file.kind == packed.CODES
+    what, each = ("codes", 12 * math.prod(model.layout.shape)) if codes else ("images", 3 * math.prod(model.shape))
+    size = file.count * each
     free = psutil.virtual_memory().available // 2
     if size > free:
         raise UserError(
-            f"input={path}: its codes take {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} may be used here\n"
+            f"input={path}: its {what} take {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} may be used here\n"
             "compress fewer images at a time"
         )
 

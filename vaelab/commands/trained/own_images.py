@@ -79,6 +79,17 @@ def encoded(trained: Trained, found: Found, labels: Tensor | None) -> dict[str, 
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def binary(trained: Trained, found: Found) -> Tensor:
+    """Returns all images as a model of binary pixels sees them, [N, C, H, W] uint8, 0 or 1."""
+    import torch
+
+    from vaelab.datasets.images import as_model_sees
+    from vaelab.inference.batches import batch_size
+
+    parts = torch.arange(len(found.names)).split(batch_size(trained.model.shape))
+    return torch.cat([as_model_sees(found.split.batch(part).images, (0.0, 1.0), True).byte() for part in parts])
+
+
 # --- images that come back --------------------------------------------------------------------
 
 
@@ -143,7 +154,7 @@ def write_images(trained: Trained, codes: Tensor, labels: Tensor | None, names: 
                 raise UserError(f"codes: the model's image of row {row} is NaN or infinite: are its values too large?")
             pixels = trained.unit(mean.float()).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
             for row, picture in zip(index.tolist(), pixels.numpy(), strict=True):
-                _save(picture, out / names[row])
+                save(picture, out / names[row])
             bar.update(len(index))
 
 
@@ -158,7 +169,7 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def _save(picture: Any, path: Path) -> None:
+def save(picture: Any, path: Path) -> None:
     """Writes [H, W, C] uint8 as PNG, grey or RGB, whole or not at all."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo

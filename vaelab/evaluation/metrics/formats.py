@@ -1,4 +1,4 @@
-"""JPEG and WebP at the size of a model's codes, so that a rate in bits per pixel has something to stand beside."""
+"""Usual formats beside a model's codes, so that a rate in bits per pixel has something to stand beside."""
 
 from __future__ import annotations
 
@@ -37,6 +37,18 @@ def beside(originals: Tensor, decoded: Tensor, rate: float) -> list[list[str]]:
         made = _cut(torch.from_numpy(back), originals, columns)
         rows.append([f"{name}, quality {quality}", *_cells(8 * len(content) / pixels, made, originals)])
     return rows
+
+
+def lossless(pixels: Tensor) -> list[tuple[str, bytes]]:
+    """Codes binary images, [N, C, H, W] uint8, as PNG, of one sheet, and as gzip and bzip2, of eight pixels a byte."""
+    import bz2
+    import gzip
+
+    sheet, _ = _sheet(pixels.flatten(0, 1)[:, None].float())
+    buffer = io.BytesIO()
+    sheet.convert("1").save(buffer, format="PNG", optimize=True)
+    content = np.packbits(pixels.numpy()).tobytes()
+    return [("PNG", buffer.getvalue()), ("gzip", gzip.compress(content, 9)), ("bzip2", bz2.compress(content, 9))]
 
 
 def _cells(rate: float, images: Tensor, originals: Tensor) -> list[str]:
