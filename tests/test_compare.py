@@ -338,7 +338,7 @@ WRITTEN = {
     ),
     "min": (
         *("likelihood/reconstruction", "likelihood/bits_per_dim", "samples/frechet", "training/loss"),
-        *("inception/fid", "inception/rfid", "likelihood/total"),
+        *("inception/fid", "inception/rfid", "lpips/mean", "likelihood/total"),
         *("reconstruction/mse_mean", "reconstruction/mse_median"),
         *("reconstruction/sampled_mse_mean", "reconstruction/sampled_mse_median"),
     ),

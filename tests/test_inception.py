@@ -112,7 +112,7 @@ def test_too_few_images_and_no_file_are_said(finished, evaluate, weights):  # no
     assert "inception=none.pth: there is no such file" in err
 
 
-@pytest.mark.parametrize(("section", "key"), [("inception", "inception"), ("anomaly", "ood")])
+@pytest.mark.parametrize(("section", "key"), [("inception", "inception"), ("lpips", "lpips"), ("anomaly", "ood")])
 def test_a_section_that_needs_an_option_is_refused_without_it(finished, evaluate, section, key):  # noqa: F811
     run = trained(finished, "model=vae")
     code, out, err = evaluate(f"run={run}", f"sections=[reconstruction,{section}]")

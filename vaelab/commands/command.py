@@ -32,6 +32,8 @@ PATHS = (
     "from",
     "to",
     "corners",
+    "inception",
+    "lpips",
 )
 """Keys whose values are paths."""
 SWEPT = ("dataset.root",)

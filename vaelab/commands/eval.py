@@ -17,6 +17,7 @@ SECTIONS = {
     "likelihood": "vaelab.evaluation.sections",
     "latents": "vaelab.evaluation.sections",
     "reconstruction": "vaelab.evaluation.sections",
+    "lpips": "vaelab.evaluation.pretrained",
     "disentanglement": "vaelab.evaluation.judged",
     "labels": "vaelab.evaluation.judged",
     "codebook": "vaelab.evaluation.sections",
@@ -26,7 +27,7 @@ SECTIONS = {
     "anomaly": "vaelab.evaluation.sections",
 }
 """The sections in their order, and where the function of each is."""
-NEEDS = {"anomaly": "ood", "inception": "inception"}
+NEEDS = {"anomaly": "ood", "inception": "inception", "lpips": "lpips"}
 """Sections that are measured by themselves only where the user has set an option."""
 SPLITS, CHECKPOINTS = ("test", "val", "train"), ("best", "last")
 BOUNDS = {
@@ -37,7 +38,9 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
 }
 """Integers among the options, and the least and the greatest that each can be."""
-KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", "inception", "trust", *BOUNDS}
+WEIGHTS = ("inception", "lpips")
+"""Keys whose values are files of networks' weights."""
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", *WEIGHTS, "trust", *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
@@ -61,10 +64,12 @@ def job(config: Any) -> None:
     if options.get("ood"):
         given = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
         _find_other(options["ood"], given, options["root"], saved["dataset"])
-    from vaelab.evaluation import measure
+    from vaelab.evaluation import measure, pretrained
 
     subject, about = measure.prepare(run, saved, options)
-    evaluation, failed = measure.measure(run, subject, about, _chosen(options))
+    sections = _chosen(options)
+    pretrained.check(subject, sections)
+    evaluation, failed = measure.measure(run, subject, about, sections)
     if evaluation["protocols"]:
         print(f"evaluation: {Files(run).evaluation(options['split'], options['prior'])}")
         _renew(run, subject, options)
@@ -122,10 +127,11 @@ def _check(options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), SECTIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
-    file = options["inception"]
-    if file is not None and not Path(str(file)).expanduser().is_file():
-        what = "this is a folder" if Path(str(file)).expanduser().is_dir() else "there is no such file"
-        raise UserError(f"inception={file}: {what}: name the file of the network's weights")
+    for key in WEIGHTS:
+        file = options[key]
+        if file is not None and not Path(str(file)).expanduser().is_file():
+            what = "this is a folder" if Path(str(file)).expanduser().is_dir() else "there is no such file"
+            raise UserError(f"{key}={file}: {what}: name the file of the network's weights")
     if not isinstance(options["trust"], bool):
         raise UserError(f"trust={options['trust']}: must be true or false")
     for key, (least, most) in BOUNDS.items():

@@ -101,6 +101,8 @@ EVALUATION = (
     Metric("labels/*_accuracy", "Accuracy", better="max"),
     Metric("inception/fid", "Fréchet Inception distance", better="min", title="fid"),
     Metric("inception/rfid", "Fréchet Inception distance of reconstructions", better="min", title="rfid"),
+    Metric("lpips/mean", "Learned perceptual distance, mean", better="min", title="lpips"),
+    Metric("lpips/median", "Learned perceptual distance, median", better="min"),
     Metric("samples/precision", "Precision", better="max"),
     Metric("samples/recall", "Recall", better="max"),
     Metric("anomaly/auroc_*", "Area under the ROC curve", better="max"),

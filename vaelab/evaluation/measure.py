@@ -55,6 +55,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
         generated=options["generated"],
         gap_images=options["gap_images"],
         inception=options.get("inception"),
+        lpips=options.get("lpips"),
     )
     about = {
         "run": saved["run"]["name"],

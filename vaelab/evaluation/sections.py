@@ -169,7 +169,7 @@ def reconstruction(subject: Subject) -> Section:
     if posterior.density:
         source = "the code without noise (mse) and one draw of z (sampled_mse)"
     return Section(
-        {f"{name}_{what}": value for name, all in per_image.items() for what, value in _spread(all).items()},
+        {f"{name}_{what}": value for name, all in per_image.items() for what, value in spread(all).items()},
         "Mean squared error of each image, over pixels and channels scaled to [0, 1], of the mean image decoded from "
         f"{source}. psnr (dB), ssim and ms_ssim (from {fidelity.LEAST_SIZE_OF_SCALES} pixels on) are of the former, "
         "cut to [0, 1].",
@@ -187,7 +187,8 @@ def _similarities(shape: Shape) -> dict[str, Callable[[Tensor, Tensor], Tensor]]
     return {name: function for name, (function, size) in least.items() if min(shape[1:]) >= size}
 
 
-def _spread(values: Tensor) -> dict[str, float]:
+def spread(values: Tensor) -> dict[str, float]:
+    """Describes a metric over images, [N]: mean, median, standard deviation, least and greatest."""
     figures = {
         "mean": values.mean(),
         "median": values.quantile(0.5),

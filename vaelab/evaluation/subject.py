@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     generated: int
     gap_images: int
     inception: str | None
+    lpips: str | None
 
 
 class Section(NamedTuple):

@@ -41,6 +41,7 @@ AGREE: dict[str, tuple[str, ...]] = {
     "disentanglement/*": MEASURED,
     "inception/fid": MEASURED,
     "inception/rfid": MEASURED,
+    "lpips/*": MEASURED,
     "samples/frechet": MEASURED,
     "samples/precision": MEASURED,
     "samples/recall": MEASURED,

@@ -7,7 +7,6 @@ classes and by how the last pooling of its blocks treats the border.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaelab.core.errors import UserError
+from vaelab.evaluation import weights
 
 SIZE, CLASSES, FEATURES = 299, 1008, 2048
 """Height and width of its images; its classes; its features."""
@@ -37,13 +37,12 @@ class Inception(nn.Module):
         super().__init__()
         from torchvision.models.inception import Inception3
 
-        file = Path(path).expanduser()
-        state = _state(file)
+        state = weights.read(path, "inception")
         with torch.device("meta"):
             network = Inception3(num_classes=CLASSES, aux_logits=False, init_weights=False)
         try:
             network.load_state_dict(state, assign=True)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except RuntimeError as error:
             raise UserError(
                 f"inception={path}: these are not the weights of the network of the FID\n"
                 "it is pt_inception-2015-12-05-6726825d.pth of the package pytorch-fid"
@@ -53,7 +52,7 @@ class Inception(nn.Module):
             _pool(network.get_submodule(name), partial(F.avg_pool2d, count_include_pad=False))
         _pool(network.get_submodule(LARGEST), F.max_pool2d)
         self.network = network.eval().requires_grad_(False)
-        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        self.fingerprint = weights.fingerprint(path)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -76,14 +75,3 @@ def _pool(block: Any, pool: Callable[..., Tensor]) -> None:
         return torch.cat([*first, block.branch_pool(pool(x, kernel_size=3, stride=1, padding=1))], 1)
 
     block.forward = forward
-
-
-def _state(file: Path) -> dict[str, Tensor]:
-    import pickle
-
-    if not file.is_file():
-        raise UserError(f"inception={file}: there is no such file: it is that of pytorch-fid's weights")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"inception={file}: it is damaged, or holds more than tensors") from error
