@@ -122,7 +122,8 @@ def test_codebook_losses_are_those_of_the_stages(of):
 
 
 def test_codes_and_losses_are_those_of_vector_quantize_pytorch():
-    theirs = pytest.importorskip("vector_quantize_pytorch")
+    import vector_quantize_pytorch as theirs
+
     other = theirs.ResidualVQ(dim=3, num_quantizers=3, codebook_size=8, commitment_weight=1.0).eval()
     groups = theirs.GroupedResidualVQ(dim=6, groups=3, num_quantizers=1, codebook_size=8).eval()
     book, several = residual(), grouped()
