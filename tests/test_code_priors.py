@@ -22,6 +22,7 @@ from vaelab.core.errors import UserError
 from vaelab.inference import coding
 from vaelab.nn.priors import Latents
 from vaelab.nn.priors.autoregressive import Stepper
+from vaelab.report import discrete, gallery
 from vaelab.runs import Files, load, priors, read_evaluation
 from vaelab.runs.trained import Trained
 
@@ -440,3 +441,65 @@ def test_the_evaluation_has_the_rate_and_its_sum_with_the_distortion(vaelab, mon
     assert 0 <= figures["samples/sample_accuracy"] <= 1
     assert "given the label" in read_evaluation(Path("vqvae"), "test", "transformer")["protocols"]["likelihood"]
     assert figures["samples/frechet"] > 0
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(finished, monkeypatch):
+    """Draws a figure of a run whose model draws from a prior over its codes: the scene, and what the figure is given.
+
+    After the scene: the arguments of the function of `module` by that name.
+    """
+
+    def draw(name: str, module, function: str, **prior):
+        trained, given = Trained(finished("model=vqvae", "model.num_embeddings=16").run), []
+        model = trained.model
+        model.draw_from(made("pixelcnn", 16, [model.layout.shape], **prior))
+        with monkeypatch.context() as patched:
+            patched.setattr(module, function, lambda *arguments: given.append(arguments))
+            list(gallery.draw(model, trained.data, 8, [name]))
+        (arguments,) = given
+        return gallery.Scene(model, trained.data, 8), arguments
+
+    return draw
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_the_loss_of_each_position_adds_up_to_that_of_an_image(drawn, monkeypatch, classes):
+    monkeypatch.setattr(discrete, "LOGITS", 200)  # maps in several parts
+    s, (image, nats, title) = drawn("prior_loss", discrete.codebooks, "position_losses", classes=classes)
+    assert nats.shape == s.model.layout.shape
+    whole = -s.model.require_prior().log_prob(s.codes, s.many.labels).mean().item()
+    assert nats.sum().item() == pytest.approx(whole, rel=1e-5)
+    assert f"{whole / nats.numel():.3f} nats per code, {whole:.2f} per image, over {len(s.codes)} images" in title
+    assert f"ln K = {math.log(16):.3f}" in title
+    assert image.shape == s.model.shape
+    assert torch.allclose(image, s.unit(s.many.images).mean(0))
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_samples_by_temperature_are_from_the_same_noise(drawn, classes):
+    s, (shown, names, title, columns) = drawn("temperatures", discrete.images, "classes", classes=classes)
+    prior, labels = s.model.require_prior(), None if classes is None else torch.arange(10)
+    assert shown.shape == (4, 10, *s.model.shape)
+    assert names == ["temperature 0.5", "temperature 0.75", "temperature 1", "temperature 1.25"]
+    assert (columns is None) == (classes is None)
+    assert prior.words in title
+    for row, temperature in zip(shown, (0.5, 0.75, 1.0, 1.25), strict=True):
+        z = prior.sample(10, labels, torch.Generator().manual_seed(0), temperature)
+        assert torch.equal(row, coding.decode(s.model, z, labels, s.data.pixel_range))
+
+
+def test_a_prior_that_was_not_fitted_has_no_figures_of_its_own(finished):
+    for model in ("vqvae", "vae"):
+        trained = Trained(finished(f"model={model}").run)
+        assert not list(gallery.draw(trained.model, trained.data, 8, ["temperatures", "prior_loss"]))
+
+
+def test_a_prior_over_vectors_has_samples_by_temperature_and_no_codes(finished):
+    trained = Trained(finished("model=vae").run)
+    trained.model.draw_from(build(NODES["gmm"] | {"components": 1})(latent_dim=trained.model.layout.dimensions))
+    names = [name for name, _ in gallery.draw(trained.model, trained.data, 8, ["temperatures", "prior_loss"])]
+    assert names == ["temperatures"]

@@ -108,3 +108,16 @@ def test_levels_have_a_panel_each_with_their_own_perplexity():
         "top: 1 of 4, perplexity 1.0",
         "bottom: 4 of 4, perplexity 4.0",
     ]
+
+
+@pytest.mark.parametrize(("shape", "image"), [((2, 3), (1, 8, 12)), ((32, 32), (3, 64, 64)), ((1, 1), (1, 8, 8))])
+def test_losses_stand_where_the_positions_are(shape, image):
+    nats = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    figure = codebooks.position_losses(torch.rand(image), nats, "a prior")
+    left, right = figure.axes[:2]
+    assert right.images[0].get_array().data == pytest.approx(nats.double().numpy())
+    assert left.images[0].get_extent() == right.images[0].get_extent() == [-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5]
+    written = {text.get_position(): text.get_text() for text in right.texts}
+    few = nats.numel() <= codebooks.WRITTEN
+    assert written == ({(c, r): f"{nats[r, c]:.2f}" for r in range(shape[0]) for c in range(shape[1])} if few else {})
+    assert (style.rendered(figure) < 255).any()

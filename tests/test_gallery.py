@@ -12,7 +12,7 @@ from PIL import Image
 
 import vaelab
 from vaelab.datasets import TensorSplit
-from vaelab.report import gallery
+from vaelab.report import discrete, gallery
 from vaelab.runs import read_config
 from vaelab.runs.trained import Trained
 
@@ -298,8 +298,8 @@ def test_codes_are_counted_over_training_images(finished, monkeypatch):
 
 def test_patches_are_of_the_most_used_codes_in_their_order(finished, monkeypatch):
     trained, given = Trained(finished("model=vqvae").run), []
-    monkeypatch.setattr(gallery, "PATCHES", 3)
-    monkeypatch.setattr(gallery.codebooks, "patches", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(discrete, "PATCHES", 3)
+    monkeypatch.setattr(discrete.codebooks, "patches", lambda *arguments: given.append(arguments))
     list(gallery.draw(trained.model, trained.data, 8, ["code_patches"]))
     ((pictures, codes, title),) = given
     maps = gallery.Scene(trained.model, trained.data, 8).codes

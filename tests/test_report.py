@@ -127,6 +127,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("samples", "real_and_generated", "classes", "levels", "data"),
         *("traversals", "interpolations", "latents", "dimensions", "codes"),
         *("code_vectors", "code_patches", "code_maps", "code_levels"),
+        *("temperatures", "prior_loss"),
     } == set(names)
     for texts in (*pictures.CAPTIONS.values(), sweep.KINDS, pictures.COMMANDS):
         for _, caption in texts.values():

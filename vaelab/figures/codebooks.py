@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ RARE, OFTEN = 0.03, 30.0
 beyond has the colour of the end."""
 COLUMNS, LEVELS = 16, 4
 """Patches, and levels, in a row."""
+WRITTEN = 100
+"""Most positions of a map whose losses are written as numbers, too."""
 
 
 @style.styled
@@ -149,6 +152,32 @@ def mean_patches(images: Tensor, maps: Tensor, codes: Tensor) -> Tensor:
             sums.index_add_(0, of, padded[part])
             seen.index_add_(0, of, inside[part].expand(len(of), -1, -1, -1))
     return torch.where(seen > 0, sums / seen.clamp_min(1), 1.0)[:-1]
+
+
+@style.styled
+def position_losses(image: Tensor, nats: Tensor, title: str) -> Figure:
+    """Draws what each position of a map of codes costs under a prior, beside the mean image that it is of.
+
+    image: [C, H, W] in [0, 1]. nats: -log p(code | codes before it), a mean over images, [h, w].
+    """
+    rows, columns = nats.shape
+    values, extent = nats.detach().cpu().double().numpy(), (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    figure, (left, right) = style.new(8, 3.6, 1, 2)
+    left.imshow(image.detach().cpu().movedim(0, -1).squeeze(-1).numpy(), vmin=0, vmax=1, extent=extent, aspect="auto")
+    left.set_title("mean image")
+    heat = right.imshow(values, cmap="Blues", vmin=0, extent=extent, aspect="auto")
+    right.set_title("mean loss of each position, nats")
+    ratio = image.shape[1] / image.shape[2]
+    for panel in (left, right):
+        panel.set_box_aspect(ratio)
+        panel.set(xticks=[], yticks=[])
+    if nats.numel() <= WRITTEN:
+        for (row, column), value in np.ndenumerate(values):
+            colour = "white" if value > 0.6 * values.max() else style.BLACK
+            right.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(heat, ax=right, pad=0.02).ax.tick_params(labelsize=9)
+    figure.suptitle(textwrap.fill(title, 110), x=0.01, ha="left", fontsize=9)
+    return figure
 
 
 def _scale(figure: Figure, axes: Any, marks: Any) -> None:

@@ -140,11 +140,15 @@ def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) 
 
 
 @style.styled
-def classes(images: Tensor, names: Sequence[str]) -> Figure:
-    """Draws a row of images per class, with its name. images: [K, n, C, H, W]."""
+def classes(
+    images: Tensor, names: Sequence[str], title: str | None = None, columns: Sequence[str] | None = None
+) -> Figure:
+    """Draws a row of images per class, or of another kind, with its name. images: [K, n, C, H, W]. columns: names."""
     sheet = Sheet(fitted(images, images.shape[1]))
     sheet.name_rows(names)
-    return sheet.figure()
+    if columns:
+        sheet.name_columns(columns)
+    return sheet.figure(title)
 
 
 @style.styled

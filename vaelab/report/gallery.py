@@ -21,6 +21,7 @@ from vaelab.figures import codebooks, curves, images, latents, style, walks
 from vaelab.inference import coding, paths
 from vaelab.inference.batches import evaluating
 from vaelab.nn.quantizers import perplexity
+from vaelab.report import discrete
 from vaelab.runs import Files
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ ROWS = 20
 """Most rows of a figure: latent dimensions, or classes."""
 REACH, STEPS = 3.0, 11
 """Values of a traversal, from minus to plus REACH, in STEPS pictures."""
-PATCHES, PATCHED = 64, 500
-"""Codes whose patch is drawn, and most images whose patches are averaged."""
 BINS = 32
 """Bins of the histograms of pixels."""
 SEED = 0
@@ -316,25 +315,6 @@ def _codes(s: Scene) -> Figure | None:
     return latents.codebook(s.counts[0], perplexity(s.counts).item(), of)
 
 
-def _code_vectors(s: Scene) -> Figure | None:
-    if s.codebook is None:
-        return None
-    return codebooks.vectors(s.codebook.vectors, s.counts[0], f"{len(s.known.images):,} training images")
-
-
-def _code_patches(s: Scene) -> Figure | None:
-    if s.codebook is None:
-        return None
-    made, maps = s.made[:PATCHED], s.codes[:PATCHED]
-    counts = code_histogram(maps, s.codebook.num_embeddings)
-    codes = counts.argsort(descending=True, stable=True)[: min(PATCHES, int((counts > 0).sum()))]
-    title = (
-        f"What is decoded around each code: the mean over {len(maps):,} images of all places that have it; "
-        f"the {len(codes)} most used of {int((counts > 0).sum())} codes"
-    )
-    return codebooks.patches(codebooks.mean_patches(made, maps, codes), codes, title)
-
-
 def _code_maps(s: Scene) -> Figure | None:
     layout = s.model.layout
     if layout.codes is None:
@@ -374,14 +354,16 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "real_and_generated": _real_and_generated,
     "classes": _classes,
     "levels": _levels,
+    "temperatures": discrete.temperatures,
+    "prior_loss": discrete.prior_loss,
     "traversals": _traversals,
     "interpolations": _interpolations,
     "latents": _latents,
     "dimensions": _dimensions,
     "uncertainty": _uncertainty,
     "codes": _codes,
-    "code_vectors": _code_vectors,
-    "code_patches": _code_patches,
+    "code_vectors": discrete.code_vectors,
+    "code_patches": discrete.code_patches,
     "code_maps": _code_maps,
     "code_levels": _code_levels,
     "data": _data,

@@ -69,6 +69,19 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "what the pictures of a row share is what the upper level decides.",
         ),
     },
+    "Fitted prior": {
+        "temperatures": (
+            "Samples by temperature",
+            "A row per temperature, columns from the same noise: below 1 samples are more typical and vary less, above "
+            "1 they vary more and break.",
+        ),
+        "prior_loss": (
+            "Loss of each position",
+            "What the code at each position costs, given those before it in reading order, as a mean over validation "
+            "images: positions where the loss is near zero follow from the others, and large losses are what the prior "
+            "cannot foresee.",
+        ),
+    },
     "Latent space": {
         "traversals": (
             "Traversals",
