@@ -63,7 +63,7 @@ def test_names_of_folders_are_kept_and_shown(run, monkeypatch):
     assert read_summary(run)["data"]["class_names"] == ["1", "10", "a$b"]
     trained, given = Trained(run), {}
     monkeypatch.setattr(gallery.latents, "scatter", lambda *a: given.update(latents=a[-1]))
-    monkeypatch.setattr(gallery.images, "classes", lambda *a: given.update(classes=a[-1]))
+    monkeypatch.setattr(gallery.images, "classes", lambda *a: given.update(classes=a[1]))
     monkeypatch.setattr(gallery.images, "data", lambda *a: given.update(data=a[-1]))
     list(gallery.draw(trained.model, trained.data, 8, ["latents", "classes", "data"]))
     assert given == {name: ["1", "10", r"a\$b"] for name in ("latents", "classes", "data")}  # no formula

@@ -422,6 +422,35 @@ def test_an_autoencoder_is_given_its_mixture_in_the_same_command(train):
     assert Files(result.run).fitted == ["gmm"]
 
 
+@pytest.mark.slow
+def test_the_page_says_what_samples_are_drawn_from_and_shows_each_evaluation(vaelab):
+    fit(vaelab, "pixelcnn", "max_images=200")
+    page, own = Path("vqvae/report.html"), "under a PixelCNN fitted to the codes of 200 images"
+    quick, figures = ["run=vqvae", "device=cpu", "sections=[likelihood]"], Path("vqvae/figures")
+    assert vaelab("report", "run=vqvae", "device=cpu")[0] == 0
+    assert "They are drawn from a PixelCNN" in page.read_text()
+    assert "it has not yet" in page.read_text()
+    assert vaelab("eval", *quick)[0] == 0
+    text = page.read_text()
+    assert "They are drawn from a PixelCNN" in text
+    assert "<h3>Evaluation</h3>" in text
+    assert own not in text
+    assert vaelab("eval", "prior=pixelcnn", *quick)[0] == 0
+    text = page.read_text()
+    assert "<h3>Evaluation</h3>" in text
+    assert "<h3>Evaluation under prior=pixelcnn</h3>" in text
+    assert f"{own}. Likelihoods" in text
+    assert "it has not yet" not in text
+    assert "likelihood/total" in text
+    assert (figures / "prior_loss.png").is_file()
+    shutil.rmtree("vqvae/priors")
+    shutil.copy(figures / "samples.png", figures / "mine.png")
+    assert vaelab("report", "run=vqvae", "device=cpu")[0] == 0
+    assert "They are drawn from" not in page.read_text()
+    assert not (figures / "prior_loss.png").exists()
+    assert (figures / "mine.png").is_file()
+
+
 def test_the_evaluation_has_the_rate_and_its_sum_with_the_distortion(vaelab, monkeypatch, shared):
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
     fit(vaelab, "transformer")
@@ -492,6 +521,25 @@ def test_samples_by_temperature_are_from_the_same_noise(drawn, classes):
         assert torch.equal(row, coding.decode(s.model, z, labels, s.data.pixel_range))
 
 
+def test_samples_stand_above_the_nearest_training_images(drawn, monkeypatch):
+    for held in (gallery.discrete.TensorSplit, int):  # in memory, and elsewhere
+        monkeypatch.setattr(discrete, "TensorSplit", held)
+        s, (shown, neighbours, distances, title) = drawn("nearest", discrete.images, "nearest", classes=10)
+        assert torch.equal(shown, coding.sample(s.model, 10, None, s.data.pixel_range, 0))
+        known = s.data.train.images.float() / 255
+        between = torch.cdist(shown.flatten(1).double(), known.flatten(1).double())
+        assert distances.double() == pytest.approx(between.min(1).values, rel=1e-4)
+        assert torch.allclose(neighbours, known[between.argmin(1)])
+        real = torch.cdist(s.unit(s.many.images).flatten(1), known.flatten(1)).min(1).values.median().item()
+        assert f"{len(known)} training images" in title
+        assert f"of {len(s.many.images)} validation images to theirs the median is {real:.2f}" in title
+
+
+def test_samples_of_a_fitted_prior_say_what_they_are(drawn):
+    s, (_, _, title) = drawn("classes", gallery.images, "classes", classes=10)
+    assert title == f"Samples of each class from {s.model.require_prior().words}, temperature 1, all codes"
+
+
 def test_a_prior_that_was_not_fitted_has_no_figures_of_its_own(finished):
     for model in ("vqvae", "vae"):
         trained = Trained(finished(f"model={model}").run)
@@ -501,5 +549,5 @@ def test_a_prior_that_was_not_fitted_has_no_figures_of_its_own(finished):
 def test_a_prior_over_vectors_has_samples_by_temperature_and_no_codes(finished):
     trained = Trained(finished("model=vae").run)
     trained.model.draw_from(build(NODES["gmm"] | {"components": 1})(latent_dim=trained.model.layout.dimensions))
-    names = [name for name, _ in gallery.draw(trained.model, trained.data, 8, ["temperatures", "prior_loss"])]
-    assert names == ["temperatures"]
+    names = ["temperatures", "nearest", "prior_loss"]
+    assert [name for name, _ in gallery.draw(trained.model, trained.data, 8, names)] == ["temperatures", "nearest"]

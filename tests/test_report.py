@@ -127,7 +127,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("samples", "real_and_generated", "classes", "levels", "data"),
         *("traversals", "interpolations", "latents", "dimensions", "codes"),
         *("code_vectors", "code_patches", "code_maps", "code_levels"),
-        *("temperatures", "prior_loss"),
+        *("temperatures", "nearest", "prior_loss"),
     } == set(names)
     for texts in (*pictures.CAPTIONS.values(), sweep.KINDS, pictures.COMMANDS):
         for _, caption in texts.values():
@@ -309,7 +309,7 @@ def test_the_explorers_data_cannot_end_its_element(trained, tmp_path, monkeypatc
 def _blank() -> dict:
     names = ("kind", "title", "again", "versions", "config", "version")
     lists = ("facts", "notices", "groups")
-    return dict.fromkeys(names, "") | dict.fromkeys(lists, ()) | {"metrics": {"rows": ()}, "evaluation": None}
+    return dict.fromkeys(names, "") | dict.fromkeys(lists, ()) | {"metrics": {"rows": ()}, "evaluations": ()}
 
 
 def test_a_page_asks_for_nothing_outside_itself(trained, swept):

@@ -81,14 +81,17 @@ def job(config: Any) -> None:
 def _renew(run: Path, subject: Subject, options: dict[str, Any]) -> None:
     """Writes the page of the run anew, if it has one that shows this evaluation; its figures stay as they are."""
     from vaelab.report import build
+    from vaelab.runs import priors
 
     page, best = Files(run).report, Files(run).checkpoint("best").is_file()
-    if not page.is_file() or options["split"] != "test" or options["prior"]:
+    if not page.is_file() or options["split"] != "test":
         return
-    if options["checkpoint"] == "best" or not best:
+    if (options["checkpoint"] == "best" or not best) and not options["prior"]:
+        priors.stand_in(run, subject.model, options["checkpoint"])
         build.of_run(run, subject.model, subject.data, page, figures=False)
-    else:  # the page's explorer is of the best checkpoint
-        build.of_folder(run, page, "best", options["device"], options["root"], figures=False)
+    else:  # the page's explorer is of the best checkpoint, and of the prior that a report takes
+        given = options["device"], options["root"]
+        build.of_folder(run, page, "best", *given, figures=False, trust=options["trust"])
     print(f"report: {page}")
 
 

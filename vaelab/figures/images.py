@@ -152,6 +152,14 @@ def classes(
 
 
 @style.styled
+def nearest(images: Tensor, neighbours: Tensor, distances: Tensor, title: str) -> Figure:
+    """Draws images above their neighbours, [N, C, H, W] each, with the distance between them, [N]."""
+    rows = {"sample": _plain(images), "nearest": _plain(neighbours)}
+    sheet = _blocks(rows, COLUMNS + 2, [f"{value:.2f}" for value in distances.tolist()])
+    return sheet.figure(title)
+
+
+@style.styled
 def data(images: Tensor, histograms: Tensor, names: Sequence[str]) -> Figure:
     """Draws a row per class: some of its images, and how often each level of its pixels occurs.
 

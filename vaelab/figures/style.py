@@ -88,11 +88,15 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: 
 
 
 @styled
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure whole or not at all, in the format that the suffix names: .png, .pdf or .svg."""
+def save(figure: Figure, path: Path, about: str | None = None) -> None:
+    """Writes a figure whole or not at all, in the format that the suffix names: .png, .pdf or .svg.
+
+    about: a word on it that a PNG file keeps as its description, as `page.description` reads it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Description": about} if about else None
     with whole(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png")
+        figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png", metadata=metadata)
 
 
 @styled

@@ -37,7 +37,7 @@ def of_folder(
     from vaelab.runs.trained import Trained
 
     trained = Trained(folder, checkpoint, device, root, prior, trust)
-    if prior is None and (taken := priors.stand_in(trained.folder, trained.model, trained.checkpoint)).name:
+    if prior is None and (taken := priors.stand_in(trained.folder, trained.model, trained.checkpoint)).name and figures:
         print(taken.words)
     of_run(folder, trained.model, trained.data, out, figures)
 
@@ -60,8 +60,7 @@ def of_run(run: Path, model: Model, data: ImageData, out: Path, figures: bool = 
         drawn = dict(gallery.draw_curves(run, rows))
         for name, figure in drawn.items():
             style.save(figure, Files(run).figure(name))
-    prior = model.prior.words if model.prior is not None and model.prior.afterwards else None
-    page.save(out, build(run, content, sound=content is not None, prior=prior))
+    page.save(out, build(run, content, sound=content is not None))
     return drawn
 
 

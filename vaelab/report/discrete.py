@@ -6,14 +6,19 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from vaelab.core.pixels import to_bytes
+from vaelab.datasets.splits import TensorSplit
 from vaelab.evaluation.metrics.codes import code_histogram
+from vaelab.evaluation.metrics.samples import nearest_neighbours
 from vaelab.figures import codebooks, images
 from vaelab.inference import coding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from vaelab.models import Model
     from vaelab.nn.priors import Prior
     from vaelab.report.gallery import Scene
 
@@ -23,6 +28,9 @@ TEMPERATURES, COLUMNS = (0.5, 0.75, 1.0, 1.25), 10
 """Temperatures of the rows of samples, and samples in each."""
 LOSSES, LOGITS = 500, 2**24
 """Most images that the prior's loss is a mean over, and logits that are computed at a time."""
+SOUGHT, MOST_BYTES, REAL = 60_000, 2**28, 200
+"""Most training images, and bytes of them, that the nearest is sought among; most validation images that are held
+beside the samples."""
 SEED = 0
 """Seed of the draws."""
 
@@ -41,21 +49,27 @@ def code_patches(s: Scene) -> Figure | None:
     made, maps = s.made[:PATCHED], s.codes[:PATCHED]
     counts = code_histogram(maps, s.codebook.num_embeddings)
     codes = counts.argsort(descending=True, stable=True)[: min(PATCHES, int((counts > 0).sum()))]
-    title = (
+    words = (
         f"What is decoded around each code: the mean over {len(maps):,} images of all places that have it; "
         f"the {len(codes)} most used of {int((counts > 0).sum())} codes"
     )
-    return codebooks.patches(codebooks.mean_patches(made, maps, codes), codes, title)
+    return codebooks.patches(codebooks.mean_patches(made, maps, codes), codes, words)
 
 
-def _fitted(s: Scene) -> Prior | None:
-    """The prior that samples are drawn from, if it was fitted afterwards."""
-    return s.model.prior if s.model.prior is not None and s.model.prior.afterwards else None
+def fitted(model: Model) -> Prior | None:
+    """The prior that a model's samples are drawn from, if it was fitted afterwards."""
+    return model.prior if model.prior is not None and model.prior.afterwards else None
+
+
+def title(model: Model, what: str) -> str | None:
+    """Titles samples of a fitted prior, which are drawn as it is; None for a model's own prior. what: they are."""
+    prior = fitted(model)
+    return f"{what} from {prior.words}, temperature 1{', all codes' * prior.discrete}" if prior else None
 
 
 def temperatures(s: Scene) -> Figure | None:
     """Draws samples of a fitted prior, a row per temperature: from the same noise and of the same class in a column."""
-    prior = _fitted(s)
+    prior = fitted(s.model)
     if prior is None:
         return None
     by_class = s.model.by_class and s.model.classes <= 2 * COLUMNS
@@ -68,14 +82,38 @@ def temperatures(s: Scene) -> Figure | None:
     return images.classes(
         torch.stack(rows),
         [f"temperature {temperature:g}" for temperature in TEMPERATURES],
-        f"Samples from {prior.words}: each column from the same noise",
+        f"Samples from {prior.words}: a column from the same noise",
         s.classes or [str(k) for k in range(columns)] if by_class else None,
     )
 
 
+def nearest(s: Scene) -> Figure | None:
+    """Draws samples of a fitted prior above the training images that are nearest to them."""
+    if fitted(s.model) is None:
+        return None
+    made, known = coding.sample(s.model, COLUMNS, None, s.data.pixel_range, SEED), _known(s)
+    distances, which = nearest_neighbours(made, known)
+    real, _ = nearest_neighbours(s.unit(s.many.images[:REAL]), known)
+    words = (
+        f"Samples, and the nearest of {len(known):,} training images with its Euclidean distance, pixels in [0, 1]; "
+        f"of {len(real):,} validation images to theirs the median is {real.quantile(0.5).item():.2f}"
+    )
+    return images.nearest(made, known[which].float() / 255, distances, words)
+
+
+def _known(s: Scene) -> Tensor:
+    """Training images as the model sees them, [N, C, H, W] uint8: all those in memory, within limits, else many."""
+    split, count = s.data.train, min(len(s.data.train), SOUGHT, MOST_BYTES // math.prod(s.data.shape))
+    if not isinstance(split, TensorSplit):
+        return to_bytes(s.unit(s.known.images))
+    index = torch.linspace(0, len(split) - 1, count).long().split(1024)
+    batches = (s.data.as_model_sees(split.batch(part).to(s.model.device)) for part in index)
+    return torch.cat([to_bytes(s.unit(batch.images)) for batch in batches])
+
+
 def prior_loss(s: Scene) -> Figure | None:
     """Draws what the codes at each position cost under a fitted prior of codes, beside the mean image."""
-    prior = _fitted(s)
+    prior = fitted(s.model)
     if s.codebook is None or prior is None or not hasattr(prior, "log_probs"):
         return None
     maps, labels = s.codes[:LOSSES], None if s.many.labels is None else s.many.labels[:LOSSES]
@@ -85,8 +123,8 @@ def prior_loss(s: Scene) -> Figure | None:
         for start, part in zip(range(0, len(maps), size), maps.split(size), strict=True)
     ]
     nats = -torch.cat(parts).double().mean(0).view(maps.shape[1:])
-    title = (
+    words = (
         f"{prior.words[0].upper()}{prior.words[1:]}: {nats.mean():.3f} nats per code, {nats.sum():.2f} per image, "
         f"over {len(maps):,} images; all codes alike would be ln K = {math.log(s.codebook.num_embeddings):.3f} each"
     )
-    return codebooks.position_losses(s.unit(s.many.images).mean(0), nats, title)
+    return codebooks.position_losses(s.unit(s.many.images).mean(0), nats, words)

@@ -160,12 +160,16 @@ def draw_curves(run: Path, rows: list[dict[str, float]]) -> Iterator[tuple[str, 
 def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]]) -> dict[str, Figure]:
     """Draws all figures of a run and saves them into its folder as PNG. rows: of metrics.csv.
 
-    Each is saved as soon as it is drawn: those before one that fails are there.
+    Each is saved as soon as it is drawn: those before one that fails are there. Where samples are drawn from a prior
+    that was fitted afterwards, each says so in its file. What a former prior had a figure for, and this one has not,
+    is removed.
     """
-    figures = {}
+    figures, fitted = {}, discrete.fitted(model)
     for name, figure in chain(draw_curves(run, rows), draw(model, data)):
-        style.save(figure, Files(run).figure(name))
+        style.save(figure, Files(run).figure(name), fitted and fitted.words)
         figures[name] = figure
+    for name in FIGURES.keys() - figures.keys():
+        Files(run).figure(name).unlink(missing_ok=True)
     return figures
 
 
@@ -184,7 +188,8 @@ def _errors(s: Scene) -> Figure:
 def _samples(s: Scene) -> Figure | None:
     if s.model.prior is None:
         return None
-    return images.samples(coding.sample(s.model, 2 * s.count, None, s.data.pixel_range, SEED))
+    drawn = coding.sample(s.model, 2 * s.count, None, s.data.pixel_range, SEED)
+    return images.samples(drawn, title=discrete.title(s.model, "Samples"))
 
 
 def _real_and_generated(s: Scene) -> Figure | None:
@@ -198,14 +203,15 @@ def _real_and_generated(s: Scene) -> Figure | None:
 def _classes(s: Scene) -> Figure | None:
     if not s.model.by_class or s.model.prior is None or s.model.num_classes is None:
         return None
-    shown, columns = min(s.model.num_classes, ROWS), 10
+    shown, columns = min(s.model.num_classes, ROWS), 10 if discrete.fitted(s.model) is None else 16
     labels = torch.arange(shown).repeat_interleave(columns)
     if s.model.prior.classes is None:
         z = torch.cat([*coding.draws(s.model, columns, SEED)] * shown)  # a draw per column
     else:
         z = torch.cat([*coding.draws(s.model, len(labels), SEED, labels=labels)])
     made = coding.decode(s.model, z, labels, s.data.pixel_range)
-    return images.classes(made.unflatten(0, (shown, columns)), s.classes[:shown])
+    title = discrete.title(s.model, "Samples of each class")
+    return images.classes(made.unflatten(0, (shown, columns)), s.classes[:shown], title)
 
 
 def _levels(s: Scene) -> Figure | None:
@@ -355,6 +361,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "classes": _classes,
     "levels": _levels,
     "temperatures": discrete.temperatures,
+    "nearest": discrete.nearest,
     "prior_loss": discrete.prior_loss,
     "traversals": _traversals,
     "interpolations": _interpolations,

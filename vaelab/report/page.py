@@ -54,6 +54,16 @@ def picture(path: Path) -> Picture:
     return Picture(_source(path.read_bytes()), round(width * scale), round(height * scale))
 
 
+def description(path: Path) -> str | None:
+    """Returns the word on a PNG that `style.save` has put into it; None if there is none, or no such file."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("Description")
+
+
 def thumbnail(path: Path) -> Picture:
     """Embeds a small version of a PNG, of a few kilobytes."""
     from PIL import Image

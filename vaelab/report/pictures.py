@@ -75,6 +75,11 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "A row per temperature, columns from the same noise: below 1 samples are more typical and vary less, above "
             "1 they vary more and break.",
         ),
+        "nearest": (
+            "Nearest training images",
+            "Samples, and below each the training image that is nearest in pixels: distances far below those of "
+            "validation images are samples that the model knows by heart.",
+        ),
         "prior_loss": (
             "Loss of each position",
             "What the code at each position costs, given those before it in reading order, as a mean over validation "

@@ -15,7 +15,7 @@ from vaelab.core.words import duration, number
 from vaelab.evaluation.comparison.compared import is_outdated
 from vaelab.evaluation.findings.health import findings_of, not_judged
 from vaelab.report import pictures
-from vaelab.report.page import HERE, render
+from vaelab.report.page import HERE, description, render
 from vaelab.runs import Files
 
 STATES = {
@@ -37,15 +37,14 @@ UNSOUND = {
 }
 
 
-def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True, prior: str | None = None) -> str:
+def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> str:
     """Renders the page of the run in `folder`, from its files.
 
     explorer: the payload of explorer.js; None for no explorer. sound: False of a model that has NaN or infinite
-    numbers, which the page then says. prior: words of a fitted one that samples are drawn from. Raises UserError if a
-    file is damaged.
+    numbers, which the page then says. Raises UserError if a file is damaged.
     """
     config, summary = runs.read_config(folder), runs.read_summary(folder)
-    evaluation, evaluated = _evaluation(folder, summary)
+    evaluations = _evaluations(folder, summary)
     captions = pictures.CAPTIONS
     if summary.get("data", {}).get("val") == 0:
         captions = pictures.of_training_images(captions)
@@ -58,11 +57,11 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True, pri
         notices=[
             *state(folder, summary),
             *([] if sound else [UNSOUND]),
-            *([_drawn_from(prior)] if prior else []),
-            *verdicts(folder, summary, evaluation),
+            *_drawn_from(folder, [evaluation for evaluation, _ in evaluations]),
+            *verdicts(folder, summary, [evaluation for evaluation, _ in evaluations]),
         ],
         metrics=_metrics(summary),
-        evaluation=evaluated,
+        evaluations=[shown for _, shown in evaluations],
         explorer=explorer if scripts else None,
         groups=pictures.groups(Files(folder).figures, captions),
         again=again(config),
@@ -116,19 +115,32 @@ def state(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
              "lines": [line for line in lines if line], "command": command}]  # fmt: skip
 
 
-def _drawn_from(prior: str) -> dict[str, Any]:
-    """Returns a notice that samples are drawn from a prior that was fitted afterwards. prior: its words."""
-    lines = [
-        f"They are drawn from {prior}. The metrics of an evaluation on this page are under the model's own prior: "
-        "vaelab eval with prior= measures under this one, into a file of its own."
-    ]
-    return {"kind": "plain", "title": "Samples of a fitted prior", "lines": lines, "command": None}
+def _drawn_from(folder: Path, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a notice if the samples of the page are drawn from a prior that was fitted afterwards."""
+    words = description(Files(folder).figure("samples"))
+    if words is None:
+        return []
+    lines = [f"They are drawn from {words}. Each table of an evaluation says which prior it is under."]
+    if words not in [_prior_of(evaluation).get("words") for evaluation in evaluations]:
+        lines = [f"They are drawn from {words}, under which vaelab eval with prior= measures; it has not yet."]
+    return [{"kind": "plain", "title": "Samples of a fitted prior", "lines": lines, "command": None}]
 
 
-def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns notices with the findings of training and of the evaluation, or that nothing was found, or not judged."""
+def _prior_of(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Returns name and words of the fitted prior that an evaluation is under; {} for the model's own."""
+    return evaluation.get("prior", {})
+
+
+def _source(evaluation: dict[str, Any]) -> str:
+    """Says what found something: the evaluation, or the one under a fitted prior."""
+    prior = _prior_of(evaluation)
+    return f"evaluation under prior={prior['name']}" if prior else "evaluation"
+
+
+def verdicts(folder: Path, summary: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns notices with the findings of training and of evaluations, or that nothing was found, or not judged."""
     by_code: dict[str, dict[str, Any]] = {}
-    sources = {"training": findings_of(summary), "evaluation": evaluation.get("findings")}
+    sources = {"training": findings_of(summary)} | {_source(found): found.get("findings") for found in evaluations}
     for source, findings in sources.items():
         for finding in findings or []:
             notice = by_code.setdefault(
@@ -139,7 +151,7 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) 
     notices = [
         {**notice, "lines": [*notice["lines"], notice["remedy"]], "command": None} for notice in by_code.values()
     ]
-    lines = [f"{name}: {verdict}" for name, verdict in evaluation.get("verdicts", {}).items()]
+    lines = [f"{name}: {verdict}" for found in evaluations for name, verdict in found.get("verdicts", {}).items()]
     if lines:
         notices.append({"kind": "plain", "title": "The evaluation's verdicts", "lines": lines, "command": None})
     looked = [source for source, findings in sources.items() if findings is not None]
@@ -149,7 +161,7 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluation: dict[str, Any]) 
                         "lines": [f"The health checks of {where} found nothing wrong."], "command": None})  # fmt: skip
     if "training" not in looked and summary.get("status") in ("finished", "trained"):
         notices.append({"kind": "plain", "title": "Not judged", "lines": [not_judged(summary)], "command": None})
-    if summary.get("status") == "finished" and not evaluation:
+    if summary.get("status") == "finished" and not evaluations:
         notices.append({"kind": "plain", "title": "Not evaluated",
                         "lines": ["This measures the likelihood, the latent space, samples and more:"],
                         "command": shlex.join(["vaelab", "eval", f"run={folder}"])})  # fmt: skip
@@ -186,23 +198,26 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     return {"parts": parts, "rows": rows, "notes": notes}
 
 
-def _evaluation(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns the evaluation of a run and what the page shows of it: none if outdated. Raises UserError if damaged."""
-    evaluation = runs.read_evaluation(folder, "test")
-    try:
-        if evaluation and is_outdated(evaluation["checkpoint"], summary.get("best", {})):
-            evaluation = {}
-        return evaluation, _evaluated(evaluation)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise damaged(Files(folder).evaluation("test"), why, "delete it, and run vaelab eval again") from error
+def _evaluations(folder: Path, summary: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns the evaluations of a run that are not outdated, and what the page shows of each.
+
+    First that under the model's own prior, then those under fitted ones. Raises UserError if one is damaged.
+    """
+    found = []
+    for prior in (None, *Files(folder).fitted):
+        evaluation = runs.read_evaluation(folder, "test", prior)
+        try:
+            if evaluation and not is_outdated(evaluation["checkpoint"], summary.get("best", {})):
+                found.append((evaluation, _evaluated(evaluation)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            path = Files(folder).evaluation("test", prior)
+            raise damaged(path, why, "delete it, and run vaelab eval again") from error
+    return found
 
 
-def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Returns the metrics of evaluation.json, each with its standard error: the main ones and the others."""
-    if not evaluation:
-        return None
-
     metrics, point = evaluation["figures"], evaluation["checkpoint"]
     rows = {
         name: (name, number(value), number(metrics[f"{name}_se"]) if f"{name}_se" in metrics else "")
@@ -210,11 +225,14 @@ def _evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
         if value is not None and not (name.endswith("_se") and name.removesuffix("_se") in metrics)
     }
     main = [rows.pop(name) for name in MAIN if name in rows]
+    prior = _prior_of(evaluation)
+    under = f", under {prior['words']}" if prior else ""
     heading = (
         f"vaelab eval on {evaluation['images']:,} images of {evaluation['split']}, {point['name']} checkpoint "
-        f"(epoch {point['epoch']}). Likelihoods are in nats per image."
+        f"(epoch {point['epoch']}){under}. Likelihoods are in nats per image."
     )
-    return {"heading": heading, "main": main, "others": list(rows.values())}
+    title = f"Evaluation under prior={prior['name']}" if prior else "Evaluation"
+    return {"title": title, "heading": heading, "main": main, "others": list(rows.values())}
 
 
 def again(config: dict[str, Any]) -> str:
