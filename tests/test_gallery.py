@@ -19,7 +19,8 @@ from vaelab.runs.trained import Trained
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
 CONTINUOUS = {"traversals", "interpolations", "latents"}
-DISCRETE = {"codes", "code_vectors", "code_patches", "code_maps"}
+DISCRETE = {"codes", "code_maps"}
+ONE_LEVEL, LEVELS = {"code_vectors", "code_patches"}, {"code_levels"}
 
 
 def expected(run):
@@ -31,7 +32,8 @@ def expected(run):
     found |= {"code_usage"} if (run / "code_counts.csv").exists() else set()
     found |= {"uncertainty"} if model.blank().density else set()
     found |= {"dimensions"} if model.blank().factorised is not None else set()
-    found |= {"levels"} if len(model.layout.levels) > 1 else set()
+    several = len(model.layout.levels) > 1
+    found |= (LEVELS if several else ONE_LEVEL) if model.layout.codes else {"levels"} if several else set()
     found |= {"classes"} if model.conditional and model.prior is not None else set()
     return found | ({"schedule"} if config["schedule"] else set())
 
