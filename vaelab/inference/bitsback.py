@@ -56,7 +56,7 @@ def require(model: Model, binary: bool) -> None:
     if model.blank().factorised is None:
         raise UserError(
             f"run: {name} gives no diagonal Gaussian for an image, and its latents can be coded by nothing else\n"
-            "take a run of model=vae posterior=gaussian, or of model=vqvae"
+            "take a run of model=vae, or of model=vqvae"
         )
     if not isinstance(prior := model.require_prior(), StandardNormal):
         raise UserError(f"prior: the latents of {name} are coded by N(0, I), and not by {prior.words}: leave it out")
