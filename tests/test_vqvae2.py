@@ -157,6 +157,7 @@ def test_it_is_trained_given_a_prior_measured_and_sampled(train, command, monkey
     levels = [level.name for level in vaelab.load(result.run).layout.levels]
     for name in ("perplexity", "codebook_usage"):
         assert all(result.series(f"train/{name}_{level}") for level in levels)
+    assert f'"level":"{levels[0]}"' in (result.run / "report.html").read_text()
     for name in "abc":
         Image.effect_noise((8, 8), 60).save(f"{name}.png")
     quick = ["device=cpu", "generated=100", "sections=[likelihood,codebook,samples]"]

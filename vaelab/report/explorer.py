@@ -81,7 +81,8 @@ def payload(
         "originals": sheet(to_unit(images[starts.to(images.device)], pixel_range)),
     }
     if used is None:
-        page |= {"map": list(layout.levels[0].shape), "codes": layout.codes}  # of several levels, the first one's
+        first, several = layout.levels[0], len(layout.levels) > 1
+        page |= {"map": list(first.shape), "codes": layout.codes, "level": first.name if several else None}
         label = own[:1] if own is not None and model.conditional else None
         made = None if carried else _sheet_of_codes(codes[starts[0]], codes, layout, label, decoded)
         page["starts"] = codes[starts].flatten(1).tolist()

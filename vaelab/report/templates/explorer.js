@@ -430,7 +430,7 @@
       button("Random codes", () => everywhere(() => random(data.codes))),
     ];
     return group(
-      "Map of codes: choose a cell, then its code",
+      `Map of codes${data.level ? ` of the first level, ${data.level}` : ""}: choose a cell, then its code`,
       map,
       el("div", { className: "ex-code" }, where, range, number),
       decode ? el("div", { className: "ex-buttons" }, ...buttons) : null,
