@@ -108,6 +108,19 @@ def test_any_posterior_is_taken(mean, logvar):
     assert torch.equal(bitsback.decode(model, bitsback.encode(model, images, None).words, 20, None), images)
 
 
+def test_rounding_depends_on_no_order_in_memory_and_no_number_of_threads(monkeypatch, two_threads):
+    """Files decode to another order than an image file has; a convolution rounds otherwise in it."""
+    model, images, seen = vae(), drawn(20), []
+    for name in ("encode", "decode"):
+        apply = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda x, y, f=apply: seen.append((x, torch.get_num_threads())) or f(x, y))
+    channels_last = torch.from_numpy(images.permute(0, 2, 3, 1).numpy().copy()).permute(0, 3, 1, 2)
+    words = bitsback.encode(model, channels_last, None).words
+    assert torch.equal(bitsback.decode(model, words, 20, None), images)
+    assert all(x.stride() == torch.empty(x.shape).stride() and threads == 1 for x, threads in seen)
+    assert len(seen) == 8
+
+
 def test_a_conditional_model_is_told_the_labels():
     model, images, labels = vae(condition=partial(Label, dim=4)), drawn(20), torch.arange(20) % 3
     words = bitsback.encode(model, images, labels).words

@@ -33,6 +33,7 @@ class Walk:
         return self
 
     def next(self, indices):
+        assert torch.get_num_threads() == 1
         before = self.labels if indices is None else indices
         logits = torch.full((len(before), self.classes), 0.1 / 3).log()
         return logits.scatter(1, before[:, None], torch.tensor(0.9).log().expand(len(before), 1))
@@ -67,7 +68,7 @@ def test_each_level_has_frequencies_of_its_own():
 
 
 @pytest.mark.parametrize("count", [1, 64, 150])
-def test_codes_by_a_prior_come_back_at_its_rate(count):
+def test_codes_by_a_prior_come_back_at_its_rate(count, two_threads):
     codes, labels = walks(count)
     words, bits = entropy.encode(entropy.by_prior(codes, Walk(), labels))
     each = -0.9 * np.log2(0.9) - 0.1 * np.log2(0.1 / 3)

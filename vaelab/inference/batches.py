@@ -27,6 +27,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread of the processor: sums of several round otherwise, as many as there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model in evaluation mode without gradients; afterwards each of its parts is in the mode it was in."""
     with evaluation_mode(model), torch.no_grad():

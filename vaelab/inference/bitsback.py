@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vaelab.core.errors import UserError
 from vaelab.inference import entropy
-from vaelab.inference.batches import evaluating
+from vaelab.inference.batches import evaluating, one_thread
 from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import StandardNormal
 
@@ -72,10 +72,10 @@ def encode(model: Model, pixels: Tensor, labels: Tensor | None) -> Coded:
     bernoulli, size = entropy.library().model.Bernoulli(perfect=False), math.prod(model.layout.shape)
     start = np.ones(2 + min(len(pixels), BLOCK) * size, np.uint32)  # more than is needed, and random once it is masked
     coder, initial, bits = entropy.library().stack.AnsCoder(start), 0, 0.0
-    with evaluating(model):
+    with evaluating(model), one_thread():
         for rows in tqdm(_blocks(len(pixels)), desc="coding", unit="block", delay=2, leave=False, disable=None):
             x, given = pixels[rows], _on(model, labels, rows)
-            posterior = model.encode(x.to(model.device).float(), given)
+            posterior = model.encode(_seen(x, model), given)
             coder = _masked(coder, rows.start, len(x) * size)
             z = np.array([coder.decode(cell) for cell in _cells(posterior)], np.int32)
             if not initial:  # what the first block left is not needed: the last two words are the coder's state
@@ -98,13 +98,13 @@ def decode(model: Model, words: bytes, count: int, labels: Tensor | None) -> Ten
     coder = entropy.library().stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
     bernoulli, size = entropy.library().model.Bernoulli(perfect=False), math.prod(model.layout.shape)
     pixels = torch.empty(count, *model.shape, dtype=torch.uint8)
-    with evaluating(model):
+    with evaluating(model), one_thread():
         for rows in tqdm(_blocks(count)[::-1], desc="decoding", unit="block", delay=2, leave=False, disable=None):
             x, given = pixels[rows], _on(model, labels, rows)
             z = coder.decode(_prior(), len(x) * size)
             found = coder.decode(bernoulli, _probabilities(model, model.decode(_latents(z, model), given)))
             x.copy_(torch.from_numpy(found).view_as(x))
-            cells = _cells(model.encode(x.to(model.device).float(), given))
+            cells = _cells(model.encode(_seen(x, model), given))
             for cell, value in zip(reversed(cells), reversed(z.tolist()), strict=True):
                 coder.encode_reverse(value, cell)
             coder = _masked(coder, rows.start, len(x) * size)
@@ -121,6 +121,11 @@ def _masked(coder: Any, start: int, count: int) -> Any:
     upper = words[-1 - count : -1]  # the last one must not become 0
     upper ^= np.random.default_rng((SEED, start)).integers(0, 2**32, len(upper), dtype=np.uint32)
     return entropy.library().stack.AnsCoder(words)
+
+
+def _seen(pixels: Tensor, model: Model) -> Tensor:
+    """Copies the pixels of a block for the model: in one order in memory, on which a convolution's rounding depends."""
+    return torch.empty(pixels.shape, device=model.device).copy_(pixels)
 
 
 def _on(model: Model, labels: Tensor | None, rows: slice) -> Tensor | None:

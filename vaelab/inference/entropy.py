@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vaelab.core.errors import UserError
+from vaelab.inference.batches import one_thread
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -73,6 +74,7 @@ def by_prior(codes: Codes, prior: Autoregressive, labels: torch.Tensor | None) -
             chosen = chosen.to(prior.place.device)
 
 
+@one_thread()
 def encode(steps: Iterator[Step]) -> tuple[bytes, float]:
     """Encodes the codes of all steps. Returns the file's words, and the bits that their probabilities ask for."""
     model, encoder, bits = library().model, library().queue.RangeEncoder(), 0.0
@@ -83,6 +85,7 @@ def encode(steps: Iterator[Step]) -> tuple[bytes, float]:
     return encoder.get_compressed().astype("<u4").tobytes(), bits
 
 
+@one_thread()
 def decode(words: bytes, steps: Iterator[Step]) -> None:
     """Decodes what `encode` made into the codes of all steps. Raises AssertionError where they cannot be meant."""
     model = library().model
