@@ -15,6 +15,8 @@ CASES = {
     "model=vea": ("did you mean vae?",),
     "model.beta=2": ("it belongs to model=beta",),
     "codebook=ema": ("model=vqvae",),
+    "model=vqvae codebook=fsq codebook.restart_after=3": ("it belongs to codebook=cosine, ema and gradient\n",),
+    "model=vqvae codebook=none": ("codebook=none: this model needs one: codebook=cosine, ema, ", " or simvq"),
     "model.latent_dim=abc": ("model.latent_dim", "integer"),
     "model.latent_dim=0": ("model.latent_dim=0", "greater than 0"),
     "model.latent_dim=2.5": ("model.latent_dim", "integer"),

@@ -43,6 +43,8 @@ def test_a_class_is_found_by_its_name_before_its_number(classes, label, number):
 def test_what_is_no_class_is_told_with_what_there_is():
     with pytest.raises(UserError, match=r"label=cta: did you mean cat\? the model's classes are cat, dog"):
         Classes(2, ["cat", "dog"]).require("cta")
+    with pytest.raises(UserError, match="label=10: the model's classes are 0 to 9"):
+        Classes(10, [str(k) for k in range(10)]).require(10)  # and not: did you mean 1?
     with pytest.raises(UserError, match="label=7: the model's classes are 0 to 3"):
         Classes(4, list("0123")).require(7)
 

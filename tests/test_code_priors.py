@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vaelab.cli import main
 from vaelab.core.conf import CONF
 from vaelab.core.config import build, target_of
 from vaelab.core.errors import UserError
+from vaelab.figures import images
 from vaelab.inference import coding
 from vaelab.nn.priors import Latents
 from vaelab.nn.priors.autoregressive import Stepper
@@ -222,7 +224,7 @@ def test_it_stops_without_a_better_epoch_and_keeps_the_best():
     """Held-out maps are the opposite of those that are learned from: each epoch is worse than none."""
     z = torch.zeros(200, 2, 3, dtype=torch.int64)
     prior, said = fitted("transformer", z, 1 + z[:20], epochs=9, patience=2)
-    assert "epoch 0 of 2 is the best" in said
+    assert "none of 2 epochs is better than the untrained prior, which is kept" in said
     torch.testing.assert_close(prior.log_prob(z[:1]), torch.tensor([-6 * math.log(4)]))
 
 
@@ -307,8 +309,11 @@ def test_a_vqvae_is_sampled_from_a_prior_that_is_fitted_to_its_codes(vaelab, nam
 def test_which_prior_is_taken_where_there_are_several(vaelab):
     for name in OVER_CODES:
         fit(vaelab, name, "max_images=200", "prior.labels=false")
-    _, out, _ = vaelab("sample", "run=vqvae", "n=4", "out=a.npz")
-    assert f"add {' or '.join(f'prior={name}' for name in OVER_CODES)}" in out
+    choices = [f"prior={name}" for name in OVER_CODES]
+    for command in (["sample", "n=4", "out=a.npz"], ["report", "device=cpu"]):
+        code, out, err = vaelab(*command, "run=vqvae")
+        assert code == 0, err
+        assert f"none of those that were fitted to its codes is taken by itself: add {' or '.join(choices)}\n" in out
     assert priors.fitted_to(Path("vqvae"), load("told")) == []
     says = ["label=3", "VQVAE takes no labels", "vaelab prior"]
     vaelab.refused("sample", "run=vqvae", f"prior={OVER_CODES[0]}", "label=3", says=says)
@@ -317,6 +322,29 @@ def test_which_prior_is_taken_where_there_are_several(vaelab):
     code, out, _ = vaelab("sample", "run=told", "n=4", "out=a.npz")
     assert code == 0
     assert "vaelab prior run=told" in out
+
+
+def test_what_samples_are_is_said_in_the_line_and_above_the_picture(vaelab, monkeypatch):
+    out, titles = fit(vaelab, "pixelcnn", "max_images=1"), []
+    assert "this fits the prior to 1 image, which tells it nothing of others" in out
+    assert "fitted to the codes of 1 image\n" in out
+    show = images.Sheet.figure
+    monkeypatch.setattr(images.Sheet, "figure", lambda self, title=None: titles.append(title) or show(self, title))
+    source = "drawn from a PixelCNN fitted to the codes of 1 image\n"
+    for given, line, title in (
+        ("n=1", f"1 sample of vqvae-digits, classes 0 to 9 in turn, {source}", "samples, prior pixelcnn"),
+        ("n=2 label=7", f"2 samples of vqvae-digits, as 7, {source}", "samples of class 7, prior pixelcnn"),
+        (
+            "n=8 label=all temperature=0.7 top_k=3",
+            "10 samples of vqvae-digits (n=8 is no multiple of the 10 classes), 1 of each class, from the same noise, "
+            f"temperature 0.7, of the 3 most probable codes, {source}",
+            "samples of each class, temperature 0.7, of the 3 most probable codes, prior pixelcnn",
+        ),
+    ):
+        code, out, err = vaelab("sample", "run=vqvae", *given.split())
+        assert code == 0, err
+        assert line in out
+        assert titles[-1] == f"vqvae-digits: {title}"
 
 
 def test_a_conditional_model_is_drawn_from_a_prior_of_all_classes(vaelab):
@@ -348,7 +376,11 @@ def test_a_fit_of_a_run_goes_on_where_it_was_ended(vaelab, monkeypatch):
     assert not path.exists()
     left = Files(Path("vqvae")).unfinished_prior("pixelcnn")
     kept = left.read_bytes()
-    assert "goes on after epoch 2" in fit(vaelab, "pixelcnn", "prior.epochs=3")
+    saved = torch.load(left, weights_only=True)
+    torch.save(saved | {"seconds": saved["seconds"] + 1000}, left)
+    out = fit(vaelab, "pixelcnn", "prior.epochs=3")
+    assert "goes on after epoch 2" in out
+    assert float(re.search(r", (\d+\.\d) s$", out, re.MULTILINE)[1]) >= 1000  # with what was before
     assert path.read_bytes() == whole
     assert not left.exists()
     left.write_bytes(kept)

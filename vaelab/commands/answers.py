@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from vaelab.core.conf import CONF
+from vaelab.core.conf import CONF, options
 from vaelab.core.errors import UserError
+from vaelab.core.words import listed
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Extra of the package that each launcher needs."""
@@ -90,12 +91,8 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
 def _option(key: str, value: str) -> str:
     """Recognises an option that was given to a key of its group: dataset.name=mnist is dataset=mnist."""
     group = key.partition(".")[0]
-    there = "." in key and value in _options(group)
+    there = "." in key and value in options(group)
     return f"; did you mean {group}={value}?" if there else ""
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
 
 
 def _elsewhere(key: str, known: Sequence[str]) -> str:
@@ -103,7 +100,7 @@ def _elsewhere(key: str, known: Sequence[str]) -> str:
     group, _, rest = key.partition(".")
     first = rest.partition(".")[0]
     having = [] if f"{group}.{first}" in known else _having(group, first)
-    return f"; it belongs to {' and '.join(having)}" if having else ""
+    return f"; it belongs to {group}={listed(having)}" if having else ""
 
 
 def _having(group: str, key: str) -> list[str]:
@@ -111,7 +108,7 @@ def _having(group: str, key: str) -> list[str]:
     import yaml
 
     files = sorted((CONF / group).glob("*.yaml")) if key else []
-    return [f"{group}={path.stem}" for path in files if key in (yaml.safe_load(path.read_text()) or {})]
+    return [path.stem for path in files if key in (yaml.safe_load(path.read_text()) or {})]
 
 
 def _near(key: str, known: Sequence[str]) -> str:
@@ -123,15 +120,15 @@ def _near(key: str, known: Sequence[str]) -> str:
     if beside:
         return f"; {parent} has {', '.join(beside)}"
     if parent in known:
-        options = _options(parent)
-        return f"; {parent} has no keys as it is" + (f": {parent}= takes {', '.join(options)}" if options else "")
+        choices = options(parent)
+        return f"; {parent} has no keys as it is" + (f": {parent}= takes {', '.join(choices)}" if choices else "")
     leaves = [k for k in known if not any(other.startswith(f"{k}.") for other in known)]
     for names in (f".{last}", f"_{last}"):
         if found := [k for k in leaves if k.endswith(names)]:
             return f"; did you mean {found[0]}?"
     for group in ("model", *sorted(path.name for path in CONF.iterdir() if path.is_dir())):
         if not parent and (having := _having(group, last)):
-            return f"; did you mean {group}.{last}? It belongs to {' and '.join(having)}"
+            return f"; did you mean {group}.{last}? It belongs to {group}={listed(having)}"
     near = difflib.get_close_matches(key, known, 1, 0.65)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -10,6 +10,11 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """The configuration folder: inside the installed package, beside it in a checkout."""
 
 
+def options(group: str) -> list[str]:
+    """Lists the options of a group, in the order of the alphabet."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
+
+
 def target_names() -> dict[str, str]:
     """Maps the `_target_` of each model, data set, likelihood and prior to its name on the command line."""
     files = [path for group in ("model", "dataset", "likelihood", "prior") for path in (CONF / group).glob("*.yaml")]

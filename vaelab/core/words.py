@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -18,6 +19,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(count: int, thing: str) -> str:
+    """Counts things: `1 image`, `2,000 images`."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Lists words as a sentence does: `a`, `a and b`, `a, b and c`."""
+    return f" {last} ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
 
 
 def wrapped(text: str, indent: int = 2) -> str:

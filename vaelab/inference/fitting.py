@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from vaelab import __version__, runs
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.randomness import seed_of, seeded
+from vaelab.core.words import counted
 from vaelab.inference.batches import batch_size, evaluating
 from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import Latents
@@ -130,13 +130,11 @@ def fit(trained: Trained, asked: Asked) -> Prior:
     check_fits(trained, asked)
     asked = asked._replace(of=asked.of or ("draws" if trained.model.blank().density else "means"))
     codes = _codes(trained, asked)
-    started = time.monotonic()
     prior, how = _fitted(trained, asked, codes)
-    took = time.monotonic() - started
     worth = {split: _worth(trained, prior, found, asked) for split, found in codes.items()}
     about = _about(trained, asked) | {"worth": {split: found._asdict() for split, found in worth.items()}}
     path = priors.write(trained.folder, asked.name, prior, about)
-    _report(trained, asked, prior, f"{how}, {took:.1f} s", worth)
+    _report(trained, asked, prior, how, worth)
     print(f"prior: {path}")
     return prior
 
@@ -159,11 +157,13 @@ def _fitted(trained: Trained, asked: Asked, codes: dict[str, Encoded]) -> tuple[
         name: Latents(latents(found.posterior, asked.of, asked.seed), found.labels) for name, found in codes.items()
     }
     kept = priors.Unfinished(trained.folder, asked.name, about | {"max_images": asked.max_images})
+    if len(parts["train"].z) == 1:
+        print("max_images: this fits the prior to 1 image, which tells it nothing of others")
     how = prior.fit(parts["train"].z, asked.seed, parts["train"].labels, parts.get("val"), kept)
     posterior = codes["train"].posterior
     what = "draws of q(z|x)" if asked.of == "draws" else "posterior means" if posterior.density else "codes"
-    prior.words += f" fitted to the {what} of {len(posterior):,} images"
-    return prior.eval(), how
+    prior.words += f" fitted to the {what} of {counted(len(posterior), 'image')}"
+    return prior.eval(), f"{how}, {kept.seconds:.1f} s"
 
 
 def _worth(trained: Trained, prior: Prior, codes: Encoded, asked: Asked) -> Worth:

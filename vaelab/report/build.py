@@ -37,8 +37,10 @@ def of_folder(
     from vaelab.runs.trained import Trained
 
     trained = Trained(folder, checkpoint, device, root, prior, trust)
-    if prior is None and (taken := priors.stand_in(trained.folder, trained.model, trained.checkpoint)).name and figures:
-        print(taken.words)
+    if prior is None:
+        taken = priors.stand_in(trained.folder, trained.model, trained.checkpoint)
+        if figures and taken.words and Files(trained.folder).fitted:
+            print(taken.words)
     of_run(folder, trained.model, trained.data, out, figures)
 
 

@@ -48,7 +48,7 @@ class Classes(NamedTuple):
         """Finds the number of the class that `label=` names. Raises UserError if there is none."""
         number = self.find(label)
         if number is None:
-            near = difflib.get_close_matches(str(label), self.names or [], 1)
+            near = [] if str(label).isdecimal() else difflib.get_close_matches(str(label), self.names or [], 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"label={label}: {hint}the model's classes are {self.words}")
         return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,6 +68,12 @@ class Unfinished:
 
     def __init__(self, run: Path, name: str, fit: dict[str, Any]):
         self.path, self.fit = Files(run).unfinished_prior(name), json.dumps(fit, sort_keys=True)
+        self.started, self.before = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the fit has taken, with what was before an interruption."""
+        return self.before + time.monotonic() - self.started
 
     def load(self) -> dict[str, Any]:
         """What was saved last by this very fit; {} if there is nothing, or it is damaged."""
@@ -82,6 +89,7 @@ class Unfinished:
         if not isinstance(saved, dict) or saved.get("fit") != self.fit:
             print(f"{self.path} is of a fit with other settings: this one begins anew")
             return {}
+        self.before = saved.get("seconds", 0.0)
         return saved["state"]
 
     def save(self, state: dict[str, Any]) -> None:
@@ -90,7 +98,7 @@ class Unfinished:
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole(self.path) as partial:
-            torch.save({"fit": self.fit, "state": state}, partial)
+            torch.save({"fit": self.fit, "state": state, "seconds": self.seconds}, partial)
 
 
 class Taken(NamedTuple):
@@ -110,7 +118,7 @@ def stand_in(run: Path, model: Model, checkpoint: str) -> Taken:
         return Taken(known[0], f"prior={known[0]} is taken, the one that was fitted to this checkpoint")
     if known:
         choice = " or ".join(f"prior={name}" for name in known)
-        return Taken(None, f"{own}: add {choice}, which were fitted to its codes")
+        return Taken(None, f"{own}, for none of those that were fitted to its codes is taken by itself: add {choice}")
     name = fitting(model.layout)[0]
     return Taken(None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes")
 

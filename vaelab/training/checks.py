@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaelab.core.conf import target_names
+from vaelab.core.conf import options, target_names
 from vaelab.core.errors import UserError
+from vaelab.core.words import listed
 from vaelab.runs.jobs import MAY_MOVE
 from vaelab.runs.layout import Files
 from vaelab.runs.records import read_summary
@@ -99,11 +100,25 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     for section in sorted(
         config.keys() - {"trainer"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
     ):
+        if section == "model":
+            _check_needed(config)
         check(config[section], section, _wanted(section))
     _check_parts_of_trainer(config["trainer"])
     check_accelerator(config["trainer"]["accelerator"])
     if config["resume"] is not None:
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))
+
+
+def _check_needed(config: dict[str, Any]) -> None:
+    """Raises UserError for a part that the model cannot do without, and that is none."""
+    from vaelab.core.config import target_of
+
+    parameters = inspect.signature(target_of(config["model"], "model")).parameters
+    for part in PARTS:
+        needed = part in parameters and parameters[part].default is inspect.Parameter.empty
+        if needed and part in config["model"] and not config[part]:
+            choices = [name for name in options(part) if name != "none"]
+            raise UserError(f"{part}=none: this model needs one: {part}={listed(choices, 'or')}")
 
 
 def _wanted(section: str) -> Any:

@@ -12,6 +12,7 @@ from vaelab.commands import command
 from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from vaelab.core.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +68,13 @@ def job(config: Any) -> None:
         style.save(_drawing(trained, asked, list(batches)), path)
     else:
         viewing.write_images(path, kind, count, batches)
-    source = f" from {trained.model.require_prior().words}" if asked.fitted else ""
-    print(f"{count:,} samples of {trained.config['run']['name']}{_classes(trained, asked, count)}{source}")
+    source = [f"drawn from {trained.model.require_prior().words}"] if asked.fitted else []
+    rounded = f" (n={asked.n} is no multiple of the {trained.model.classes} classes)" if count != asked.n else ""
+    words = [
+        f"{counted(count, 'sample')} of {trained.config['run']['name']}{rounded}",
+        *_classes(trained, asked, count),
+    ]
+    print(", ".join([*words, *_manner(asked), *source]))
     print(f"{kind}: {path}")
 
 
@@ -139,13 +145,21 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
 
     model = trained.model
     images = torch.cat([images for images, _ in batches])
+    of = "" if asked.label is None else " of each class"
+    if asked.label not in (None, "all"):
+        of = f" of class {trained.classes.name(int(asked.label))}"
+    words = [f"{trained.config['run']['name']}: samples{of}", *_manner(asked)]
+    title = ", ".join([*words, *([f"prior {asked.fitted}"] if asked.fitted else [])])
     if asked.label == "all":
-        classes = model.classes
-        return figures.classes(images.unflatten(0, (classes, -1)), [trained.classes.name(k) for k in range(classes)])
-    title = f"{trained.config['run']['name']}: samples"
-    title += "" if asked.label is None else f" of class {trained.classes.name(int(asked.label))}"
-    title += f", prior {asked.fitted}" if asked.fitted else ""
+        names = [trained.classes.name(k) for k in range(model.classes)]
+        return figures.classes(images.unflatten(0, (model.classes, -1)), names, title)
     return figures.samples(images, _columns(model, asked, len(images)), title)
+
+
+def _manner(asked: Options) -> list[str]:
+    """How the draws were made other than by default, in words."""
+    temperature = [f"temperature {asked.temperature:g}"] if asked.temperature != 1 else []
+    return [*temperature, *([f"of the {asked.top_k} most probable codes"] if asked.top_k else [])]
 
 
 def _columns(model: Model, asked: Options, count: int) -> int:
@@ -156,14 +170,15 @@ def _columns(model: Model, asked: Options, count: int) -> int:
     return model.classes if in_turn else max(8, round(count**0.5))
 
 
-def _classes(trained: Trained, asked: Options, count: int) -> str:
+def _classes(trained: Trained, asked: Options, count: int) -> list[str]:
+    """Which classes the samples are of, in words; nothing of a model that is not told any."""
     model = trained.model
     if not model.by_class:
-        return ""
+        return []
     if asked.label is None:
-        return f", classes {trained.classes.words} in turn"
+        return [f"classes {trained.classes.words} in turn"]
     each = count // model.classes
     if asked.label == "all":
         same = f"{each} draws of z" if model.require_prior().classes is None else "noise"
-        return f", {each} of each class, from the same {same}"
-    return f" as {trained.classes.name(int(asked.label))}"
+        return [f"{each} of each class", f"from the same {same}"]
+    return [f"as {trained.classes.name(int(asked.label))}"]

@@ -60,7 +60,10 @@ def learn(prior: Autoregressive, known: Latents, held_out: Latents | None, seed:
             )
     prior.load_state_dict(best)
     each, alike = state["least"] / prior.positions, math.log(prior.codes)
-    return f"epoch {state['best']} of {state['epoch']} is the best: {each:.4f} nats per code, where ln K = {alike:.4f}"
+    found = f"{each:.4f} nats per code, where ln K = {alike:.4f}"
+    if state["best"] == 0:
+        return f"none of {state['epoch']} epochs is better than the untrained prior, which is kept: {found}"
+    return f"epoch {state['best']} of {state['epoch']} is the best: {found}"
 
 
 def _split(known: Latents, seed: int) -> tuple[Latents, Latents]:
