@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from vaelab.core.config import build, target_of
 from vaelab.core.errors import UserError
 from vaelab.figures import images
 from vaelab.inference import coding
+from vaelab.nn.layouts import Layout, Level
 from vaelab.nn.priors import Latents
 from vaelab.nn.priors.autoregressive import Stepper
-from vaelab.report import discrete, gallery
+from vaelab.report import discrete, gallery, resampling
 from vaelab.runs import Files, load, priors, read_evaluation
 from vaelab.runs.trained import Trained
 
@@ -461,10 +463,11 @@ def test_the_page_says_what_samples_are_drawn_from_and_shows_each_evaluation(vae
     quick, figures = ["run=vqvae", "device=cpu", "sections=[likelihood]"], Path("vqvae/figures")
     assert vaelab("report", "run=vqvae", "device=cpu")[0] == 0
     assert "They are drawn from a PixelCNN" in page.read_text()
-    assert "it has not yet" in page.read_text()
+    assert "no evaluation under it" in page.read_text()
     assert vaelab("eval", *quick)[0] == 0
     text = page.read_text()
     assert "They are drawn from a PixelCNN" in text
+    assert '"choices":[[[' in text  # of the explorer, under the fitted prior
     assert "<h3>Evaluation</h3>" in text
     assert own not in text
     assert vaelab("eval", "prior=pixelcnn", *quick)[0] == 0
@@ -472,7 +475,7 @@ def test_the_page_says_what_samples_are_drawn_from_and_shows_each_evaluation(vae
     assert "<h3>Evaluation</h3>" in text
     assert "<h3>Evaluation under prior=pixelcnn</h3>" in text
     assert f"{own}. Likelihoods" in text
-    assert "it has not yet" not in text
+    assert "no evaluation under it" not in text
     assert "likelihood/total" in text
     assert (figures / "prior_loss.png").is_file()
     shutil.rmtree("vqvae/priors")
@@ -583,3 +586,30 @@ def test_a_prior_over_vectors_has_samples_by_temperature_and_no_codes(finished):
     trained.model.draw_from(build(NODES["gmm"] | {"components": 1})(latent_dim=trained.model.layout.dimensions))
     names = ["temperatures", "nearest", "prior_loss"]
     assert [name for name, _ in gallery.draw(trained.model, trained.data, 8, names)] == ["temperatures", "nearest"]
+
+
+# --- the explorer -----------------------------------------------------------------------------
+
+
+@every_one
+@pytest.mark.parametrize("classes", [None, 3])
+def test_choices_are_the_conditional_probabilities_of_a_code_given_all_others(name, classes, monkeypatch):
+    prior, z = made(name, classes=classes), torch.randint(5, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, 0])
+    model = SimpleNamespace(prior=prior, layout=Layout((Level("codes", (3, 4), 5),), ("indices",)))
+    found = resampling.choices(model, z, labels)
+    for number, choices in enumerate(found):
+        for place, codes in enumerate(choices):
+            every = z[number].flatten().repeat(5, 1)
+            every[:, place] = torch.arange(5)
+            expected = prior.log_prob(every.view(5, 3, 4), labels[number : number + 1].expand(5)).softmax(0)
+            assert [code for code, _ in codes] == expected.argsort(descending=True).tolist()
+            assert [p for _, p in codes] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+    monkeypatch.setattr(resampling, "CANDIDATES", 2)
+    for choices, own in zip(resampling.choices(model, z, labels), z.flatten(1).tolist(), strict=True):
+        assert all(len(codes) == 2 for codes in choices)
+        assert all(code in [c for c, _ in codes] for codes, code in zip(choices, own, strict=True))
+    monkeypatch.setattr(resampling, "WORK", 12**2 * 2 * sum(p.numel() for p in prior.parameters()))
+    assert len(resampling.choices(model, z, labels)) == 1
+    model.prior = None
+    assert resampling.choices(model, z, labels) == []

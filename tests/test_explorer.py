@@ -20,6 +20,7 @@ from tests.test_conf import composed, options
 from vaelab.core.config import build
 from vaelab.core.pixels import to_unit
 from vaelab.nn import networks
+from vaelab.nn.priors.pixelcnn import PixelCNN
 from vaelab.report import explorer, portable
 
 PAGE = Path(explorer.__file__).parent / "templates"
@@ -287,6 +288,31 @@ def test_codes_are_changed_one_by_one_or_all_at_once(page):
     before = page.code()
     page.click("Random code here")
     assert page.code()[:place] + page.code()[place + 1 :] == before[:place] + before[place + 1 :]
+
+
+def test_a_code_is_drawn_anew_given_all_others(page, monkeypatch):
+    model = copy.deepcopy(made("vqvae", "conv", shape=(3, 16, 12)))
+    assert payload(model)["choices"] == []
+    model.draw_from(PixelCNN(24, [model.layout.shape], 3, 8, 2, 3, 0.0, True, 1, 1, 0.1, 1).eval())
+    for parameter in model.prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    data = payload(model)
+    page.open(data)
+    place = int(page.tab.locator(".ex-map").get_attribute("aria-valuenow"))
+    code, p = data["choices"][0][place][1]
+    page.click(f"code {code}: {100 * p:.{int(p < 0.1)}f} %")
+    assert page.code() == [*data["starts"][0][:place], code, *data["starts"][0][place + 1 :]]
+    page.shows(model)
+    pressed = page.tab.locator('.ex-map ~ .ex-group [aria-pressed="true"]')
+    assert pressed.inner_text().startswith(f"code {code}:")
+    for _ in range(5):
+        page.click("Resample here")
+        assert page.code()[place] in [choice for choice, _ in data["choices"][0][place]]
+    page.tab.locator(".ex-map").press("ArrowUp")
+    group = page.tab.get_by_role("button", name="Resample here")
+    assert group.is_visible() == (page.code()[place] == data["starts"][0][place])
+    page.click("Reset")
+    assert group.is_visible()
 
 
 def test_the_box_of_a_code_shows_the_one_that_is_used(page):

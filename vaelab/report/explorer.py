@@ -20,7 +20,7 @@ from vaelab.inference.batches import evaluating
 from vaelab.nn.layouts import Layout
 from vaelab.nn.posteriors import Usage
 from vaelab.nn.quantizers import code_counts
-from vaelab.report import portable
+from vaelab.report import portable, resampling
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -86,6 +86,7 @@ def payload(
         label = own[:1] if own is not None and model.conditional else None
         made = None if carried else _sheet_of_codes(codes[starts[0]], codes, layout, label, decoded)
         page["starts"] = codes[starts].flatten(1).tolist()
+        page["choices"] = resampling.choices(model, codes[starts], own) if carried else []
     else:
         centre, page["dimensions"] = _dimensions(codes, used, layout)
         z = codes[starts]

@@ -122,7 +122,9 @@ def _drawn_from(folder: Path, evaluations: list[dict[str, Any]]) -> list[dict[st
         return []
     lines = [f"They are drawn from {words}. Each table of an evaluation says which prior it is under."]
     if words not in [_prior_of(evaluation).get("words") for evaluation in evaluations]:
-        lines = [f"They are drawn from {words}, under which vaelab eval with prior= measures; it has not yet."]
+        lines = [
+            f"They are drawn from {words}. This page has no evaluation under it: vaelab eval with prior= makes one."
+        ]
     return [{"kind": "plain", "title": "Samples of a fitted prior", "lines": lines, "command": None}]
 
 

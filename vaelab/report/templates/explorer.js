@@ -420,6 +420,28 @@
         context.strokeRect(x + 4, y + 4, w - 8, h - 8);
       }
     };
+    // What a fitted prior says of the chosen position, as long as all others are those of the real image.
+    const chances = () => {
+      const others = state.code.every((code, i) => i === state.position || code === state.base[i]);
+      return (others && data.choices[state.start]?.[state.position]) || [];
+    };
+    const most = Math.max(0, ...data.choices.flat().map((codes) => codes.length));
+    const chosen = Array.from({ length: most }, (_, i) => button("", () => put(chances()[i][0])));
+    const resample = button("Resample here", () => {
+      let left = Math.random() * chances().reduce((sum, [, p]) => sum + p, 0);
+      put((chances().find(([, p]) => (left -= p) <= 0) || chances().at(-1))[0]);
+    });
+    const prior = group("Here, given all other codes, by the fitted prior (of the 16 codes that are most probable after those before)",
+      el("div", { className: "ex-buttons" }, resample, ...chosen));
+    controls.push(() => {
+      const known = chances();
+      prior.hidden = !known.length;
+      chosen.forEach((choice, i) => {
+        choice.hidden = i >= known.length;
+        if (known[i]) choice.textContent = `code ${known[i][0]}: ${(100 * known[i][1]).toFixed(known[i][1] < 0.1 ? 1 : 0)} %`;
+      });
+      press(chosen, known.findIndex(([code]) => code === state.code[state.position]));
+    });
     const everywhere = (code) => {
       state.code = state.code.map(code);
       refresh();
@@ -434,6 +456,7 @@
       map,
       el("div", { className: "ex-code" }, where, range, number),
       decode ? el("div", { className: "ex-buttons" }, ...buttons) : null,
+      most ? prior : null,
     );
   }
 

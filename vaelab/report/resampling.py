@@ -1,0 +1,58 @@
+"""Computes for the explorer which codes a position may have given all others, under a fitted prior over codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vaelab.inference.batches import evaluating
+from vaelab.nn.priors.autoregressive import Autoregressive
+
+if TYPE_CHECKING:
+    from vaelab.models import Model
+
+CANDIDATES, SHOWN = 16, 8
+"""Codes that are compared at each position, and those of them that are told."""
+WORK = 2**36
+"""Multiplications that all maps may take together: a few seconds of one core."""
+Choices = list[list[tuple[int, float]]]
+"""For each position of a map the most probable codes there, with their probabilities, the most probable one first."""
+
+
+def choices(model: Model, maps: Tensor, labels: Tensor | None) -> list[Choices]:
+    """Finds the most probable codes of each position given all other codes of its map.
+
+    Of as many of the first maps as WORK allows, none without a fitted prior over one level of codes. maps: [N, h, w].
+    labels: [N], or None.
+    """
+    prior = model.prior
+    if not isinstance(prior, Autoregressive) or len(model.layout.levels) != 1:
+        return []
+    weights = sum(parameter.numel() for parameter in prior.parameters())
+    each = maps[0].numel() ** 2 * min(CANDIDATES, prior.codes) * weights
+    few = WORK // each
+    given = [None] * len(maps) if labels is None or prior.classes is None else list(labels.split(1))
+    with evaluating(prior):
+        return [_choices(prior, z, y) for z, y in zip(maps[:few].to(prior.place.device), given[:few], strict=True)]
+
+
+def _choices(prior: Autoregressive, z: Tensor, label: Tensor | None) -> Choices:
+    """Does that for one map, [h, w]. label: [1], of a prior that is told it.
+
+    p(z_i | all others) is p(z) over its sum over all codes at i. Of these the sum takes the CANDIDATES most probable
+    ones given the codes before, the map's own among them: what only the codes after make probable is left out.
+    """
+    flat, size = z.flatten(), z.numel()
+    label = None if label is None else label.to(z.device)
+    found = prior.logits(flat[None], label)[0].topk(min(CANDIDATES, prior.codes), 1).indices  # [P, C]
+    missing = (found != flat[:, None]).all(1)
+    found[missing, -1] = flat[missing]
+    place = torch.arange(size, device=z.device)[:, None, None].expand(*found.shape, 1)
+    changed = flat.expand(*found.shape, size).scatter(2, place, found[:, :, None])
+    told = None if label is None else label.expand(found.numel())
+    log_p = prior.log_prob(changed.reshape(-1, *z.shape), told).view(found.shape)
+    best = log_p.softmax(1).topk(min(SHOWN, found.shape[1]), 1)
+    codes = found.gather(1, best.indices).tolist()
+    return [list(zip(*pair, strict=True)) for pair in zip(codes, best.values.tolist(), strict=True)]
