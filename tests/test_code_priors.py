@@ -517,8 +517,8 @@ def drawn(finished, monkeypatch):
     After the scene: the arguments of the function of `module` by that name.
     """
 
-    def draw(name: str, module, function: str, **prior):
-        trained, given = Trained(finished("model=vqvae", "model.num_embeddings=16").run), []
+    def draw(name: str, module, function: str, *more: str, **prior):
+        trained, given = Trained(finished("model=vqvae", "model.num_embeddings=16", *more).run), []
         model = trained.model
         model.draw_from(made("pixelcnn", 16, [model.layout.shape], **prior))
         with monkeypatch.context() as patched:
@@ -568,6 +568,11 @@ def test_samples_stand_above_the_nearest_training_images(drawn, monkeypatch):
         real = torch.cdist(s.unit(s.many.images).flatten(1), known.flatten(1)).min(1).values.median().item()
         assert f"{len(known)} training images" in title
         assert f"of {len(s.many.images)} validation images to theirs the median is {real:.2f}" in title
+
+
+def test_without_validation_images_samples_are_held_beside_nothing_else(drawn):
+    _, (*_, title) = drawn("nearest", discrete.images, "nearest", "dataset.val_size=0", classes=10)
+    assert title.endswith("pixels in [0, 1]")
 
 
 def test_samples_of_a_fitted_prior_say_what_they_are(drawn):

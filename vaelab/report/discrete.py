@@ -93,11 +93,10 @@ def nearest(s: Scene) -> Figure | None:
         return None
     made, known = coding.sample(s.model, COLUMNS, None, s.data.pixel_range, SEED), _known(s)
     distances, which = nearest_neighbours(made, known)
-    real, _ = nearest_neighbours(s.unit(s.many.images[:REAL]), known)
-    words = (
-        f"Samples, and the nearest of {len(known):,} training images with its Euclidean distance, pixels in [0, 1]; "
-        f"of {len(real):,} validation images to theirs the median is {real.quantile(0.5).item():.2f}"
-    )
+    words = f"Samples, and the nearest of {len(known):,} training images with its Euclidean distance, pixels in [0, 1]"
+    if len(s.data.val):
+        real, _ = nearest_neighbours(s.unit(s.many.images[:REAL]), known)
+        words += f"; of {len(real):,} validation images to theirs the median is {real.quantile(0.5).item():.2f}"
     return images.nearest(made, known[which].float() / 255, distances, words)
 
 

@@ -77,8 +77,8 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "nearest": (
             "Nearest training images",
-            "Samples, and below each the training image that is nearest in pixels: distances far below those of "
-            "validation images are samples that the model knows by heart.",
+            "Samples, and below each the training image that is nearest in pixels: distances far below that of "
+            "images which the model has not seen are samples that it knows by heart.",
         ),
         "prior_loss": (
             "Loss of each position",
