@@ -140,6 +140,21 @@ def test_codes_and_losses_are_those_of_vector_quantize_pytorch():
     torch.testing.assert_close(several(wide).vectors.flatten(2).transpose(1, 2), vectors)
 
 
+@pytest.mark.parametrize("make", [residual, grouped])
+def test_another_code_is_farther_by_the_difference_of_its_distance(make):
+    book = make()
+    z = drawn(book.embedding_dim)
+    out = book(z)
+    assert not book.excess(z, out.indices).any()
+    last = out.indices.clone()
+    last[:, -1] = (last[:, -1] + 1) % 8
+    found = book.excess(z, last)
+    assert not found[:, :-1].any()
+    far = [(book.lookup(indices) - z).square().sum(1) for indices in (last, out.indices)]
+    torch.testing.assert_close(found[:, -1].float(), far[0] - far[1], rtol=1e-3, atol=1e-4)
+    assert (found[:, -1] > 0).all()
+
+
 # --- how they learn ---------------------------------------------------------------------------
 
 

@@ -76,6 +76,18 @@ def test_what_is_trained_on_is_what_is_encoded_and_decoded(name):
 
 
 @every_one
+def test_codes_that_are_encoded_are_the_nearest_and_others_are_farther(name):
+    model = started(name)
+    x = images(model)
+    codes = model.encode(x).code
+    assert model.excess(codes, x).shape == (5, sum(model.layout.sizes))
+    assert model.excess(codes, x).abs().max() < 1e-6
+    other = model.excess((codes + 1) % 16, x)  # of a lower level another code may be the nearest, given those above
+    assert (other > -1e-6).all()
+    assert (other[:, : model.layout.sizes[0]] > 0).all()
+
+
+@every_one
 def test_fewer_levels_are_a_coarser_image(name):
     """The first alone is decoded whatever the others are, and all of them are the image that training sees."""
     model = started(name)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vaelab.models import Model
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-FEW = 0.01
-"""Most of the indices of several levels that may differ."""
 TOLERANCE = 1e-5
 """Largest difference from torch that is allowed, as a part of the output's largest value where that is above 1."""
 BATCHES = (1, 3, 17)
@@ -168,21 +166,14 @@ def _close(got: Tensor, expected: Tensor) -> tuple[bool, float]:
 
 
 def _agree(model: Model, inputs: tuple[Tensor, ...], got: Tensor, expected: Tensor) -> tuple[bool, float]:
-    """Tells whether indices are the same but for codes equally near, and how much farther the others are.
-
-    Of several levels few may differ: one that is equally near another makes those after it differ.
-    """
+    """Tells whether indices are the same but for codes equally near, and how much farther these are at most."""
     if got.shape != expected.shape:
         return False, float("nan")
     whole: Any = model
-    if len(model.layout.levels) > 1:
-        differ = (got != expected).double().mean().item()
-        return differ <= FEW, differ
     with torch.inference_mode():
-        wanted = whole.codebook.project(whole.features(*inputs)).double()
-        far = [(whole.codebook.lookup(indices).double() - wanted).square().sum(1) for indices in (got, expected)]
-    gap = (far[0] - far[1]).abs().max().item()
-    return gap <= TOLERANCE * max(1.0, far[1].abs().max().item()), gap
+        gap = whole.excess(got, *inputs).max().item()
+        size = whole.features(*inputs).double().square().sum(1).max().item()
+    return gap <= TOLERANCE * max(1.0, size), gap
 
 
 @contextlib.contextmanager

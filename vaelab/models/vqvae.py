@@ -71,8 +71,19 @@ class VQVAE(Model):
 
         levels: how many of the layout's levels count, from the first on; None for all.
         """
+        return self.codebook.lookup(self._maps(z), levels)
+
+    def _maps(self, z: Tensor) -> Tensor:
         maps = self.layout.split(z)
-        return self.codebook.lookup(torch.stack(maps, 1) if len(maps) > 1 else maps[0], levels)
+        return torch.stack(maps, 1) if len(maps) > 1 else maps[0]
+
+    def excess(self, z: Tensor, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Computes how much farther codes are from what is quantised than the nearest: 0 for those of `encode`.
+
+        z: indices, [B, *layout.shape], each held against the nearest code given those of the levels above. x, labels:
+        as for `encode`. Returns squared distances, [B, P].
+        """
+        return self.codebook.excess(self.features(x, labels), self._maps(z)).flatten(1)
 
     def decode(self, z: Tensor, labels: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Decodes code indices, [B, *layout.shape], to raw likelihood parameters, [B, C, H, W]. levels: see `embed`."""

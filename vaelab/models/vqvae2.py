@@ -98,6 +98,17 @@ class VQVAE2(VQVAE):
         assert vectors is not None
         return vectors
 
+    def excess(self, z: Tensor, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        maps, found = iter(self.layout.split(z)), []
+
+        def compared(book: Codebook, features: Tensor) -> Tensor:
+            indices = next(maps)
+            found.append(book.excess(features, indices).flatten(1))
+            return book.lookup(indices)
+
+        self._descend(self.features(x, labels), compared)
+        return torch.cat(found, 1)
+
     def _descend(self, features: Tensor, quantise: Callable[[Codebook, Tensor], Tensor]) -> Tensor:
         """Quantises one level after the other. Returns what the decoder is given, [B, L D, h, w].
 

@@ -106,6 +106,12 @@ class Codebook(nn.Module):
         """Looks up the codes at `indices`: [B, h, w] -> [B, D, h, w]. levels: how many of several count; None: all."""
         return F.embedding(indices, self.vectors).movedim(-1, 1)
 
+    def excess(self, z: Tensor, indices: Tensor) -> Tensor:
+        """Computes how much farther codes are from z than the nearest, in squared distance, of the indices' shape."""
+        wanted = self.project(z.float()).double()
+        far = [(self.lookup(chosen).double() - wanted).square().sum(1) for chosen in (indices, self.search(z))]
+        return far[0] - far[1]
+
     def noise(self, count: int) -> Tensor | None:
         """Draws what `forward` needs to choose by chance, for `count` images; None for nothing."""
         return None

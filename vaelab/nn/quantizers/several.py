@@ -117,6 +117,13 @@ class ResidualVQ(Codebooks):
         chosen = zip(self.parts(), indices.unbind(1)[:levels], strict=False)
         return torch.stack([book.lookup(index) for book, index in chosen]).sum(0)
 
+    def excess(self, z: Tensor, indices: Tensor) -> Tensor:
+        found = []
+        for book, index in zip(self.parts(), indices.unbind(1), strict=True):
+            found.append(book.excess(z, index))
+            z = z - book.lookup(index)
+        return torch.stack(found, 1)
+
     def noise(self, count: int) -> Tensor | None:
         if not (self.training and self.dropout):
             return None
@@ -182,6 +189,10 @@ class GroupedVQ(Codebooks):
         found = [book.lookup(index) for book, index in zip(self.parts(), indices.unbind(1), strict=True)]
         shown = len(found) if levels is None else levels
         return torch.cat([*found[:shown], *(torch.zeros_like(part) for part in found[shown:])], 1)
+
+    def excess(self, z: Tensor, indices: Tensor) -> Tensor:
+        parts = zip(self._split(z), indices.unbind(1), strict=True)
+        return torch.stack([book.excess(part, index) for (book, part), index in parts], 1)
 
     def quantize(self, z: Tensor, share: Share | None, noise: Tensor | None) -> Quantized:
         found = [book.quantize(part, share, None) for book, part in self._split(z)]
