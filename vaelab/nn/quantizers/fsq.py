@@ -54,6 +54,10 @@ class Grid(Codebook):
     def choose(self, rows: Tensor) -> Tensor:
         return (self.digits(rows) * self.strides).sum(1)
 
+    def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Returns zero, [B]: z cannot leave the grid."""
+        return z.new_zeros(len(z))
+
     def digits(self, rows: Tensor) -> Tensor:
         """Chooses a value for each number: [N, D] -> its place among the channel's levels, [N, D] int64."""
         raise NotImplementedError
@@ -82,7 +86,3 @@ class FSQ(Grid):
 
     def digits(self, rows: Tensor) -> Tensor:
         return (0.5 * (rows + 1) * self.steps).round().long()
-
-    def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
-        """Returns zero, [B]: z cannot leave the grid."""
-        return z.new_zeros(len(z))

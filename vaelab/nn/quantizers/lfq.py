@@ -28,7 +28,7 @@ class LFQ(Grid):
     batch; the term is summed over an image's positions, as the other terms are.
 
     The encoder's output is moved into [-1, 1] by tanh, which the paper's is not: the gradient that is copied past
-    the sign drives it far beyond -1 and 1 otherwise, where the entropy has no slope.
+    the sign drives it far beyond -1 and 1 otherwise, where the entropy has no slope. So there is no commitment, either.
 
     entropy_weight: weight of the entropy term in the objective. num_embeddings: K, and embedding_dim: D, follow from
     `bits`.
