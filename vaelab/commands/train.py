@@ -50,6 +50,7 @@ def _with_resumed(arguments: list[str]) -> list[str]:
             raise UserError("trust= is for resume=: what you choose yourself needs none: leave it out")
         return arguments
     from vaelab import runs
+    from vaelab.core.renames import former_defaults
     from vaelab.runs import Files, gate
 
     if "run.dir" in given:
@@ -57,8 +58,9 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     if command.SWEEPING & given.keys():
         raise UserError("resume= continues one run: leave out -m, and resume the sweep's runs one by one")
     run = runs.find(resume.strip("'\""))
-    started, config = runs.read_config(run)["run"], Files(run).config
-    saved, now = _joined({command.key_of(a): a for a in started.get("overrides", [])}, given)
+    before, config = runs.read_config(run), Files(run).config
+    started, then = before["run"], {key: f"{key}={value}" for key, value in former_defaults(before).items()}
+    saved, now = _joined(then | {command.key_of(a): a for a in started.get("overrides", [])}, given)
     gate.check_overrides(list(saved.values()), config, bool(trust))
     flags = []
     if (theirs := started.get("config_dir")) and not {"--config-dir", "-cd"} & given.keys():

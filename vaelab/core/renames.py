@@ -38,6 +38,9 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 """Parts that models of version 0.1 had without a key for them. `dim` names the key that holds its value."""
 
+DEFAULTS = {"vaelab.models.VQVAE": {"commitment_cost": 0.25}}
+"""Defaults of model options that are others today: runs that began with them go on with them."""
+
 TENSORS = {"embedding.weight": "condition.embedding.weight"}
 """Today's names of renamed tensors in a model's state: a conditional VAE's label vectors became a part."""
 
@@ -78,6 +81,13 @@ def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
     for name in LATER_PARTS:
         config.setdefault(name, {})
     return config
+
+
+def former_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a run, by key, that have a value which was the default when it may have begun."""
+    model = config["model"]
+    known = DEFAULTS.get(target(str(model.get("_target_"))), {})
+    return {f"model.{name}": value for name, value in known.items() if model.get(name) == value}
 
 
 def upgrade_tensors(state: dict[str, Any]) -> dict[str, Any]:
