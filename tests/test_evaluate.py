@@ -42,9 +42,11 @@ def trained(finished, *arguments: str, size: int = 400) -> Path:
     return finished("network=mlp_512_256", f"dataset.size={size}", "dataset.classes=5", *arguments).run
 
 
+OF_CODES = {"likelihood/rate_uniform_bits", "codebook/perplexity", "samples/frechet", "reconstruction/mse_median"}
 EXPECTED = {
     "ae": {"likelihood/reconstruction", "reconstruction/mse_mean", "labels/linear_probe_accuracy"},
-    "vqvae": {"likelihood/rate_uniform_bits", "codebook/perplexity", "samples/frechet", "reconstruction/mse_median"},
+    "vqvae": OF_CODES,
+    "vqvae2": OF_CODES | {"codebook/perplexity_top", "codebook/usage_bottom"},
     "cvae": {
         "likelihood/elbo",
         "conditional/sample_accuracy",
