@@ -91,7 +91,7 @@ def test_no_z_lies_where_its_posterior_hardly_ever_does():
     """The least probability of a cell, 2^-24, would else put 40 of these latents anywhere between -16 and 16."""
     sigma = 0.02
     posterior = DiagonalGaussian(torch.linspace(-20, 20, 40_000)[None], torch.full((1, 40_000), 2 * math.log(sigma)))
-    stack = bitsback.entropy.library().stack
+    stack = bitsback.entropy.constriction().stack
     coder = stack.AnsCoder(np.random.default_rng(0).integers(1, 2**32, 40_000, dtype=np.uint32))
     z = torch.tensor([coder.decode(cell) for cell in bitsback._cells(posterior)]) * bitsback.WIDTH
     error = (z - posterior.mean[0].clamp(-16, 16)) / sigma

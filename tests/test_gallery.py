@@ -13,6 +13,7 @@ from PIL import Image
 import vaelab
 from vaelab.datasets import TensorSplit
 from vaelab.report import discrete, gallery
+from vaelab.report.scene import FEW, many
 from vaelab.runs import read_config
 from vaelab.runs.trained import Trained
 
@@ -266,8 +267,8 @@ def test_a_class_with_few_images_is_in_the_figure_of_the_data(monkeypatch):
 
 @pytest.mark.parametrize(("shape", "count"), [((1, 28, 28), 2000), ((3, 64, 64), 2000), ((3, 256, 256), 341)])
 def test_large_images_are_looked_at_in_smaller_numbers(shape, count):
-    assert gallery.many(shape) == count
-    assert gallery.many((3, 2048, 2048)) == gallery.FEW
+    assert many(shape) == count
+    assert many((3, 2048, 2048)) == FEW
 
 
 @pytest.mark.parametrize(("classes", "names"), [(3, ["0", "1", "2"]), (40, ["class"])])

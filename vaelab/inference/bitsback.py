@@ -69,9 +69,9 @@ def require(model: Model, binary: bool) -> None:
 
 def encode(model: Model, pixels: Tensor, labels: Tensor | None) -> Coded:
     """Codes images. pixels: [N, C, H, W] uint8, 0 or 1. labels: [N] of a conditional model, or None."""
-    bernoulli, size = entropy.library().model.Bernoulli(perfect=False), math.prod(model.layout.shape)
+    bernoulli, size = entropy.constriction().model.Bernoulli(perfect=False), math.prod(model.layout.shape)
     start = np.ones(2 + min(len(pixels), BLOCK) * size, np.uint32)  # more than is needed, and random once it is masked
-    coder, initial, bits = entropy.library().stack.AnsCoder(start), 0, 0.0
+    coder, initial, bits = entropy.constriction().stack.AnsCoder(start), 0, 0.0
     with evaluating(model), one_thread():
         for rows in tqdm(_blocks(len(pixels)), desc="coding", unit="block", delay=2, leave=False, disable=None):
             x, given = pixels[rows], _on(model, labels, rows)
@@ -80,7 +80,7 @@ def encode(model: Model, pixels: Tensor, labels: Tensor | None) -> Coded:
             z = np.array([coder.decode(cell) for cell in _cells(posterior)], np.int32)
             if not initial:  # what the first block left is not needed: the last two words are the coder's state
                 left = coder.get_compressed()
-                initial, coder = start.nbytes - left[:-2].nbytes, entropy.library().stack.AnsCoder(left[-2:])
+                initial, coder = start.nbytes - left[:-2].nbytes, entropy.constriction().stack.AnsCoder(left[-2:])
             latents = _latents(z, model)
             raw = model.decode(latents, given)
             coder.encode_reverse(x.flatten().numpy().astype(np.int32), bernoulli, _probabilities(model, raw))
@@ -95,8 +95,8 @@ def decode(model: Model, words: bytes, count: int, labels: Tensor | None) -> Ten
 
     Raises ValueError or KeyError where the words cannot be meant.
     """
-    coder = entropy.library().stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
-    bernoulli, size = entropy.library().model.Bernoulli(perfect=False), math.prod(model.layout.shape)
+    coder = entropy.constriction().stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    bernoulli, size = entropy.constriction().model.Bernoulli(perfect=False), math.prod(model.layout.shape)
     pixels = torch.empty(count, *model.shape, dtype=torch.uint8)
     with evaluating(model), one_thread():
         for rows in tqdm(_blocks(count)[::-1], desc="decoding", unit="block", delay=2, leave=False, disable=None):
@@ -120,7 +120,7 @@ def _masked(coder: Any, start: int, count: int) -> Any:
     words = coder.get_compressed()
     upper = words[-1 - count : -1]  # the last one must not become 0
     upper ^= np.random.default_rng((SEED, start)).integers(0, 2**32, len(upper), dtype=np.uint32)
-    return entropy.library().stack.AnsCoder(words)
+    return entropy.constriction().stack.AnsCoder(words)
 
 
 def _seen(pixels: Tensor, model: Model) -> Tensor:
@@ -138,7 +138,7 @@ def _blocks(count: int) -> list[slice]:
 
 def _prior() -> Any:
     """Returns the distribution of a cell by N(0, 1)."""
-    return entropy.library().model.QuantizedGaussian(-LAST, LAST, 0.0, 1 / WIDTH)
+    return entropy.constriction().model.QuantizedGaussian(-LAST, LAST, 0.0, 1 / WIDTH)
 
 
 def _cells(posterior: Posterior) -> list[Any]:
@@ -146,7 +146,7 @@ def _cells(posterior: Posterior) -> list[Any]:
 
     Each has its own ends: the least probability that a cell gets would else put a z in thousands anywhere.
     """
-    gaussian, factors = entropy.library().model.QuantizedGaussian, posterior.factorised
+    gaussian, factors = entropy.constriction().model.QuantizedGaussian, posterior.factorised
     assert factors is not None
     means, logvars = (_finite(values).double().cpu().flatten() for values in factors)
     means = means / WIDTH

@@ -77,7 +77,7 @@ def by_prior(codes: Codes, prior: Autoregressive, labels: torch.Tensor | None) -
 @one_thread()
 def encode(steps: Iterator[Step]) -> tuple[bytes, float]:
     """Encodes the codes of all steps. Returns the file's words, and the bits that their probabilities ask for."""
-    model, encoder, bits = library().model, library().queue.RangeEncoder(), 0.0
+    model, encoder, bits = constriction().model, constriction().queue.RangeEncoder(), 0.0
     for codes, probabilities in steps:
         encoder.encode(np.ascontiguousarray(codes), *_model(model, probabilities))
         chosen = probabilities[codes] if probabilities.ndim == 1 else probabilities[np.arange(len(codes)), codes]
@@ -88,8 +88,8 @@ def encode(steps: Iterator[Step]) -> tuple[bytes, float]:
 @one_thread()
 def decode(words: bytes, steps: Iterator[Step]) -> None:
     """Decodes what `encode` made into the codes of all steps. Raises AssertionError where they cannot be meant."""
-    model = library().model
-    decoder = library().queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    model = constriction().model
+    decoder = constriction().queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
     for codes, probabilities in steps:
         size = (len(codes),) if probabilities.ndim == 1 else ()
         codes[:] = decoder.decode(*_model(model, probabilities), *size)
@@ -101,7 +101,7 @@ def _model(model: Any, probabilities: np.ndarray[Any, Any]) -> tuple[Any, ...]:
     return model.Categorical(perfect=False), np.ascontiguousarray(probabilities)
 
 
-def library() -> Any:
+def constriction() -> Any:
     """Returns the part of constriction for streams of symbols. Raises UserError if it is not installed."""
     try:
         constriction: Any = importlib.import_module("constriction")

@@ -12,15 +12,16 @@ from vaelab.core.pixels import to_bytes
 from vaelab.datasets.splits import TensorSplit
 from vaelab.evaluation.metrics.codes import code_histogram
 from vaelab.evaluation.metrics.samples import nearest_neighbours
-from vaelab.figures import codebooks, images
+from vaelab.figures import codebooks, images, latents
 from vaelab.inference import coding
+from vaelab.nn.quantizers import perplexity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vaelab.models import Model
     from vaelab.nn.priors import Prior
-    from vaelab.report.gallery import Scene
+    from vaelab.report.scene import Scene
 
 PATCHES, PATCHED = 64, 500
 """Codes whose patch is drawn, and most images whose patches are averaged."""
@@ -33,6 +34,38 @@ SOUGHT, MOST_BYTES, REAL = 60_000, 2**28, 200
 beside the samples."""
 SEED = 0
 """Seed of the draws."""
+
+
+def codes(s: Scene) -> Figure | None:
+    """Draws how often training images choose each code."""
+    if s.model.layout.codes is None:
+        return None
+    of = f"{len(s.known.images):,} training images"
+    if len(s.counts) > 1:
+        return codebooks.levels(s.counts, [level.name for level in s.model.layout.levels], of)
+    return latents.codebook(s.counts[0], perplexity(s.counts).item(), of)
+
+
+def code_maps(s: Scene) -> Figure | None:
+    """Draws which code is where in some images."""
+    layout = s.model.layout
+    if layout.codes is None:
+        return None
+    maps = zip(layout.levels, layout.split(s.codes[:8]), strict=True)
+    return images.code_maps(s.unit(s.many.images[:8]), s.made[:8], {x.name: z for x, z in maps}, layout.codes)
+
+
+def code_levels(s: Scene) -> Figure | None:
+    """Draws what is decoded of the first levels of codes alone."""
+    layout, x = s.model.layout, s.unit(s.many.images[:8])
+    if layout.codes is None or len(layout.levels) == 1:
+        return None
+    labels = s.many.labels[:8] if s.model.conditional else None
+    made = {
+        level.name: coding.decode(s.model, s.codes[:8], labels, s.data.pixel_range, number)
+        for number, level in enumerate(layout.levels, start=1)
+    }
+    return images.levels(x, made)
 
 
 def code_vectors(s: Scene) -> Figure | None:

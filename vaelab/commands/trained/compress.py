@@ -61,7 +61,7 @@ def job(config: Any) -> None:
     from vaelab.inference import bitsback, entropy, packed
     from vaelab.runs.trained import Trained
 
-    entropy.library()
+    entropy.constriction()
     trained = Trained(asked.run, asked.checkpoint, asked.device, prior=asked.fitted, trust=asked.trust)
     discrete = trained.model.layout.codes is not None
     if not discrete:

@@ -39,7 +39,7 @@ def job(config: Any) -> None:
     from vaelab.inference import entropy, packed
 
     asked = options(Options, config)
-    entropy.library()
+    entropy.constriction()
     file = packed.read(asked.input)
     trained, prior = _opened(asked, file)
     names = own_images.image_names(
