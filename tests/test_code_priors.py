@@ -94,6 +94,16 @@ def test_step_by_step_it_gives_the_same_logits(name, classes, maps):
     assert type(prior.stepper(4, labels)) is not Stepper
 
 
+def test_a_transformer_has_vectors_of_each_level():
+    """Another vector of the second level's first code changes what comes after that code, and nothing before."""
+    prior, z = made("transformer", maps=[(1, 2), (2, 2)]), torch.zeros(1, 6, dtype=torch.int64)
+    before = prior.logits(z, None)
+    prior.embedding.weight.data[5] += 1
+    moved = (prior.logits(z, None) - before).abs().amax(-1)[0]
+    assert torch.equal(moved[:3], torch.zeros(3))
+    assert (moved[3:] > 0).all()
+
+
 @every_one
 def test_it_is_told_the_class(name):
     told, untold = made(name, classes=3), made(name, classes=3, labels=False)
