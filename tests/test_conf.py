@@ -21,6 +21,12 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
 
 
+def named(group: str, option: str) -> tuple[str, ...]:
+    """The words that choose an option; a user's own modules are those of the tests."""
+    own = ("network.encoder._target_=tests.test_modules.Encoder", "network.decoder._target_=tests.test_modules.Decoder")
+    return (f"{group}={option}", *(own if option == "modules" else ()))
+
+
 def composed(*overrides: str) -> dict:
     from omegaconf import OmegaConf, open_dict
 
@@ -75,7 +81,7 @@ def test_every_model_trains_in_bf16(train, model):
 @pytest.mark.parametrize("network", options("network"))
 def test_every_network_trains(train, network):
     size = 64 if network == "burgess" else 8
-    result = train(f"network={network}", f"dataset.image_shape=[1,{size},{size}]", "trainer.max_epochs=1")
+    result = train(*named("network", network), f"dataset.image_shape=[1,{size},{size}]", "trainer.max_epochs=1")
     assert result.code == 0, result.err
 
 

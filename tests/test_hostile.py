@@ -382,7 +382,11 @@ def test_what_conf_offers_passes():
         node = yaml.safe_load(path.read_text()) or {}
         for own in ("hydra", "run", "sweep") if path.parent == CONF else ():
             node.pop(own, None)
-        refused += [(path.name, deed) for deed in gate.deeds(node) if "would resolve" not in deed.does]
+        refused += [
+            (path.name, deed)
+            for deed in gate.deeds(node)
+            if "would resolve" not in deed.does and "???" not in deed.does
+        ]
     assert not refused
 
 

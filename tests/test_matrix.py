@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.test_conf import options
+from tests.test_conf import named, options
 from vaelab.cli import main
 from vaelab.core.conf import CONF
 from vaelab.training.options import Trainer
@@ -47,7 +47,7 @@ def axes() -> list[list[tuple[str, ...]]]:
     """What there is to choose from, as words of the command line."""
     precisions = get_args(get_args(get_type_hints(Trainer)["precision"])[0])
     return [
-        *([(f"{group}={option}",) for option in options(group)] for group in ("model", "network", "likelihood")),
+        *([named(group, option) for option in options(group)] for group in ("model", "network", "likelihood")),
         list(dict.fromkeys(map(words_of, options("dataset")))),
         [(f"trainer.precision={precision}",) for precision in precisions],
     ]

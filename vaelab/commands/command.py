@@ -13,6 +13,7 @@ from typing import Any
 
 from vaelab.commands import answers
 from vaelab.commands.answers import key_of
+from vaelab.core import own
 from vaelab.core.conf import CONF
 from vaelab.core.errors import DivergenceError, MachineError, Stopped, UserError
 
@@ -160,12 +161,19 @@ def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
         except Exception as error:  # raised below, since Hydra would print its own report
             failures.append(error)
 
+    folder = own.options_folder()
+    if folder and not {"--config-dir", "-cd"} & {argument.partition("=")[0] for argument in arguments}:
+        arguments = ["--config-dir", str(folder), *arguments]
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     sys_argv, sys.argv = sys.argv, [sys.argv[0], *_flags_first(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of Hydra's own report
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
         if failures:
+            said = isinstance(failures[0], (UserError, DivergenceError, MachineError, HydraException))
+            if not said and not traceback_wanted and (lines := own.traceback_of(failures[0])):
+                print(lines, file=sys.stderr)
+                return 1
             raise failures[0]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if traceback_wanted:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vaelab.commands import command
+from vaelab.core import own
 from vaelab.core.errors import UserError
 
 
@@ -63,7 +64,8 @@ def _with_resumed(arguments: list[str]) -> list[str]:
     saved, now = _joined(then | {command.key_of(a): a for a in started.get("overrides", [])}, given)
     gate.check_overrides(list(saved.values()), config, bool(trust))
     flags = []
-    if (theirs := started.get("config_dir")) and not {"--config-dir", "-cd"} & given.keys():
+    theirs, here = started.get("config_dir"), own.options_folder()
+    if theirs and theirs != str(here) and not {"--config-dir", "-cd"} & given.keys():
         gate.check_config_dir(theirs, config, bool(trust))
         flags = ["--config-dir", theirs]
     folder = command.in_quotes(str(run))

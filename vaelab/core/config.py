@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vaelab.core.conf import CONF
 from vaelab.core.errors import UserError
+from vaelab.core.own import make_importable, traceback_of
 from vaelab.core.renames import upgrade_run
 
 GIVEN_LATER = {"shape", "num_classes", "run"}
@@ -79,6 +80,8 @@ OmegaConf.register_new_resolver("power", _power, replace=True)
 
 def build(node: Any, /, **arguments: Any) -> Any:
     """Instantiates a checked config node; nested lists and mappings become plain Python."""
+    for target in _targets(node):
+        make_importable(target)
     try:
         return instantiate(node, **arguments, _convert_="all")
     except InstantiationException as error:
@@ -89,6 +92,14 @@ def build(node: Any, /, **arguments: Any) -> Any:
         if cause is not None:
             raise cause from None
         raise
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Lists what the `_target_` keys in a node name."""
+    if isinstance(node, Mapping) and isinstance(node.get("_target_"), str):
+        yield node["_target_"]
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _targets(value)
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -170,14 +181,27 @@ def target_of(config: dict[str, Any], key: str) -> Any:
     """The class or function that a config node calls. Raises UserError if it cannot be imported."""
     for name in RESERVED.keys() & config.keys():
         _check_plain(RESERVED[name], config[name], f"{key}.{name}")
+    make_importable(config["_target_"])
     try:
         target = get_object(config["_target_"])
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{key}._target_={config['_target_']}: cannot be imported ({reason})") from error
+        raise UserError(_not_imported(config["_target_"], key, error)) from error
     if not callable(target):
         raise UserError(f"{key}._target_={config['_target_']}: must be a class or a function")
     return target
+
+
+def _not_imported(target: str, key: str, error: Exception) -> str:
+    """Words why what a `_target_` names cannot be imported; with the lines, if it is the user's code that fails."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = f"{key}._target_={target}: cannot be imported"
+    if isinstance(cause, SyntaxError):
+        return f"{text}: {cause.filename}, line {cause.lineno}: {cause.msg}"
+    if not isinstance(cause, ModuleNotFoundError) and (lines := traceback_of(cause)):
+        return f"{text}\n{lines}"
+    return f"{text} ({' '.join(str(error).split())})"
 
 
 def _check_call(config: dict[str, Any], key: str) -> None:

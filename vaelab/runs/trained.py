@@ -14,9 +14,9 @@ from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged
 from vaelab.core.pixels import to_unit
-from vaelab.core.quiet import quieten
 from vaelab.runs import gate
 from vaelab.runs.classes import Classes
+from vaelab.runs.quiet import quieten
 
 if TYPE_CHECKING:
     from vaelab.datasets.splits import Batch

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from omegaconf import open_dict, read_write
 
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, UserError
+from vaelab.core.own import print_error
 from vaelab.runs import Files, SweepFiles, jobs, offline
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -189,8 +189,8 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
         print(f"vaelab: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader has seen enough
         raise
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        print_error(error)
     return run
 
 

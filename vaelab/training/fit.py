@@ -20,8 +20,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from vaelab import runs
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
-from vaelab.core.quiet import Terminal, quieten
 from vaelab.runs import Files
+from vaelab.runs.quiet import Terminal, quieten
 from vaelab.training import afterwards, resume, studies, summary
 from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.checks import doubts

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, MachineError, Stopped, UserError
 from vaelab.core.files import clear_partial
+from vaelab.core.own import print_error
 from vaelab.runs import Files, jobs
 from vaelab.training.checks import FIRST, check_run
 
@@ -130,8 +131,8 @@ def child(run: str) -> int:
         return 1  # the parent has ended already
     try:
         attempt(given["config"], Path(run), in_sweep=True)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        print_error(error)
         return 1
     return 0
 
