@@ -356,7 +356,9 @@ def test_other_images_are_told_from_its_own(finished, evaluate):
         (["run=nowhere"], "nowhere is no run"),
         (["run=last"], "no run with a checkpoint"),
         (["run=null"], "run=null: name a run folder"),
-        (["run=."], "is a folder of 1 runs: give one of them, run=inside"),
+        (["run=[]"], "run=[]: name a run folder"),
+        (["run=[last,nowhere]"], "there is no run with a checkpoint"),
+        (["run=.", "report=perhaps"], "report=perhaps: must be true or false"),
         (["split=all"], "split=all: must be test, val or train"),
         (["importance_samples=0"], "importance_samples=0: must be an integer from 1 to 1000000"),
         (["sections=[likelyhood]"], "did you mean likelihood?"),
@@ -373,8 +375,6 @@ def test_other_images_are_told_from_its_own(finished, evaluate):
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(finished, evaluate, arguments, words):
-    if arguments == ["run=."]:
-        finished("model=vae").run.rename("inside")
     run = [] if arguments[0].startswith("run=") else [f"run={trained(finished, 'dataset.val_size=0')}"]
     code, _, err = evaluate(*run, *arguments)
     assert code == 2
@@ -430,6 +430,49 @@ def test_the_report_shows_the_evaluation_at_once(finished, capsys):
     assert "Not evaluated" not in page
     assert "vaelab eval on" in page
     assert "report: " in capsys.readouterr().out
+
+
+def test_runs_are_evaluated_in_turn_and_one_that_fails_is_told(finished, evaluate):
+    """A sweep's folder stands for its jobs; the pages of runs and sweep that are there show the new numbers."""
+    Path("swept").mkdir()
+    for number, model in enumerate(("vae", "ae", "vae")):
+        finished(f"model={model}").run.rename(f"swept/{number}-{model}-fake")
+    (Path("swept/0-vae-fake/checkpoints/best.ckpt")).write_bytes(b"")
+    pages = [Path("swept/2-vae-fake/report.html"), Path("swept/report.html")]
+    for page in pages:
+        page.write_text("old")
+    code, out, err = evaluate("run=swept", "sections=[likelihood]")
+    assert code == 2
+    assert [line for line in out.splitlines() if line.startswith("[")] == [
+        f"[{i}/3] swept/{i - 1}-{model}-fake" for i, model in ((1, "vae"), (2, "ae"), (3, "vae"))
+    ]
+    assert err.count("\n") == 2
+    assert "swept/0-vae-fake: " in err
+    assert "best.ckpt is damaged" in err
+    table = out[out.index("run  ") :].splitlines()
+    assert table[0].split()[:3] == ["run", "elbo", "log_p_hat"]
+    assert [line.split()[0] for line in table[1:3]] == ["swept/1-ae-fake", "swept/2-vae-fake"]
+    found = read(Path("swept/2-vae-fake"))["figures"]["likelihood/log_p_hat"]
+    assert f"{found:.3f}" in table[2]
+    assert all(f"{found:.3f}" in page.read_text() for page in pages)
+
+
+def test_an_error_of_the_program_does_not_keep_other_runs_from_being_evaluated(finished, evaluate, monkeypatch):
+    from vaelab.evaluation import measure
+
+    first, second = (finished("model=ae").run for _ in range(2))
+    prepare = measure.prepare
+    monkeypatch.setattr(measure, "prepare", lambda run, *rest: 1 // 0 if run == first else prepare(run, *rest))
+    with pytest.raises(ZeroDivisionError):
+        evaluate(f"run=[{first},{second}]", "sections=[likelihood]")
+    assert "likelihood/reconstruction" in read(second)["figures"]
+
+
+def test_pages_are_left_alone_where_that_is_asked_for(finished, evaluate):
+    run = finished("model=ae").run
+    (run / "report.html").write_text("old")
+    assert evaluate(f"run={run}", "sections=[likelihood]", "report=false")[0] == 0
+    assert (run / "report.html").read_text() == "old"
 
 
 def test_scores_that_were_left_out_have_a_line():

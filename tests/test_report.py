@@ -348,6 +348,18 @@ def test_a_sweep_page_says_what_differs_and_what_came_out(swept):
     assert "lr=&lt;script&gt;" in text
 
 
+def test_a_sweep_page_shows_what_its_runs_evaluations_have(swept):
+    run = swept / "1-beta-fake"
+    point = {"name": "best", "epoch": runs.read_summary(run)["best"]["epoch"], "step": 6}
+    figures = {"likelihood/log_p_hat": -51.25, "likelihood/elbo": -52.5}
+    about = {"checkpoint": point, "split": "test", "images": 19, "seed": 0, "subject": {}, "protocols": {}}
+    runs.write_evaluation(run, about | {"figures": figures})
+    text = sweep.build(swept)
+    assert "likelihood/<wbr>log_p_hat<" in text
+    assert 'data-value="-51.25">-51.250</td>' in text
+    assert "likelihood/<wbr>elbo<" not in text  # the end of training has it
+
+
 def test_what_was_swept_is_what_was_set_and_not_what_followed_from_it(swept):
     for i in range(4):  # as if an option of the user's own had been swept, which brings a β of its own
         config = swept / f"{i}-beta-fake" / "config.yaml"

@@ -80,6 +80,14 @@ def as_text(value: str) -> str:
     return f"'{text}'".replace("${", "\\${")
 
 
+def items(value: Any) -> list[Any]:
+    """Returns the items of a list, which may still be the text that the shell gave; of any other value, itself."""
+    if isinstance(value, str) and re.fullmatch(r"\[.*\]", value):
+        parts = re.findall(r"""\s*('[^']*'|"[^"]*"|[^,]+)\s*(?:,|$)""", value[1:-1])
+        return [part.strip().strip("'\"") for part in parts if part.strip()]
+    return value if isinstance(value, list) else [value]
+
+
 def file_to_write(key: str, path: Any) -> Path | None:
     """Returns the file that a key names, None for null. Raises UserError if it cannot be written."""
     if path is None:

@@ -1,14 +1,16 @@
-"""`vaelab eval`: measures a trained model and writes evaluation.json into its run folder."""
+"""`vaelab eval`: measures trained models and writes evaluation.json into their run folders."""
 
 from __future__ import annotations
 
 import difflib
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vaelab import runs
 from vaelab.commands import command
 from vaelab.core.errors import UserError
-from vaelab.runs import Files
+from vaelab.runs import Files, SweepFiles
 
 if TYPE_CHECKING:
     from vaelab.evaluation.subject import Subject
@@ -40,7 +42,9 @@ BOUNDS = {
 """Integers among the options, and the least and the greatest that each can be."""
 WEIGHTS = ("inception", "lpips")
 """Keys whose values are files of networks' weights."""
-KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", *WEIGHTS, "trust", *BOUNDS}
+FLAGS = ("trust", "report")
+"""Keys that are true or false."""
+KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", *WEIGHTS, *FLAGS, *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
@@ -50,20 +54,30 @@ def main(arguments: list[str]) -> int:
 
 
 def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, measures, prints the table and what could not be measured."""
+    """Hydra's job: checks what is asked, measures each run, prints its table and what could not be measured."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
-
-    from vaelab import runs
 
     options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check(options)
     options["prior"] = options["prior"]["name"]
-    run = runs.find(options["run"])
+    options["given"] = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
+    named = [Path(str(name)) for name in command.items(options["run"])]
+    folders = list(chain.from_iterable(runs.jobs_of(n) if runs.is_sweep(n) else [runs.find(n)] for n in named))
+    if len(folders) > 1:
+        _evaluate_each(list(dict.fromkeys(folders)), options)
+        return
+    _, wrong = _evaluate(folders[0], options)
+    _renew_sweeps(folders, options)
+    if wrong:
+        raise UserError("\n  ".join(wrong))
+
+
+def _evaluate(run: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Evaluates a run. Returns the evaluation, and a line for each section that could not be measured but should be."""
     saved = runs.read_config(run)
-    if options.get("ood"):
-        given = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
-        _find_other(options["ood"], given, options["root"], saved["dataset"])
+    if other := options.get("ood"):
+        options = options | {"ood": _find_other(other, options["given"], options["root"], saved["dataset"])}
     from vaelab.evaluation import measure, pretrained
 
     subject, about = measure.prepare(run, saved, options)
@@ -72,10 +86,38 @@ def job(config: Any) -> None:
     evaluation, failed = measure.measure(run, subject, about, sections)
     if evaluation["protocols"]:
         print(f"evaluation: {Files(run).evaluation(options['split'], options['prior'])}")
-        _renew(run, subject, options)
+        if options["report"]:
+            _renew(run, subject, options)
     asked = [*(options["sections"] or []), *(section for section, key in NEEDS.items() if options.get(key))]
-    if wrong := [s for s in evaluation["skipped"] if s in failed or s in asked]:
-        raise UserError("\n  ".join(f"{name}: {evaluation['skipped'][name]}" for name in wrong))
+    return evaluation, [f"{name}: {why}" for name, why in evaluation["skipped"].items() if name in {*failed, *asked}]
+
+
+def _evaluate_each(folders: list[Path], options: dict[str, Any]) -> None:
+    """Evaluates runs in turn, goes on where one cannot be evaluated, and prints a table of all.
+
+    Raises UserError at the end with what went wrong; an error of the program is raised then, too.
+    """
+    from vaelab.evaluation import measure
+
+    measured, problems, crash = {}, {}, None
+    for number, folder in enumerate(folders, 1):
+        print(f"[{number}/{len(folders)}] {folder}", flush=True)
+        try:
+            measured[str(folder)], wrong = _evaluate(folder, options)
+        except UserError as error:
+            wrong = str(error).splitlines()
+        except Exception as error:
+            crash, wrong = crash or error, [f"{type(error).__name__}: {error}"]
+        if wrong:
+            problems[folder] = "\n  ".join(wrong)
+            print(f"  {problems[folder]}\n", flush=True)
+    if measured:
+        print(measure.side_by_side(measured))
+    _renew_sweeps(folders, options)
+    if crash is not None:
+        raise crash
+    if problems:
+        raise UserError("\n".join(f"{folder}: {why}" for folder, why in problems.items()))
 
 
 def _renew(run: Path, subject: Subject, options: dict[str, Any]) -> None:
@@ -95,12 +137,22 @@ def _renew(run: Path, subject: Subject, options: dict[str, Any]) -> None:
     print(f"report: {page}")
 
 
-def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: dict[str, Any]) -> None:
-    """Where the other data set lies, unless the user has said it: beside the run's own; nothing is downloaded."""
-    if "download" in other and "ood.root" not in given and "download" in own:
-        other["root"] = root or own["root"]
-    if "download" in other and "ood.download" not in given:
-        other["download"] = False
+def _renew_sweeps(folders: list[Path], options: dict[str, Any]) -> None:
+    """Writes the pages of the runs' sweeps anew, where there are any, so that they show the evaluations."""
+    from vaelab.report import build
+
+    sweeps = dict.fromkeys(sweep for folder in folders if (sweep := runs.sweep_of(folder)))
+    for page in (SweepFiles(sweep).report for sweep in sweeps):
+        if options["report"] and options["split"] == "test" and page.is_file():
+            build.of_sweep(page.parent, page, figures=False)
+            print(f"report: {page}")
+
+
+def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: dict[str, Any]) -> dict[str, Any]:
+    """Says where the other data set lies, unless the user has: beside the run's own; nothing is downloaded."""
+    beside = {"root": root or own["root"]} if "ood.root" not in given and "download" in own else {}
+    still = {} if "ood.download" in given else {"download": False}
+    return other | beside | still if "download" in other else other
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, str]:
@@ -113,8 +165,8 @@ def _check(options: dict[str, Any]) -> None:
     """Raises UserError for a value that cannot be."""
     if unknown := sorted(options.keys() - KEYS):
         raise UserError(f"{unknown[0]}: no such key; vaelab eval --help lists them")
-    if options["run"] is None:
-        raise UserError("run=null: name a run folder, or take run=last")
+    if not command.items(options["run"]) or options["run"] is None:
+        raise UserError(f"run={'null' if options['run'] is None else '[]'}: name a run folder, or take run=last")
     for key, known in (("split", SPLITS), ("checkpoint", CHECKPOINTS)):
         if options[key] not in known:
             raise UserError(f"{key}={options[key]}: must be {', '.join(known[:-1])} or {known[-1]}")
@@ -135,8 +187,9 @@ def _check(options: dict[str, Any]) -> None:
         if file is not None and not Path(str(file)).expanduser().is_file():
             what = "this is a folder" if Path(str(file)).expanduser().is_dir() else "there is no such file"
             raise UserError(f"{key}={file}: {what}: name the file of the network's weights")
-    if not isinstance(options["trust"], bool):
-        raise UserError(f"trust={options['trust']}: must be true or false")
+    for key in FLAGS:
+        if not isinstance(options[key], bool):
+            raise UserError(f"{key}={options[key]}: must be true or false")
     for key, (least, most) in BOUNDS.items():
         if not isinstance(options[key], int) or isinstance(options[key], bool) or not least <= options[key] <= most:
             raise UserError(f"{key}={options[key]}: must be an integer from {least} to {most}")

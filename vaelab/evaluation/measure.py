@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from vaelab import __version__, runs
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
+from vaelab.core.metrics import MAIN
 from vaelab.core.words import number, wrapped
+from vaelab.evaluation.comparison.tables import ABSENT, layout, titles
 from vaelab.evaluation.findings.diagnosis import diagnose_evaluation, verdicts
 from vaelab.evaluation.subject import Part, Section, Settings, Subject, Unsupported
 from vaelab.runs import Files
@@ -251,3 +254,19 @@ def closing(evaluation: dict[str, Any]) -> str:
         for found in evaluation["findings"]:
             lines += [wrapped(f"{found['code']}: {found['evidence']}"), wrapped(f"remedy: {found['remedy']}", indent=4)]
     return "\n".join([*lines, ""])
+
+
+def side_by_side(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Formats a row per evaluation, by name, with the main metrics and their standard errors."""
+    metrics = [name for name in MAIN if any(name in e["figures"] for e in evaluations.values())]
+    columns = [
+        [title, *(_cell(e["figures"], name) for e in evaluations.values())] for name, title in titles(metrics).items()
+    ]
+    return layout(
+        [["run", *evaluations]], columns or [[""] * (1 + len(evaluations))], shutil.get_terminal_size((100, 24)).columns
+    )
+
+
+def _cell(metrics: dict[str, float], name: str) -> str:
+    error = f" ± {number(metrics[f'{name}_se'])}" if f"{name}_se" in metrics else ""
+    return number(metrics[name]) + error if name in metrics else ABSENT

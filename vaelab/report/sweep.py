@@ -154,18 +154,20 @@ def _failure(job: Job) -> dict[str, Any]:
 def _table(jobs: Sequence[Job], keys: Sequence[str], at: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the columns of the table of runs, after that of their names, and its rows."""
     monitor, metrics, short = _monitor(jobs), swept.figures(jobs), swept.short(keys)
+    evaluated = swept.evaluated(jobs)
     columns = [
         {"title": short[key], "number": all(isinstance(swept.cell(job, key), int | float | None) for job in jobs)}
         for key in keys
     ]
     columns += [{"title": "status", "number": False}, {"title": f"best {monitor}".strip(), "number": True}]
-    columns += [{"title": name, "number": True} for name in metrics]
+    columns += [{"title": name, "number": True} for name in metrics + evaluated]
     rows = []
     for place, job in enumerate(jobs):
         best = job.summary.get("best", {})
         values = [*(swept.cell(job, key) for key in keys), job.status]
         texts = ["" if value is None else comparison.word(value) for value in values]
         measured = [best.get("value"), *(job.metrics.get(name) for name in metrics)]
+        measured += [job.run.figures.get(name) if job.run else None for name in evaluated]
         texts += ["" if value is None else number(value) for value in measured]
         cells = [
             {"value": value, "text": text, "number": column["number"], "note": ""}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vaelab import runs
 from vaelab.core.conf import target_names
 from vaelab.core.errors import UserError
-from vaelab.core.metrics import metric
+from vaelab.core.metrics import MAIN, metric
 from vaelab.evaluation.comparison import compared, sources
 from vaelab.evaluation.comparison import configurations as comparison
 from vaelab.report.run import STATES
@@ -120,3 +120,9 @@ def figures(jobs: Sequence[Job]) -> list[str]:
     first = [name for name in ("test/elbo", "test/reconstruction", "test/kl") if name in names]
     others = [name for name in names if not metric(name).set and name not in first]
     return first + others
+
+
+def evaluated(jobs: Sequence[Job]) -> list[str]:
+    """Returns the names of the main metrics that evaluations alone have, and not the end of training, too."""
+    own = {name for job in jobs if job.run for name in job.run.evaluated}
+    return [name for name in MAIN if name in own and name not in compared.FROM_TRAINING.values()]

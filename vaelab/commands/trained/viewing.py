@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 from vaelab.runs import Files
@@ -97,11 +98,8 @@ def images_named(value: Any, key: str) -> list[int | str]:
 
     value: an index, a path, or a list of them; as numbers, or as the text that the shell gave.
     """
-    if isinstance(value, str) and re.fullmatch(r"\[.*\]", value):
-        parts = re.findall(r"""\s*('[^']*'|"[^"]*"|[^,]+)\s*(?:,|$)""", value[1:-1])
-        value = [part.strip().strip("'\"") for part in parts if part.strip()]
     found = []
-    for item in value if isinstance(value, list) else [value]:
+    for item in command.items(value):
         if isinstance(item, bool) or not isinstance(item, int | str):
             shown = "null" if item is None else item
             raise UserError(f"{key}={shown}: give the index of an image in the split, or an image file")
