@@ -3,9 +3,10 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
-from tests.test_conf import options
+from tests.test_conf import composed, options
 from vaelab.core.conf import CONF
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
@@ -19,7 +20,11 @@ def made(name):
     return build(yaml.safe_load((CONF / "likelihood" / f"{name}.yaml").read_text()) | WIDTHS.get(name, {}))
 
 
-ALL = {name: partial(made, name) for name in options("likelihood")}
+ALL = {
+    name: partial(made, name)
+    for name in options("likelihood")
+    if "defaults:" not in (CONF / "likelihood" / f"{name}.yaml").read_text()  # another name of one of them
+}
 CONTINUOUS = [name for name in ALL if name != "bernoulli"]
 UNIT_RANGE = ["bernoulli", "continuous_bernoulli"]
 REAL = [name for name in ALL if name not in UNIT_RANGE]
@@ -301,3 +306,17 @@ def test_scales_are_positive_numbers_in_the_log_density():
     zero = torch.zeros(1, 1, 1, 1)
     assert Gaussian(2.0).log_prob(zero, zero).item() == pytest.approx(-math.log(2) - 0.5 * math.log(2 * math.pi))
     assert Laplace(2.0).log_prob(zero, zero).item() == pytest.approx(-math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "constant"),
+    [
+        ("mse", lambda raw, x: F.mse_loss(raw, x, reduction="sum"), 64 / 2 * math.log(math.pi)),
+        ("bce", lambda raw, x: F.binary_cross_entropy(raw.sigmoid(), x, reduction="sum"), 0.0),
+    ],
+)
+def test_the_names_of_losses_mean_their_sums(name, loss, constant):
+    torch.manual_seed(0)
+    raw, x = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8)
+    likelihood = build(composed(f"likelihood={name}")["likelihood"])
+    assert -likelihood.log_prob(raw, x).item() == pytest.approx(loss(raw, x).item() + constant, rel=1e-5)

@@ -17,9 +17,7 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "s
 OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
 """Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
 ALSO_CALLED = {
-    "mse": "gaussian",
-    "l2": "gaussian",
-    "bce": "bernoulli",
+    "l2": "mse",
     "l1": "laplace",
     "mae": "laplace",
     "cuda": "gpu",
