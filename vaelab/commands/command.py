@@ -112,6 +112,8 @@ def single(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
     return run(name, task, arguments)
 
 
+TRACEBACK = "HYDRA_FULL_ERROR"
+"""Environment variable by which a user, with 1, asks for whole tracebacks."""
 SWEEPING = {"-m", "--multirun", "sweep"}
 """Arguments that make a command a sweep."""
 
@@ -149,84 +151,103 @@ def _check_words(name: str, arguments: list[str]) -> None:
             raise UserError(f"{argument}: write key=value, as in {answers.key_for(argument, name)}={argument}")
 
 
-def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
-    """Runs `task` on the config `name`.yaml composed with `arguments`. Returns the exit code."""
+def invoke(name: str, task: Callable[[Any], Any], arguments: list[str]) -> Any:
+    """Runs `task` on the config `name`.yaml composed with `arguments`, and returns what it returns, of one run.
+
+    What it raises is raised, UserError for arguments that make no config.
+    """
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        if not {"-sc", "--shell-completion"} & set(arguments):
-            _check_words(name, arguments)
-    except UserError as error:
-        print(f"vaelab: {error}", file=sys.stderr)
-        return 2
+    if not {"-sc", "--shell-completion"} & set(arguments):
+        _check_words(name, arguments)
     failures: list[Exception] = []
+    results: list[Any] = []
 
     def guarded(config: Any) -> Any:
         try:
-            return task(config)
+            results.append(task(config))
+            return results[-1]
         except Exception as error:  # raised below, since Hydra would print its own report
             failures.append(error)
 
     folder = own.options_folder()
     if folder and not {"--config-dir", "-cd"} & {argument.partition("=")[0] for argument in arguments}:
         arguments = ["--config-dir", str(folder), *arguments]
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys_argv, sys.argv = sys.argv, [sys.argv[0], *_flags_first(arguments)]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of Hydra's own report
+    former, sys_argv, sys.argv = os.environ.get(TRACEBACK), sys.argv, [sys.argv[0], *_flags_first(arguments)]
+    os.environ[TRACEBACK] = "1"  # exceptions come here instead of Hydra's own report
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
         if failures:
-            said = isinstance(failures[0], (UserError, DivergenceError, MachineError, HydraException))
-            if not said and not traceback_wanted and (lines := own.traceback_of(failures[0])):
-                print(lines, file=sys.stderr)
-                return 1
             raise failures[0]
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
-            raise
-        print(f"vaelab: {answers.message(error, name, arguments)}", file=sys.stderr)
-        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(answers.message(error, name, arguments)) from error
+    except (OSError, UserError):
+        raise
     except ValueError as error:
-        if traceback_wanted or error in failures:
+        raise error if error in failures else UserError(str(error)) from error  # an error of Hydra's, about its flags
+    except Exception as error:
+        if error in failures or not answers.raised_by_hydra(error):
             raise
-        print(f"vaelab: {error}", file=sys.stderr)  # an error of Hydra's, about its own flags
-        return 2
+        text = answers.message(error, name, arguments)
+        raise UserError(f"these arguments make no config: {text}") from error
+    finally:
+        sys.argv = sys_argv
+        if former is None:
+            del os.environ[TRACEBACK]
+        else:
+            os.environ[TRACEBACK] = former
+    return results[-1] if results else None
+
+
+def run(name: str, task: Callable[[Any], Any], arguments: list[str]) -> int:
+    """Runs `task` on the config `name`.yaml composed with `arguments`. Returns the exit code."""
+    traceback_wanted, begun = os.environ.get(TRACEBACK) == "1", False
+
+    def noted(config: Any) -> Any:
+        nonlocal begun
+        begun = True
+        return task(config)
+
+    try:
+        invoke(name, noted, arguments)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         return end_of_pipe()
-    except OSError as error:
-        begun = error in failures  # before the task, Hydra writes nothing but the run folder
-        fault = begun and (name == "train" or error.errno not in (EACCES, EPERM, EROFS, ENOSPC))
-        if traceback_wanted or fault or error.filename is None:
-            raise
-        closed = begun and _closed(error.filename)
-        remedy = "change its owner or its rights" if closed else "name another place"
-        problem = f"cannot {'read' if closed else 'write'} {error.filename} ({error.strerror})"
-        print(f"vaelab: {problem}: {remedy if begun else 'set run.dir to another folder'}", file=sys.stderr)
-        return 2
-    except (DivergenceError, MachineError) as error:
+    except (UserError, DivergenceError, MachineError) as error:
         if traceback_wanted:
             raise
         print(f"vaelab: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except Exception as error:
-        if traceback_wanted or error in failures or not answers.raised_by_hydra(error):
+        if traceback_wanted:
             raise
-        text = answers.message(error, name, arguments)
-        print(f"vaelab: these arguments make no config: {text}", file=sys.stderr)
-        return 2
+        problem = _of_files(error, name, begun) if isinstance(error, OSError) else None
+        lines = f"vaelab: {problem}" if problem else own.traceback_of(error)
+        if lines is None:
+            raise
+        print(lines, file=sys.stderr)
+        return 2 if problem else 1
     except KeyboardInterrupt:
         print("vaelab: interrupted", file=sys.stderr)
         return 130
     except Stopped as stop:
         print(f"vaelab: ended by {signal.Signals(stop.number).name}", file=sys.stderr)
         return 128 + stop.number
-    finally:
-        sys.argv = sys_argv
-        if not traceback_wanted:
-            del os.environ["HYDRA_FULL_ERROR"]
     return 0
+
+
+def _of_files(error: OSError, name: str, begun: bool) -> str | None:
+    """Words an error about a file that is the user's to mend; None for any other.
+
+    begun: whether the task had begun; before, Hydra writes nothing but the run folder.
+    """
+    if error.filename is None or (begun and (name == "train" or error.errno not in (EACCES, EPERM, EROFS, ENOSPC))):
+        return None
+    closed = begun and _closed(error.filename)
+    remedy = "change its owner or its rights" if closed else "name another place"
+    problem = f"cannot {'read' if closed else 'write'} {error.filename} ({error.strerror})"
+    return f"{problem}: {remedy if begun else 'set run.dir to another folder'}"
 
 
 def _closed(path: str) -> bool:
