@@ -79,9 +79,9 @@ def test_tensor_split_gives_images_with_their_own_labels_and_factors():
     assert split.nbytes == 3 * 4
 
 
-def test_tensor_split_refuses_floats():
+def test_tensor_split_refuses_types_without_a_white():
     with pytest.raises(ValueError, match="uint8"):
-        TensorSplit(torch.zeros(2, 1, 4, 4))
+        TensorSplit(torch.zeros(2, 1, 4, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -13,7 +13,7 @@ from vaelab.core.distributed import Share
 class Batch(NamedTuple):
     """A batch of images, with what is known of each.
 
-    images: [B, C, H, W], uint8 from a split, float32 in the data's range at the model.
+    images: [B, C, H, W], uint8, uint16 or floats from a split, float32 in the data's range at the model.
     labels: class indices, [B] int64, or None.
     factors: ground-truth factors of variation as indices, [B, F] int64, or None.
     share: this process's part of the global batch, or None where one process has all of it.

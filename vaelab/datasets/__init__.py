@@ -6,7 +6,8 @@ from vaelab.datasets.celeba import CelebA
 from vaelab.datasets.digits import Digits
 from vaelab.datasets.dsprites import DSprites
 from vaelab.datasets.fake import Fake
-from vaelab.datasets.folder import Folder
+from vaelab.datasets.own.arrays import Arrays
+from vaelab.datasets.own.folder import Folder
 from vaelab.datasets.prepared import Prepared
 from vaelab.datasets.shapes3d import Shapes3D
 from vaelab.datasets.splits import Split, TensorSplit
@@ -18,6 +19,7 @@ __all__ = [
     "KMNIST",
     "MNIST",
     "SVHN",
+    "Arrays",
     "Batch",
     "CelebA",
     "DSprites",

@@ -17,12 +17,14 @@ from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Portion, PositiveInt, Real, Seed
 from vaelab.datasets.splits import (
+    WHITE,
     IndexBatches,
     ResidentLoader,
     Split,
     TensorSplit,
     epoch_order,
     streaming_loader,
+    unit,
 )
 
 MOMENTS_SAMPLE = 10_000
@@ -43,7 +45,7 @@ class ImageData(pl.LightningDataModule):
     binarize: `none`; `threshold` (x > 0.5); `static` (each pixel drawn once with its grey value
         as probability); `dynamic` (drawn anew at every visit).
     pixel_range: the values that black and white are mapped to.
-    storage: `resident` (one uint8 tensor on the training device), `stream` (read ahead by
+    storage: `resident` (one tensor on the training device), `stream` (read ahead by
         workers), or `auto` (resident where it fits).
     num_workers: processes that read ahead when streaming.
     seed: seed of the batch order and of `static`. split_seed: seed of the choice of validation images, kept
@@ -93,6 +95,11 @@ class ImageData(pl.LightningDataModule):
         """Name and number of values of each ground-truth factor, or None."""
         return None
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """Options that were null and that the data have answered, once set up: they join the run's config."""
+        return {}
+
     # --- life of the splits -------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
@@ -123,9 +130,9 @@ class ImageData(pl.LightningDataModule):
             if not isinstance(split, TensorSplit):
                 raise UserError("dataset.binarize=static needs the images in memory; use binarize=dynamic or threshold")
             noise = torch.Generator().manual_seed(self.seed)
-            images = torch.empty_like(split.images)
+            images, white = torch.empty(split.images.shape, dtype=torch.uint8), WHITE[split.images.dtype]
             for part, out in zip(split.images.split(4096), images.split(4096), strict=True):
-                torch.mul(torch.rand(part.shape, generator=noise) * 255 < part, 255, out=out)
+                torch.mul(torch.rand(part.shape, generator=noise) * white < part, 255, out=out)
             split = TensorSplit(images, split.labels, split.factors)
         return split
 
@@ -169,8 +176,8 @@ class ImageData(pl.LightningDataModule):
         return self.as_model_sees(split.batch(index).to(device))
 
     def as_model_sees(self, batch: Batch) -> Batch:
-        """Converts uint8 images to floats in the data's range, on the device they are on."""
-        x = batch.images.float().div_(255)
+        """Converts stored images to floats in the data's range, on the device they are on."""
+        x = unit(batch.images)
         if self.binarize == "threshold":
             x = (x > 0.5).float()
         elif self.binarize == "dynamic":

@@ -109,6 +109,21 @@ def hold_out(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return picked[count:].sort().values, picked[:count].sort().values
 
 
+def test_count(source: str, total: int, test_size: float, remedy: str) -> int:
+    """Computes how many of a user's own images are set aside for testing. Raises UserError if too few are left.
+
+    test_size: a count if 1 or more, a fraction below 1. source: the key that names the images. remedy: how test images
+    are given.
+    """
+    count = round(test_size * total) if test_size < 1 else int(test_size)
+    if count < 1 or total - count < 2:
+        raise UserError(
+            f"{source}: {total} images are too few to set aside dataset.test_size={test_size} of them for testing\n"
+            f"add images, change dataset.test_size, or {remedy}"
+        )
+    return count
+
+
 def take_test(total: int, test_size: int) -> tuple[Tensor, Tensor]:
     """Sets test images aside in a set without classes. Raises UserError if nothing would be left to train on."""
     if test_size >= total:

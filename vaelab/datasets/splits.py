@@ -1,6 +1,6 @@
 """Splits of image data and the order in which their batches come.
 
-A split is anything with the methods of `Split`. Images are uint8 until they reach the training
+A split is anything with the methods of `Split`. Images are uint8, uint16 or floats until they reach the training
 device; a batch is an index into a split, never a list of single images.
 """
 
@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import Share
 from vaelab.core.errors import UserError
+
+WHITE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
+"""The types of stored images, each with its value of white; black is 0."""
 
 
 class Place(NamedTuple):
@@ -46,7 +49,7 @@ class Split(Protocol):
         ...
 
     def batch(self, index: Tensor) -> Batch:
-        """Reads the images at `index`, [B] int64, as uint8 on the split's device."""
+        """Reads the images at `index`, [B] int64, as a type of `WHITE` on the split's device."""
         ...
 
     def to(self, device: torch.device) -> Split:
@@ -55,21 +58,22 @@ class Split(Protocol):
 
 
 class TensorSplit:
-    """A split held as one uint8 tensor.
+    """A split held as one tensor.
 
-    images: [N, C, H, W] uint8; labels: [N] int64 or None; factors: [N, F] int64 or None.
+    images: [N, C, H, W] of a type of `WHITE`; labels: [N] int64 or None; factors: [N, F] int64 or None.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, factors: Tensor | None = None):
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(f"images must be uint8 [N, C, H, W], got {images.dtype} {tuple(images.shape)}")
+        if images.dtype not in WHITE or images.ndim != 4:
+            types = ", ".join(str(dtype).removeprefix("torch.") for dtype in WHITE)
+            raise ValueError(f"images must be [N, C, H, W] of {types}, got {images.dtype} {tuple(images.shape)}")
         channels, height, width = images.shape[1:]
         self.shape = (channels, height, width)
         self.images, self.labels, self.factors = images, labels, factors
 
     @property
     def nbytes(self) -> int:
-        return self.images.numel()
+        return self.images.nbytes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,18 +83,31 @@ class TensorSplit:
         return TensorSplit(*(None if t is None else function(t) for t in tensors))  # type: ignore[arg-type]
 
     def subset(self, index: Tensor) -> TensorSplit:
-        return self._map(lambda t: t[index])
+        return self._map(lambda t: rows(t, index.to(t.device)))
 
     def batch(self, index: Tensor) -> Batch:
         index = index.to(self.images.device)
         return Batch(
-            self.images.index_select(0, index),  # whole rows at a time: faster than images[index]
-            None if self.labels is None else self.labels.index_select(0, index),
-            None if self.factors is None else self.factors.index_select(0, index),
+            rows(self.images, index),
+            None if self.labels is None else rows(self.labels, index),
+            None if self.factors is None else rows(self.factors, index),
         )
 
     def to(self, device: torch.device) -> TensorSplit:
         return self._map(lambda t: t.to(device))
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """Takes whole rows, which is faster than values[index]. A GPU gathers no uint16: their bits are taken as int16."""
+    if values.dtype == torch.uint16:
+        return values.view(torch.int16).index_select(0, index).view(torch.uint16)
+    return values.index_select(0, index)
+
+
+def unit(images: Tensor) -> Tensor:
+    """Converts stored images of any shape to floats, black to 0 and white to 1; floats stay as they are, but copied."""
+    white = WHITE[images.dtype]
+    return images.clone() if white == 1 else images.float().div_(white)
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:

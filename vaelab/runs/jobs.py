@@ -26,6 +26,8 @@ ASIDE = ("run", "sweep", "resume", "logger", "report", "checkpoint")
 """Sections of a config on which the trained model does not depend."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
 """Keys of a data set that may differ on resume: where it lies and how it is read."""
+FOUND = ("value_range", "schema")
+"""Keys of a data set that are null until the data answer them: what they were then holds for a run from there on."""
 ASIDE_WITHIN = {
     "dataset": ("download", "storage", "num_workers"),
     "trainer": ("default_root_dir", "enable_progress_bar"),

@@ -125,6 +125,7 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = build(config["dataset"])
     data.setup()
+    config["dataset"] = config["dataset"] | data.found
     model = build_model(config, data)
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread)

@@ -14,7 +14,7 @@ from torch import Tensor
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt, ProperFraction
 from vaelab.datasets.files import SUFFIXES, FileSplit, ImageFiles, image_size, list_images, warn_if_dark
-from vaelab.datasets.sources import hold_out
+from vaelab.datasets.sources import hold_out, test_count
 
 
 class Listing(NamedTuple):
@@ -60,7 +60,9 @@ class Folder(ImageFiles):
         whole = FileSplit(train.files, self._labels(train), size, self.channels, fixed=fixed)
         if test:
             return whole, FileSplit(test.files, self._labels(test), size, self.channels, fixed=fixed)
-        kept, aside = hold_out(train.labels, self._test_count(len(whole)))
+        remedy = "put test images into a folder `test`"
+        count = test_count(f"dataset.root={self.root}", len(whole), self.test_size, remedy)
+        kept, aside = hold_out(train.labels, count)
         return whole.subset(kept), whole.subset(aside)
 
     @property
@@ -75,15 +77,6 @@ class Folder(ImageFiles):
 
     def _labels(self, listing: Listing) -> Tensor | None:
         return None if listing.classes is None else listing.labels
-
-    def _test_count(self, total: int) -> int:
-        count = round(self.test_size * total) if self.test_size < 1 else int(self.test_size)
-        if count < 1 or total - count < 2:
-            raise UserError(
-                f"dataset.root={self.root}: {total} images are too few to set aside dataset.test_size={self.test_size}"
-                " of them for testing\nadd images, change dataset.test_size, or put test images into a folder `test`"
-            )
-        return count
 
     @cached_property
     def _listings(self) -> tuple[Listing, Listing | None]:

@@ -1,0 +1,294 @@
+"""A user's own arrays: images of any depth, sequences and vectors."""
+
+from __future__ import annotations
+
+import logging
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaelab.core.batch import Batch
+from vaelab.core.errors import UserError
+from vaelab.core.types import PositiveInt, ProperFraction, Real
+from vaelab.datasets.base import ImageData
+from vaelab.datasets.sources import hold_out, test_count
+
+log = logging.getLogger("vaelab")
+
+Layout = Literal["nd", "nhw", "nchw", "nhwc", "ncl", "nlc"]
+AXES = {
+    "nd": ("nd", (1, 2)),
+    "nhw": ("nhw", (1,)),
+    "nchw": ("nchw", ()),
+    "nhwc": ("nchw", ()),
+    "ncl": ("ncl", (2,)),
+    "nlc": ("ncl", (2,)),
+}
+"""How the axes of a layout become those of images, [N, C, H, W]: their order, and where one of size 1 is put in."""
+CHANNELS = (1, 3, 4)
+"""Numbers of channels by which an axis of channels is known."""
+AT_A_TIME = 2**22
+"""Values that are looked at together."""
+KEPT = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+"""Types that are held as they are, with their greatest value."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Arrays(ImageData):
+    """Arrays in an .npy file, which is read where it lies and may be larger than the memory, or in an .npz file.
+
+    An .npz file holds `x`, or one array alone; where known `labels`, [N], integers from 0 or names; `factors`, [N, F],
+    integers from 0; `test_x`, `test_labels` and `test_factors`.
+
+    root: the file. layout: the axes, n(umber) c(hannels) h(eight) w(idth) l(ength) d(imensions); None: as the shape
+    says. A vector is held as an image of one row, a sequence as one of height 1. value_range: the values of black and
+    white; None: 0 and the greatest of 8 and 16 bits, [0, 1] where all values of another type lie in it, and else their
+    least and greatest. test_size: what is set aside for testing where there is no `test_x`: a count if 1 or more,
+    a fraction below 1, in every class's proportion.
+    """
+
+    root: str
+    layout: Layout | None
+    value_range: tuple[Real, Real] | None
+    test_size: PositiveInt | ProperFraction
+
+    def load(self) -> tuple[ArraySplit, ArraySplit]:
+        """Opens the file and looks at all values. Raises UserError if they, or the file, cannot be used."""
+        arrays, values = self._arrays, self._arrays["x"]
+        layout, value_range = self._layout(values), self._range
+        labels, factors = (None if t is None else torch.from_numpy(t) for t in (self._labels[0], arrays.get("factors")))
+        whole = ArraySplit(values, layout, value_range, labels=labels, factors=factors)
+        if "test_x" not in arrays:
+            count = test_count(f"dataset.root={self.root}", len(whole), self.test_size, "add a `test_x`")
+            kept, aside = hold_out(torch.zeros(len(whole), dtype=torch.int64) if labels is None else labels, count)
+            return whole.subset(kept), whole.subset(aside)
+        labels, factors = (
+            None if t is None else torch.from_numpy(t) for t in (self._labels[1], arrays.get("test_factors"))
+        )
+        return whole, ArraySplit(arrays["test_x"], layout, value_range, labels=labels, factors=factors)
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._classes
+
+    @property
+    def factor_sizes(self) -> dict[str, int] | None:
+        """Number of values of each factor, named by its place: `factor_0`."""
+        parts = [self._arrays[name] for name in ("factors", "test_factors") if name in self._arrays]
+        if not parts:
+            return None
+        return {f"factor_{i}": max(int(part[:, i].max()) for part in parts) + 1 for i in range(parts[0].shape[1])}
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """The range of values, where they had to be looked at for it."""
+        return {} if self._range is None else {"value_range": list(self._range)}
+
+    # --- what the file holds ------------------------------------------------------------------
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The file's arrays by name, with shapes that go together."""
+        arrays = _read(self.root)
+        x = arrays["x"]
+        for name in ("x", "test_x"):
+            if name in arrays and (arrays[name].dtype.kind not in "buif" or not arrays[name].size):
+                what = arrays[name].dtype if arrays[name].size else f"an empty array, {list(arrays[name].shape)}"
+                raise self._error(f"{name} is {what}", "numbers are wanted: bool, integers or floats")
+        if "test_x" in arrays and arrays["test_x"].shape[1:] != x.shape[1:]:
+            shapes = f"{list(arrays['test_x'].shape)} beside x, {list(x.shape)}"
+            raise self._error(f"test_x is {shapes}", "make them alike but for their first axis")
+        for name, of in (("labels", "x"), ("factors", "x"), ("test_labels", "test_x"), ("test_factors", "test_x")):
+            if name not in arrays:
+                if name.startswith("test_") and of in arrays and name.removeprefix("test_") in arrays:
+                    raise self._error(f"it holds {name.removeprefix('test_')} and test_x, but no {name}", "add them")
+                continue
+            if of not in arrays:
+                raise self._error(f"it holds {name}, but no {of}", f"add {of}, or leave {name} out")
+            arrays[name] = self._numbered(name, arrays[name], len(arrays[of]))
+        return arrays
+
+    def _numbered(self, name: str, values: np.ndarray, count: int) -> np.ndarray:
+        """Checks labels, [N] integers from 0 or names, or factors, [N, F] integers from 0; integers become int64."""
+        axes, kinds = (1, "biuUS") if name.endswith("labels") else (2, "biu")
+        proper = values.ndim == axes and len(values) == count and values.dtype.kind in kinds
+        if not proper or (values.dtype.kind == "i" and values.min(initial=0) < 0):
+            wanted = f"[{count}]" if axes == 1 else f"[{count}, F]"
+            raise self._error(
+                f"{name} is {values.dtype} {list(values.shape)}", f"it must be {wanted}, integers from 0 on"
+            )
+        return values.astype(str) if values.dtype.kind in "US" else values.astype(np.int64)
+
+    @cached_property
+    def _classes(self) -> list[str] | None:
+        if "labels" not in self._arrays:
+            return None
+        known = [self._arrays[name] for name in ("labels", "test_labels") if name in self._arrays]
+        if known[0].dtype.kind == "i":
+            return [str(number) for number in range(max(int(values.max()) for values in known) + 1)]
+        return [str(name) for name in np.unique(np.concatenate(known))]
+
+    @property
+    def _labels(self) -> list[np.ndarray | None]:
+        """Labels to train on and to test on, [N] int64 each, or None."""
+        known = [self._arrays.get(name) for name in ("labels", "test_labels")]
+        names = np.array(self._classes or [])
+        return [v if v is None or v.dtype.kind == "i" else np.searchsorted(names, v).astype(np.int64) for v in known]
+
+    def _layout(self, x: np.ndarray) -> Layout:
+        """Returns the axes of `x`. Raises UserError where its shape does not say which they are, or says otherwise."""
+        shape = list(x.shape)
+        if self.layout is not None:
+            if len(self.layout) != x.ndim:
+                raise UserError(f"dataset.layout={self.layout}: it has {len(self.layout)} axes, and x is {shape}")
+            return self.layout
+        guesses: dict[int, Layout] = {2: "nd", 3: "nhw"}
+        if x.ndim == 4:
+            fitting: list[Layout] = [axes for axes in ("nchw", "nhwc") if shape[axes.index("c")] in CHANNELS]
+            if len(fitting) == 1:
+                return fitting[0]
+            raise self._error(f"which axis of {shape} has the channels?", "set dataset.layout=nchw or nhwc")
+        if x.ndim not in guesses:
+            raise self._error(
+                f"x is {shape}", "vectors [N, D] are wanted, images [N, H, W] or [N, C, H, W], or sequences"
+            )
+        return guesses[x.ndim]
+
+    @cached_property
+    def _range(self) -> tuple[float, float] | None:
+        """The values of black and white; None for a whole type's. Raises UserError for values that cannot be used."""
+        parts = [self._arrays[name] for name in ("x", "test_x") if name in self._arrays]
+        white = KEPT.get(parts[0].dtype.newbyteorder("=")) if len({part.dtype for part in parts}) == 1 else None
+        given = self.value_range
+        if given is not None and not given[0] < given[1]:
+            raise UserError(f"dataset.value_range={list(given)}: the first value must be the smaller one")
+        if given in ((0, white), None) and white == 255:
+            return None
+        (low, high), *ranges = (self._extremes(part) for part in parts)
+        if given is not None:
+            least, most = min([low, *(r[0] for r in ranges)]), max([high, *(r[1] for r in ranges)])
+            if least < given[0] or most > given[1]:
+                raise UserError(
+                    f"dataset.value_range={list(given)}: the values of {self.root} reach from {least:g} to {most:g}"
+                )
+            return None if given == (0, white) else (float(given[0]), float(given[1]))
+        if white is not None:
+            if 0 < high < 2**14:
+                log.warning(
+                    f"dataset.root={self.root}: the greatest value of 16 bits is {high:g}, and white is 65535: "
+                    f"dataset.value_range=[0,{2 ** int(high).bit_length() - 1}] makes them brighter"
+                )
+            return None
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+
+    def _extremes(self, values: np.ndarray) -> tuple[float, float]:
+        """Finds the least and the greatest value, some rows at a time. Raises UserError for NaN and infinite ones."""
+        low, high = math.inf, -math.inf
+        rows = max(1, AT_A_TIME // math.prod(values.shape[1:]))
+        for start in range(0, len(values), rows):
+            part = values[start : start + rows]
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            if not math.isfinite(low + high):
+                bad = "NaN" if math.isnan(low + high) else "infinite"
+                first = start + int(np.argwhere(~np.isfinite(part))[0][0])
+                raise self._error(f"row {first} (the first is 0) has a value that is {bad}", "remove it or fill it in")
+        return low, high
+
+    def _error(self, why: str, remedy: str) -> UserError:
+        return UserError(f"dataset.root={self.root}: {why}\n{remedy}")
+
+
+class ArraySplit:
+    """A split of rows of an array, which are converted when they are read.
+
+    values: [N, ...], numbers; of a file that is read where it lies, or in memory. layout: their axes. value_range: the
+    values that become 0 and 1; None keeps 8 and 16 bits as they are. index: which rows, [M] int64; None for all.
+    labels: [N] int64 or None; factors: [N, F] int64 or None.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        layout: str,
+        value_range: tuple[float, float] | None,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+        factors: Tensor | None = None,
+    ):
+        self.values, self.layout, self.value_range = values, layout, value_range
+        self.index, self.labels, self.factors = index, labels, factors
+        channels, height, width = _as_images(values[:1], layout).shape[1:]
+        self.shape = (channels, height, width)
+        self.nbytes = len(self) * math.prod(self.shape) * (values.itemsize if value_range is None else 4)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves an open file out of a pickle: every process opens its own."""
+        values = self.values
+        return {**self.__dict__, "values": Path(str(values.filename)) if isinstance(values, np.memmap) else values}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.values, Path):
+            self.values = np.load(self.values, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.values) if self.index is None else len(self.index)
+
+    def subset(self, index: Tensor) -> ArraySplit:
+        rows = index if self.index is None else self.index[index]
+        return ArraySplit(self.values, self.layout, self.value_range, rows, self.labels, self.factors)
+
+    def to(self, device: torch.device) -> ArraySplit:
+        """Returns the split itself: an array has no device."""
+        return self
+
+    def batch(self, index: Tensor) -> Batch:
+        rows = index.cpu() if self.index is None else self.index[index.cpu()]
+        x = _as_images(self.values[rows.numpy()], self.layout)
+        if self.value_range is not None:
+            low, high = self.value_range
+            x = x.astype(np.float32) if x.dtype.itemsize < 4 else x  # float16 would be computed in float16
+            x = ((x - low) / (high - low)).astype(np.float32)
+        labels, factors = (None if t is None else t[rows] for t in (self.labels, self.factors))
+        native = x.astype(x.dtype.newbyteorder("="))
+        return Batch(torch.from_numpy(np.ascontiguousarray(native)), labels, factors)
+
+
+def _as_images(x: np.ndarray, layout: str) -> np.ndarray:
+    """Returns a view of `x` as [N, C, H, W]."""
+    order, added = AXES[layout]
+    return np.expand_dims(x.transpose([layout.index(axis) for axis in order]), added)
+
+
+def _read(root: str) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file by name. Raises UserError, naming it, if it is missing, damaged or of another kind."""
+    path = Path(root).expanduser()
+    if path.suffix not in (".npy", ".npz"):
+        raise UserError(f"dataset.root={root}: it must be a .npy or .npz file; tables are dataset=table, images folder")
+    if not path.is_file():
+        raise UserError(f"dataset.root={root}: there is no such file")
+    try:
+        if path.suffix == ".npy":
+            return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        why = "it holds Python objects" if "allow_pickle" in str(error) else str(error).strip().split("\n")[0][:150]
+        raise UserError(f"dataset.root={root}: {why}\nsave numbers, with numpy.save or numpy.savez") from error
+    if len(arrays) == 1:
+        return {"x": next(iter(arrays.values()))}
+    if "x" not in arrays:
+        raise UserError(f"dataset.root={root}: it holds {', '.join(sorted(arrays)) or 'nothing'}: name one of them x")
+    return arrays
