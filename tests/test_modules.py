@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 
@@ -103,15 +104,15 @@ def test_a_feature_map_is_quantised():
 
 
 def test_objects_are_copied_and_missed_where_they_are_not_given():
-    module = nn.Linear(2, 2)
-    with giving(encoder=module, decoder=None):
-        made = Given("encoder")
-        with pytest.raises(UserError, match=r"network\.decoder: it was given in Python"):
-            Given("decoder")
-    assert made is not module
-    assert torch.equal(made.weight, module.weight)
-    with pytest.raises(UserError, match=r"network\.encoder"):
-        Given("encoder")
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    network = Modules(functools.partial(Given, role="encoder"), functools.partial(Given, role="decoder"))
+    with giving(encoder=module, decoder=Decoder):
+        made = network.encoder((1, 8, 8), 6)
+        assert network.decoder(3, (1, 8, 8))(torch.zeros(2, 3)).shape == (2, 1, 8, 8)
+    assert made.body[0] is not module
+    assert torch.equal(made.body[0][1].weight, module[1].weight)
+    with pytest.raises(UserError, match=r"network\.encoder: it was given in Python"):
+        network.encoder((1, 8, 8), 6)
 
 
 def test_trying_draws_no_random_numbers_and_leaves_a_batch_norm_as_it_is():

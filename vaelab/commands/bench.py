@@ -17,8 +17,8 @@ def main(arguments: list[str]) -> int:
     return command.single("bench", job, arguments)
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks the config, measures, prints the table and writes the file."""
+def job(config: Any) -> dict[str, Any]:
+    """Hydra's job: checks the config, measures, prints the table and writes the file. Returns the file's content."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
@@ -45,6 +45,7 @@ def job(config: Any) -> None:
     print(timing.table(figures))
     if output:
         output.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
 
 
 def _check(bench: Any, config: dict[str, Any]) -> Path | None:

@@ -59,8 +59,8 @@ def _for_hydra(arguments: list[str]) -> list[str]:
     return others + ([f"runs=[{','.join(map(command.as_text, paths))}]"] if paths else [])
 
 
-def job(config: Any) -> None:
-    """Hydra's job: finds and reads the runs, prints the comparison, writes the file."""
+def job(config: Any) -> dict[str, Any]:
+    """Hydra's job: finds and reads the runs, prints the comparison, writes the file. Returns the file's content."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -74,12 +74,14 @@ def job(config: Any) -> None:
     chosen = selection.figures_shown(plain["figures"], known, split)
     if plain["sort"] is not None:
         rows = configurations.ordered(rows, selection.named(plain["sort"], known, "sort", split)[0])
+    names = known if plain["figures"] in ("main", "all") else chosen
+    content = outcome.content(rows, names, split, left_out)
     if output:
-        names = known if plain["figures"] in ("main", "all") else chosen
-        outcome.export(output, outcome.content(rows, names, split, left_out))
+        outcome.export(output, content)
     print(outcome.text(rows, chosen, plain, left_out, shutil.get_terminal_size((100, 24)).columns))
     if output:
         print(f"written: {output}")
+    return content
 
 
 def _check(config: dict[str, Any]) -> Path | None:

@@ -53,8 +53,11 @@ def main(arguments: list[str]) -> int:
     return command.single("eval", job, [command.prior_named(argument) for argument in arguments])
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, measures each run, prints its table and what could not be measured."""
+def job(config: Any) -> dict[str, Any] | None:
+    """Hydra's job: checks what is asked, measures each run, prints its table and what could not be measured.
+
+    Returns the evaluation of a single run.
+    """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -66,11 +69,12 @@ def job(config: Any) -> None:
     folders = list(chain.from_iterable(runs.jobs_of(n) if runs.is_sweep(n) else [runs.find(n)] for n in named))
     if len(folders) > 1:
         _evaluate_each(list(dict.fromkeys(folders)), options)
-        return
-    _, wrong = _evaluate(folders[0], options)
+        return None
+    evaluation, wrong = _evaluate(folders[0], options)
     _renew_sweeps(folders, options)
     if wrong:
         raise UserError("\n  ".join(wrong))
+    return evaluation
 
 
 def _evaluate(run: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

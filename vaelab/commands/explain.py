@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
     return command.single("explain", job, arguments)
 
 
-def job(config: Any) -> None:
-    """Hydra's job: computes each topic, prints its numbers and draws its figure."""
+def job(config: Any) -> list[Path]:
+    """Hydra's job: computes each topic, prints its numbers and draws its figure. Returns the figures' paths."""
     from vaelab.core.config import options
 
     asked = options(Explain, config)
@@ -57,6 +57,7 @@ def job(config: Any) -> None:
             lines, figure = TOPICS[name](asked)
         style.save(figure, out / f"{name}.png")
         print("\n".join([*lines, f"figure: {out / f'{name}.png'}", ""]), flush=True)
+    return [out / f"{name}.png" for name in names]
 
 
 def _check(asked: Explain, out: Path, names: list[str]) -> None:

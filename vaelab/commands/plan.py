@@ -36,8 +36,11 @@ def main(arguments: list[str]) -> int:
     return command.run("plan", job, arguments)
 
 
-def job(task: Any) -> None:
-    """Hydra's job: plans and prints. task: the config of a single run, or what `PlanSweeper` found of a sweep."""
+def job(task: Any) -> list[dict[str, Any]]:
+    """Hydra's job: plans, prints and returns the jobs.
+
+    task: the config of a single run, or what `PlanSweeper` found of a sweep.
+    """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -57,11 +60,12 @@ def job(task: Any) -> None:
     if folder is None and found[0].refused:
         raise UserError(found[0].refused)
     print(plan.text(found, sweep))
+    rows = [dict(zip(row._fields[:-1], row, strict=False)) | row.known._asdict() for row in found]
     if output:
-        rows = [dict(zip(row._fields[:-1], row, strict=False)) | row.known._asdict() for row in found]
         output.write_text(json.dumps(rows, indent=2) + "\n")
     if reasons := {row.refused: None for row in found if row.refused}:
         raise UserError("\n".join(f"{_numbers(found, reason)}: {reason}" for reason in reasons))
+    return rows
 
 
 def _numbers(found: Sequence[Row], reason: str) -> str:

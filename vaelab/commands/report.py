@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> int:
     return command.single("report", job, [command.prior_named(argument) for argument in arguments])
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, draws, writes the page and prints where it is."""
+def job(config: Any) -> Path:
+    """Hydra's job: checks what is asked, draws, writes the page, prints where it is, and returns that."""
     from vaelab import runs
     from vaelab.core.config import options
     from vaelab.report import build, page
@@ -53,6 +53,7 @@ def job(config: Any) -> None:
         print(f"{folder} has no checkpoint: its figures are left as they are")
         page.save(out, run.build(folder, None))
     print(f"report: {out}")
+    return out
 
 
 def _place(out: str | None, folder: Path) -> Path:

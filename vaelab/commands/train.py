@@ -16,9 +16,7 @@ from vaelab.core.errors import UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
-        sweeping = command.sweeps(arguments)
-        arguments = [command.of_search(command.quoted(argument, sweeping)) for argument in arguments]
-        arguments = _with_resumed(arguments)
+        arguments = for_hydra(arguments)
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
         return 2
@@ -38,6 +36,32 @@ def main(arguments: list[str]) -> int:
         return max([code, *(sweeps.close(sweep, code == 2) for sweep in sweeps.release())])
     except BrokenPipeError:  # the reader has seen enough
         return command.end_of_pipe()
+
+
+def swept(arguments: list[str]) -> tuple[Path, list[str]]:
+    """Trains a sweep as `vaelab train -m` does. Returns its folder, and the names of the jobs that are not done."""
+    from vaelab import runs
+    from vaelab.runs import jobs
+    from vaelab.sweeps import sweep as sweeps
+
+    code, folder = 0, None
+    try:
+        command.invoke("train", job, ["-m", *for_hydra(arguments)])
+    except sweeps.Refused as refusal:
+        code = 2
+        raise UserError(str(refusal)) from refusal
+    finally:
+        for sweep in sweeps.release():
+            sweeps.close(sweep, code)
+            folder = sweep.folder
+    assert folder is not None
+    return folder, [path.name for path in runs.jobs_of(folder) if jobs.state_of(path) != "done"]
+
+
+def for_hydra(arguments: list[str]) -> list[str]:
+    """Writes the arguments in Hydra's grammar; `resume=RUN` becomes the run's own. Raises UserError for a wrong one."""
+    sweeping = command.sweeps(arguments)
+    return _with_resumed([command.of_search(command.quoted(argument, sweeping)) for argument in arguments])
 
 
 def _with_resumed(arguments: list[str]) -> list[str]:

@@ -60,6 +60,12 @@ def plain_output() -> Iterator[None]:
                 setattr(sys, name, stream)
 
 
+def in_notebook() -> bool:
+    """Whether the program runs in a notebook, whose cells draw over a line that ends without a line end."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")  # Jupyter's, and Colab's
+
+
 def spark(values: list[float], width: int) -> str:
     """Draws a curve in at most `width` characters, from the lowest value to the highest; each is a mean of neighbours.
 

@@ -20,13 +20,15 @@ from vaelab.nn.networks import Decoder, Encoder
 
 EXAMPLES = 2
 """Images that a module is tried on when a model is built of it."""
-_given: ContextVar[dict[str, nn.Module]] = ContextVar("given", default={})  # noqa: B039
+Maker = Callable[..., nn.Module] | nn.Module
+"""What makes a part of a network: a class or function that is told sizes, or a module, which is copied."""
+_given: ContextVar[dict[str, Maker]] = ContextVar("given", default={})  # noqa: B039
 
 
 @contextmanager
-def giving(**modules: nn.Module | None) -> Iterator[None]:
-    """Gives models that are built meanwhile these modules, of which each takes a copy, for their `Given` parts."""
-    token = _given.set({name: module for name, module in modules.items() if module is not None})
+def giving(**parts: Maker | None) -> Iterator[None]:
+    """Gives models that are built meanwhile these parts, where their config has `Given`."""
+    token = _given.set(_given.get() | {name: part for name, part in parts.items() if part is not None})
     try:
         yield
     finally:
@@ -34,32 +36,30 @@ def giving(**modules: nn.Module | None) -> Iterator[None]:
 
 
 class Given(nn.Module):
-    """Stands in a config for a module that was handed over in Python, and is in no file.
+    """Stands in a config for a part that was handed over in Python, and is in no file.
 
     role: `encoder` or `decoder`.
     """
 
-    def __new__(cls, role: str) -> Any:
-        if role not in _given.get():
-            raise UserError(
-                f"network.{role}: it was given in Python, as an object, and is in no file: open the run with "
-                f"vaelab.open(RUN, encoder=…, decoder=…), or train with a class in a file of yours (network=modules)"
-            )
-        return copy.deepcopy(_given.get()[role])
+    def __init__(self, role: str):
+        super().__init__()
+        self.role = role
 
 
 class Modules:
     """Network of a user's own encoder and decoder.
 
-    encoder: makes a module that takes images, [B, C, H, W], and gives as many numbers of each as the model asks for:
-    [B, outputs], or a feature map, [B, channels, h, w], for a VQ-VAE. decoder: makes one from [B, inputs], or such a
-    map, to raw parameters of the likelihood, [B, C, H, W] or as many numbers in any shape. Where their constructors
-    have arguments of the names `shape`, `outputs` and `inputs`, they are told these; `shape` and `outputs` count the
-    channels of a map. A conditional model puts what it knows beside the image as further channels, and beside z.
+    encoder: a module, of which each model has a copy, or what makes one. It takes images, [B, C, H, W], and gives as
+    many numbers of each as the model asks for, [B, outputs], or a feature map, [B, channels, h, w], for a VQ-VAE.
+    decoder: likewise, from [B, inputs], or such a map, to raw parameters of the likelihood, [B, C, H, W] or as many
+    numbers in any shape. What makes a module is told `shape`, `outputs` and `inputs` if it has arguments of these
+    names; `shape` and `outputs` count the channels of a map. A conditional model puts what it knows beside the image,
+    as further channels, and beside z.
     """
 
     def __init__(self, encoder: Callable[..., nn.Module], decoder: Callable[..., nn.Module]):
-        self._encoder, self._decoder = encoder, decoder
+        self._encoder: Maker = encoder
+        self._decoder: Maker = decoder
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
         seen = (shape[0] + context, *shape[1:])
@@ -110,8 +110,18 @@ class Decoding(Decoder):
         pass
 
 
-def _make(maker: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
+def _make(maker: Maker, **sizes: Any) -> nn.Module:
     """Makes a module, which is told those of the sizes that its constructor has arguments for."""
+    if isinstance(maker, functools.partial) and maker.func is Given:
+        role = maker.keywords["role"]
+        if role not in _given.get():
+            raise UserError(
+                f"network.{role}: it was given in Python, as an object, and is in no file\n"
+                "give it again, vaelab.open(RUN, encoder=…, decoder=…), or train with a class that stands in a file"
+            )
+        maker = _given.get()[role]
+    if isinstance(maker, nn.Module):
+        return copy.deepcopy(maker)
     set_already = maker.keywords if isinstance(maker, functools.partial) else {}
     try:
         known = inspect.signature(maker).parameters

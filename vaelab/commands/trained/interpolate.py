@@ -13,6 +13,8 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from vaelab.runs.trained import Trained
@@ -38,8 +40,8 @@ def main(arguments: list[str]) -> int:
     return command.single("interpolate", job, arguments)
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, walks between the codes, draws, says which images and how far apart."""
+def job(config: Any) -> Path:
+    """Hydra's job: checks what is asked, walks between the codes, draws, and says which images. Returns the path."""
     asked = _options(config)
     viewing.check_figure(asked.out)
     wanted = _wanted(asked)
@@ -66,6 +68,7 @@ def job(config: Any) -> None:
     if labels is not None:
         print(f"decoded as class {trained.classes.name(int(labels))} throughout; label= chooses another")
     print(f"figure: {path}")
+    return path
 
 
 def _options(config: Any) -> Options:

@@ -12,6 +12,8 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from vaelab.runs.trained import Trained
@@ -37,8 +39,8 @@ def main(arguments: list[str]) -> int:
     return command.single("reconstruct", job, arguments)
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, reconstructs, writes, prints the errors."""
+def job(config: Any) -> Path:
+    """Hydra's job: checks what is asked, reconstructs, writes, prints the errors. Returns the path."""
     import torch
 
     from vaelab.core.config import options
@@ -66,6 +68,7 @@ def job(config: Any) -> None:
     print(f"mean squared error per pixel, black 0 and white 1, of {count:,} image{'s'[: count > 1]}")
     print("  ".join([f"  {name} {value:.5f}" for name, value in statistics.items()][: None if count > 1 else 1]))
     print(f"{kind}: {path}")
+    return path
 
 
 def _check(asked: Options, kind: str, wanted: list[int | str] | None) -> None:

@@ -15,6 +15,8 @@ from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from vaelab.core.words import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from vaelab.models import Model
@@ -48,8 +50,8 @@ def main(arguments: list[str]) -> int:
     return command.single("sample", job, [command.prior_named(argument) for argument in arguments])
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, draws, writes, says where."""
+def job(config: Any) -> Path:
+    """Hydra's job: checks what is asked, draws, writes, says where. Returns the path."""
     from vaelab.core.config import options
 
     asked = options(Options, config)
@@ -76,6 +78,7 @@ def job(config: Any) -> None:
     ]
     print(", ".join([*words, *_manner(asked), *source]))
     print(f"{kind}: {path}")
+    return path
 
 
 def _only_fitted(trained: Trained) -> str | None:

@@ -14,6 +14,8 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from vaelab.models import Model
@@ -66,8 +68,8 @@ def main(arguments: list[str]) -> int:
     return command.single("traverse", job, arguments)
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, moves along the dimensions, draws, prints how much they are used."""
+def job(config: Any) -> Path:
+    """Hydra's job: checks what is asked, moves along the dimensions, draws, prints their use. Returns the path."""
     import torch
 
     from vaelab.core.config import options
@@ -106,6 +108,7 @@ def job(config: Any) -> None:
     if left := len(axes.dims) - len(rows) if dims is None else 0:
         print(f"{left} more, none of more than {axes.used.values[ROWS]:.3f}: dims=all draws them, too")
     print(f"figure: {path}")
+    return path
 
 
 def _dims(value: Any) -> list[int] | None:

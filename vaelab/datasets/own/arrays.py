@@ -46,7 +46,7 @@ class Arrays(ImageData):
     """Arrays in an .npy file, which is read where it lies and may be larger than the memory, or in an .npz file.
 
     An .npz file holds `x`, or one array alone; where known `labels`, [N], integers from 0 or names; `factors`, [N, F],
-    integers from 0; `test_x`, `test_labels` and `test_factors`.
+    integers from 0; `test_x`, `test_labels` and `test_factors`; `class_names`, [classes], of labels that are integers.
 
     root: the file. layout: the axes, n(umber) c(hannels) h(eight) w(idth) l(ength) d(imensions); None: as the shape
     says. A vector is held as an image of one row, a sequence as one of height 1. value_range: the values of black and
@@ -137,7 +137,11 @@ class Arrays(ImageData):
             return None
         known = [self._arrays[name] for name in ("labels", "test_labels") if name in self._arrays]
         if known[0].dtype.kind == "i":
-            return [str(number) for number in range(max(int(values.max()) for values in known) + 1)]
+            count = max(int(values.max()) for values in known) + 1
+            names = [str(name) for name in self._arrays.get("class_names", range(count))]
+            if len(names) < count:
+                raise self._error(f"it has {len(names)} class_names, and labels to {count - 1}", "name every class")
+            return names
         return [str(name) for name in np.unique(np.concatenate(known))]
 
     @property

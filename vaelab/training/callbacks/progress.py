@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from vaelab.core.metrics import in_order, metric
+from vaelab.core.terminal import in_notebook
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -27,7 +28,7 @@ class ProgressLine(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self.shown_at = 0.0
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() or in_notebook()
 
     def disable(self) -> None:
         self.enabled = False

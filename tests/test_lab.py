@@ -1,0 +1,222 @@
+"""The lab from Python: the run folder, the checks and the words are those of the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import vaelab
+from vaelab.core.errors import UserError
+from vaelab.lab import arguments
+
+QUICK = {"max_epochs": 1, "report": False, "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (96, 8, 8), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 3, 96)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def trained(data=IMAGES, labels=None, **options):
+    return vaelab.train(data, labels, **(QUICK | options))
+
+
+def test_an_array_is_trained_on_and_what_comes_back_has_its_shape(capsys):
+    run = trained(model="vae", latent_dim=3, lr=0.002)
+    assert run.config["model"]["latent_dim"] == 3
+    assert run.config["optimizer"]["lr"] == 0.002
+    assert run.summary["status"] == "finished"
+    codes = run.encode(IMAGES[:5])
+    assert codes.shape == (5, 3)
+    assert torch.equal(codes, run.encode(torch.from_numpy(IMAGES[:5, None])))
+    assert torch.allclose(codes, run.encode(IMAGES[:5] / 255), atol=1e-5)
+    assert torch.equal(run.reconstruct(IMAGES[:5]), run.decode(codes))
+    samples = run.sample(4)
+    assert samples.shape == (4, 1, 8, 8)
+    assert 0 <= samples.min() <= samples.max() <= 1
+    assert torch.allclose(samples[:2], run.sample(2))
+    assert run.metrics[-1]["step"] == run.summary["steps"]
+    assert "test/elbo" in run.final._repr_html_()
+
+
+def test_the_run_is_that_of_the_command_line(train):
+    run = trained(model="beta", beta=3, latent_dim=2, likelihood="continuous_bernoulli", seed=7)
+    words = [w for w in run.config["run"]["overrides"] if not w.startswith("trainer.enable_progress_bar")]
+    own = train(*words, "trainer.enable_progress_bar=false", small=False)
+    assert own.code == 0, own.err
+    assert (own.run / "metrics.csv").read_text() == (run.folder / "metrics.csv").read_text()
+
+
+def test_another_process_opens_it_resumes_it_and_evaluates_it():
+    first = trained()
+    run = vaelab.open("last")
+    assert run.folder.samefile(first.folder)
+    assert run.resume(max_epochs=2).summary["epochs"] == 2
+    metrics = run.evaluate(["likelihood"], importance_samples=4, gap_images=4)
+    assert metrics["likelihood/elbo"] == run.evaluation["likelihood/elbo"]
+    with pytest.raises(UserError, match="this run is finished"):
+        run.resume()
+
+
+class Pairs(Dataset):
+    """A user's data set: pictures with labels, of which the names are known."""
+
+    classes = ["a", "b", "c"]
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index >= 40:
+            raise IndexError
+        return torch.from_numpy(IMAGES[index]).float()[None] / 255, int(LABELS[index])
+
+
+class Column:
+    def __init__(self, names=None):
+        self.names = names
+
+
+class Hub(list):
+    """Items as Hugging Face gives them."""
+
+    column_names = ["image", "label"]
+    features = {"image": Column(), "label": Column(["zero", "one", "two"])}
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (Pairs(), ["a", "b", "c"]),
+        (TensorDataset(torch.from_numpy(IMAGES), torch.from_numpy(LABELS)), ["0", "1", "2"]),
+        ((IMAGES, LABELS), ["0", "1", "2"]),
+        ({"x": IMAGES, "labels": LABELS, "test_x": IMAGES[:9], "test_labels": LABELS[:9]}, ["0", "1", "2"]),
+        (Hub({"image": i, "label": int(y)} for i, y in zip(IMAGES, LABELS, strict=True)), ["zero", "one", "two"]),
+        ({"train": (IMAGES, LABELS), "test": (IMAGES[:9], LABELS[:9])}, ["0", "1", "2"]),
+    ],
+    ids=["Dataset", "TensorDataset", "pair", "mapping", "Hugging Face", "DatasetDict"],
+)
+def test_labels_come_with_the_data(data, names):
+    run = trained(data, model="cvae", latent_dim=2)
+    assert run.trained.classes.names == names
+    assert run.sample(5, names[1]).shape == (5, 1, 8, 8)
+    assert torch.equal(run.sample(3, 1), run.sample(3, [names[1]] * 3))
+    with pytest.raises(UserError, match="has to know the class"):
+        run.encode(IMAGES[:2])
+    with pytest.raises(UserError, match="2 for 3 examples"):
+        run.encode(IMAGES[:3], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (["one", "two"], {}, "data: item 0 is a text"),
+        ([np.zeros((2, 2)), np.zeros((3, 3))], {}, r"item 1 is \[3, 3\], and item 0 \[2, 2\]"),
+        ([[1, 2], [3]], {}, "no array"),
+        (Hub([{"image": "a text"}]), {}, "data: item 0 is a text"),
+        (Hub([]), {}, "data: it is empty"),
+        (3, {}, "a int cannot be trained on"),
+        ({"y": IMAGES}, {}, "name one of them x"),
+        ("nowhere/photos", {}, "no folder of images"),
+        (IMAGES, {"labels": [1, 2]}, r"labels: \[2\] for 96 examples"),
+        (IMAGES, {"model": "vea"}, "did you mean vae"),
+        (IMAGES, {"latent_dimm": 3}, "latent_dim"),
+        (IMAGES, {"latent_dim": 0}, "model.latent_dim=0"),
+        (IMAGES, {"seed": "a"}, "seed"),
+        (IMAGES, {"batch_size": 0}, "dataset.batch_size=0"),
+        (IMAGES, {"model": "ae", "beta": 3}, "beta"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_words_of_the_command_line(data, options, said):
+    with pytest.raises(UserError, match=said) as error:
+        trained(data, **options)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_modules_of_ones_own_are_given_as_objects_or_classes():
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    decoder = nn.Linear(3, 64)
+    before = decoder.weight.clone()
+    run = trained(encoder=encoder, decoder=decoder, latent_dim=3)
+    assert run.encode(IMAGES[:2]).shape == (2, 3)
+    assert torch.equal(decoder.weight, before)  # the model has a copy
+    assert not torch.equal(run.model.decoder.body[0].weight, before)
+    run.evaluate(["likelihood"], importance_samples=4, gap_images=4)
+    with pytest.raises(UserError, match=r"vaelab\.open\(RUN, encoder=…, decoder=…\)"):
+        vaelab.open("last").model.eval()
+    again = vaelab.open("last", encoder=encoder, decoder=decoder)
+    assert torch.equal(again.encode(IMAGES[:2]), run.encode(IMAGES[:2]))
+
+    def enlarged(inputs):
+        return nn.Linear(inputs, 64)
+
+    assert trained(encoder=encoder, decoder=enlarged, latent_dim=3).summary["status"] == "finished"
+    with pytest.raises(UserError, match="the model takes 8 numbers"):
+        trained(encoder=encoder, decoder=enlarged, latent_dim=4)
+
+
+def test_a_sweep_takes_lists():
+    runs = vaelab.sweep(IMAGES, model=["vae", "beta"], seed=[0, 1], latent_dim=2, **QUICK, out="swept")
+    assert [run.config["seed"] for run in runs] == [0, 1, 0, 1]
+    rows = vaelab.compare("swept")
+    assert len(rows) == 2
+    assert "<table>" in rows._repr_html_()
+
+
+def test_pictures_and_texts_are_returned():
+    run = trained(latent_dim=2)
+    assert run.traverse()._repr_png_().startswith(b"\x89PNG")
+    assert run.interpolate(0, 1).path.is_file()
+    assert set(run.figures) == {"traverse", "interpolate"}
+    assert "run" in vaelab.doctor(run)
+    assert run.fit_prior("gmm").sample(3).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"), (None, "null"), (0.1, "0.1"), (np.int64(3), "3"), ("conv", "conv"), ("true", "'true'"),
+        ("1e3", "'1e3'"), ([1, "a b"], "[1,'a b']"), ({"a": (1, 2)}, "{a:[1,2]}"), ("${x}", r"'\${x}'"),
+    ],
+)  # fmt: skip
+def test_values_are_written_as_hydra_reads_them(value, text):
+    assert arguments.written(value) == text
+
+
+def test_a_key_is_found_by_its_last_name():
+    known = ["seed", "model.beta", "model.size", "likelihood.size", "a.width", "b.width"]
+    found = arguments.of_training({"beta": 1, "seed": 2, "size": 3, "b.width": 4}, known=known)
+    assert found == ["model.beta=1", "seed=2", "model.size=3", "b.width=4"]
+    with pytest.raises(UserError, match=r"width: a\.width or b\.width\?"):
+        arguments.of_training({"width": 1}, known=known)
+
+
+@pytest.mark.parametrize(
+    ("used", "unused"),
+    [
+        ("import vaelab; vaelab.train; vaelab.open", ["torch", "hydra", "pytorch_lightning", "matplotlib"]),
+        (
+            "from vaelab.nn import likelihoods, modules, networks, posteriors, priors, quantizers, schedules\n"
+            "from vaelab.evaluation.metrics import disentanglement, latents, likelihood, samples",
+            ["hydra", "omegaconf", "pytorch_lightning", "wandb", "matplotlib"],
+        ),
+    ],
+)
+def test_it_imports_no_more_than_it_uses(used, unused):
+    code = f"import sys\n{used}\nfound = set({unused}) & set(sys.modules)\nassert not found, found"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_jobs_are_planned():
+    rows = vaelab.plan(seed=[0, 1], max_epochs=1, plan={"steps": 0})
+    assert len(rows) == 2

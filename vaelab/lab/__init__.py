@@ -1,0 +1,7 @@
+"""The lab from Python: what the command line does, as functions. Importing this imports no torch."""
+
+from vaelab.lab.commands import bench, compare, doctor, explain, plan, sweep
+from vaelab.lab.run import Run, open_run
+from vaelab.lab.training import train
+
+__all__ = ["Run", "bench", "compare", "doctor", "explain", "open_run", "plan", "sweep", "train"]
