@@ -183,6 +183,46 @@ def test_early_stopping_takes_the_patience_that_a_resume_gives_it():
     assert (stop.patience, stop.wait_count) == (3, 2)
 
 
+def rates(run):
+    groups = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    return [group["lr"] for group in groups]
+
+
+LOWERING = [
+    "lr_schedule=plateau",
+    *("lr_schedule.threshold=1000", "lr_schedule.patience=0", "lr_schedule.factor=0.1", "lr_schedule.min_lr=5e-5"),
+]
+
+
+@pytest.mark.parametrize("schedule", [["lr_schedule=constant"], ["lr_schedule=cosine"], LOWERING])
+@pytest.mark.parametrize("model", ["ae", "vqvae"])
+def test_parts_keep_the_ratio_of_their_learning_rates(train, schedule, model):
+    """Also where a schedule lowers them, down to a least rate, and where a resume gives others; of the autoencoder
+    nothing is left beside the two.
+    """
+    factors = ["lr_factor.encoder=5", "lr_factor.decoder=0.5"]
+    done = train(f"model={model}", *schedule, *factors, "trainer.max_epochs=4")
+    assert done.code == 0, done.err
+    first = rates(done.run)
+    assert [rate / first[0] for rate in first] == pytest.approx([1, 5, 0.5])
+    assert done.series("step/lr")[-1] == first[0]
+    again = train(f"resume={done.run}", "lr_factor.decoder=0.25", "trainer.max_epochs=5")
+    assert again.code == 0, again.err
+    assert [rate / rates(done.run)[0] for rate in rates(done.run)] == pytest.approx([1, 5, 0.25])
+
+
+def test_a_part_that_is_not_there_has_no_learning_rate(train, finished):
+    result = train("model=vae", "+lr_factor.codebook=2")
+    assert result.code == 2
+    assert "lr_factor.codebook: VAE has no such part to learn; it has encoder and decoder" in result.err
+    assert "lr_factor.decoder=0" in train("lr_factor.decoder=0").err
+    begun = finished("model=vae").run
+    changed = train(f"resume={begun}", "lr_factor.encoder=2", "trainer.max_epochs=3")
+    assert changed.code == 2
+    assert "lr_factor: a run goes on with the parts" in changed.err
+    assert "Traceback" not in changed.err
+
+
 def test_plateau_takes_what_a_resume_gives_it(train):
     never = ["lr_schedule=plateau", "lr_schedule.threshold=1000", "lr_schedule.patience=0", "lr_schedule.factor=0.5"]
     first = train(*never, "trainer.max_epochs=3", "optimizer.lr=0.01")

@@ -20,7 +20,10 @@ from vaelab.training.loop import ended_inside
 
 VARIANTS = {
     "vae": ["model=vae", "schedule=cyclical", "dataset.binarize=dynamic"],
-    "capacity": ["model=capacity", "schedule.capacity.over=15", "schedule.capacity.unit=steps", "lr_schedule=cosine"],
+    "capacity": [
+        *("model=capacity", "schedule.capacity.over=15", "schedule.capacity.unit=steps"),
+        *("lr_schedule=cosine", "lr_factor.decoder=0.3"),
+    ],
     "vqvae": ["model=vqvae", "codebook.restart_after=3"],
     "ema": ["model=vae", "averaging=ema"],
 }

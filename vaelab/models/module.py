@@ -29,6 +29,7 @@ class Model(Variant, pl.LightningModule):
     ):
         super().__init__(shape, num_classes, likelihood, condition)
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
+        self.lr_factors: dict[str, float] = {}  # learning rates of parts, times the optimiser's; without those of 1
         self.seed = 0  # seed of the noise
         self.compiled: tuple[Callable[..., Terms], int] | None = (
             None  # compiled `terms`, and the batch size that it is for
@@ -44,7 +45,19 @@ class Model(Variant, pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None, "set model.optimizer to a function of the parameters first"
-        return self.optimizer(self.parameters())
+        if not self.lr_factors:
+            return self.optimizer(self.parameters())
+        parts = {name: list(self.get_submodule(name).parameters()) for name in self.lr_factors}
+        theirs = {weight for weights in parts.values() for weight in weights}
+        others = [weight for weight in self.parameters() if weight not in theirs]
+        optimizer = self.optimizer([{"params": weights} for weights in (others, *parts.values())])
+        for group, rate in zip(optimizer.param_groups, self.learning_rates(optimizer), strict=True):
+            group["lr"] = rate
+        return optimizer
+
+    def learning_rates(self, optimizer: torch.optim.Optimizer) -> list[float]:
+        """Returns the learning rate of each of the optimiser's groups, before a schedule lowers it."""
+        return [optimizer.defaults["lr"] * factor for factor in (1.0, *self.lr_factors.values())]
 
     def compile_terms(self, batch_size: int) -> None:
         """Has torch.compile make `terms` faster for training batches of `batch_size` images.
@@ -66,8 +79,8 @@ class Model(Variant, pl.LightningModule):
             means.to(self.device)
         self._report_if_due()
         for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group.update({key: value for key, value in optimizer.defaults.items() if key in group})
+            for group, rate in zip(optimizer.param_groups, self.learning_rates(optimizer), strict=True):
+                group.update({key: value for key, value in optimizer.defaults.items() if key in group} | {"lr": rate})
             for weight, state in optimizer.state.items():  # fused kernels read both in the order they lie in memory
                 for key, value in state.items():
                     if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():

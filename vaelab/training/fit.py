@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from vaelab import runs
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
+from vaelab.core.words import listed
 from vaelab.runs import Files
 from vaelab.runs.quiet import Terminal, quieten
 from vaelab.training import afterwards, resume, studies, summary
@@ -146,11 +147,23 @@ def build_model(config: dict[str, Any], data: ImageData) -> Any:
     model.likelihood.check(data.pixel_range)
     model.seed = config["seed"]
     model.optimizer = build(config["optimizer"])
+    model.lr_factors = _lr_factors(config["lr_factor"], model)
     try:
         model.configure_optimizers()
     except ValueError as error:
         raise UserError(f"optimizer: {str(error)[0].lower()}{str(error)[1:]}") from error
     return model
+
+
+def _lr_factors(given: dict[str, float], model: Model) -> dict[str, float]:
+    """Returns the factors other than 1. Raises UserError for one of a part that the model has not, or learns not."""
+    learning = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
+    factors = {name: factor for name, factor in given.items() if factor != 1}
+    if unknown := [name for name in factors if name not in learning]:
+        raise UserError(
+            f"lr_factor.{unknown[0]}: {type(model).__name__} has no such part to learn; it has {listed(learning)}"
+        )
+    return factors
 
 
 def _build_trainer(

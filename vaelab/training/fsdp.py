@@ -38,6 +38,8 @@ class FullySharded(OpenFSDP):
         """Raises UserError for what a model in parts cannot do."""
         if not trainer.checkpoint_callbacks:
             raise UserError("accelerator=fsdp: trainer.enable_checkpointing=true is needed to put the model together")
+        if model.lr_factors:
+            raise UserError("accelerator=fsdp: weights are gathered without regard to their part: leave out lr_factor")
         if isinstance(getattr(getattr(model, "codebook", None), "codes", None), nn.Parameter):
             raise UserError(
                 "accelerator=fsdp: codebook=gradient moves single codes, which are in parts: use codebook=ema"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from vaelab.core.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from vaelab.core.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 
 def _with_target(node: dict[str, Any]) -> dict[str, Any]:
@@ -48,6 +48,7 @@ class Training(TypedDict):
     report: bool
     compile: bool
     channels_last: bool | None
+    lr_factor: dict[str, PositiveFloat]
     checkpoint: Node
     resume: str | None
     run: dict[str, Any]

@@ -81,6 +81,14 @@ def _look_at(checkpoint: dict[str, Any], model: Model, trainer: pl.Trainer) -> N
             *(checkpoint["epoch"] + 1, checkpoint["global_step"]),
         )
     optimizer, saved = model.configure_optimizers(), checkpoint["optimizer_states"][0]
+    sizes, before = (
+        [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+    )
+    if sum(sizes) == sum(before) and sizes != before:
+        raise UserError(
+            "lr_factor: a run goes on with the parts that it began with factors for: give these others than 1, and no "
+            "further ones"
+        )
     if "fused" not in optimizer.defaults or isinstance(trainer.strategy, FullySharded):
         return
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

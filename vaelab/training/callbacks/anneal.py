@@ -174,13 +174,11 @@ class LearningRate(Scheduled):
         _check_length("lr_schedule.factor", self.factor)
         _check_values("lr_schedule.factor", self.factor)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Model, batch: Any, batch_idx: int) -> None:
         factor = self.factor(self.progress(trainer, batch_idx))
         for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * factor
+            for group, rate in zip(optimizer.param_groups, pl_module.learning_rates(optimizer), strict=True):
+                group["lr"] = rate * factor
 
 
 def arrived(trainer: pl.Trainer) -> bool:
@@ -225,20 +223,20 @@ class Plateau(pl.Callback):
         self.state: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Model) -> None:
-        self.rate = trainer.optimizers[0].defaults["lr"]
-        if self.state:
-            lowered = self.state["_last_lr"][0]
-            former = self.state.get("rate", self.rate)  # version 0.1 did not keep it
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = lowered if former == self.rate else lowered * self.rate / former
+        optimizer = trainer.optimizers[0]
+        self.rates = pl_module.learning_rates(optimizer)
+        former = self.state.get("rates", self.rates)  # version 0.1 did not keep them
+        lowered = self.state.get("_last_lr", self.rates)
+        for group, rate, before, now in zip(optimizer.param_groups, self.rates, former, lowered, strict=True):
+            group["lr"] = now if before == rate else now * rate / before
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            trainer.optimizers[0],
+            optimizer,
             mode=pl_module.best,
             factor=self.factor,
             patience=self.patience,
             threshold=self.threshold,
             threshold_mode="abs",  # a relative threshold goes the wrong way on a negative metric such as the ELBO
-            min_lr=self.min_lr,
+            min_lr=[self.min_lr * rate / optimizer.defaults["lr"] for rate in self.rates],
             eps=0.0,
         )
         for name in ("best", "num_bad_epochs", "last_epoch"):
@@ -261,7 +259,7 @@ class Plateau(pl.Callback):
             self.scheduler.step(trainer.callback_metrics[name].item())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scheduler.state_dict() | {"rate": self.rate}
+        return self.scheduler.state_dict() | {"rates": self.rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.state = state_dict
