@@ -29,6 +29,7 @@ def expected(run):
     model, config = vaelab.load(run), read_config(run)
     found = ALL | (DISCRETE if model.layout.codes else CONTINUOUS)
     found |= PRIOR if model.prior is not None else set()
+    found |= {"manifold"} if model.layout.dimensions == 2 else set()
     found |= {"kl_per_dim"} if (run / "kl_per_dim.csv").exists() else set()
     found |= {"code_usage"} if (run / "code_counts.csv").exists() else set()
     found |= {"uncertainty"} if model.blank().density else set()
@@ -355,3 +356,24 @@ def test_a_model_of_nan_is_named_in_a_line(finished, capsys):
     capsys.readouterr()
     assert main(["reconstruct", f"run={run}"]) == 2
     assert "try checkpoint=last" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["vae", "ae"])
+def test_the_plane_of_two_dimensions_is_of_the_prior_s_quantiles(finished, monkeypatch, model):
+    """Of an autoencoder's codes, which have no prior, of a normal with their mean and deviation."""
+    trained, given = Trained(finished(f"model={model}", "model.latent_dim=2").run), []
+    monkeypatch.setattr(gallery.walks, "manifold", lambda *arrays: given.append(arrays) or "figure")
+    list(gallery.draw(trained.model, trained.data, 8, ["manifold"]))
+    images, values, axes, title = given[0]
+    assert axes == ("z0", "z1")
+    inside = torch.special.ndtr(values).diff()
+    assert inside == pytest.approx(torch.full_like(inside, 1 / len(values)), rel=1e-4)
+    assert values.sum() == pytest.approx(0, abs=1e-5)
+    scene = gallery.Scene(trained.model, trained.data, 8)
+    centre, width = (0.0, 1.0) if model == "vae" else (scene.codes.mean(0), scene.codes.std(0, unbiased=False))
+    z = centre + width * torch.tensor([[values[11], values[2]]])  # the second dimension goes from row to row
+    expected = trained.unit(trained.model.likelihood.mean(trained.model.decode(z)))
+    torch.testing.assert_close(images[2, 11], expected[0].detach())
+    assert ("N(0, 1)" in title) == (model == "vae")
+    larger = Trained(finished(f"model={model}").run)
+    assert not list(gallery.draw(larger.model, larger.data, 8, ["manifold"]))

@@ -134,6 +134,9 @@ FIGURES = {
     "classes": lambda x: pictures.classes(x, [f"class {i} {'m' * i}" for i in range(len(x))]),
     "data": lambda x: pictures.data(x, torch.ones(len(x), 9) * 1e9, [f"$_class^{i}" for i in range(len(x))]),
     "traversals": lambda x: walks.traversals(x, torch.linspace(-3.14159, 3.14159, x.shape[1]), ["z"] * len(x), "T"),
+    "manifold": lambda x: walks.manifold(
+        x[: x.shape[1], : len(x)], torch.linspace(-1.834, 1.834, min(x.shape[:2])), ("z0", "z1"), "Plane"
+    ),
     "interpolations": lambda x: walks.interpolations(x, [f"a → {i}" for i in range(len(x))]),
     "between_four": lambda x: walks.between_four(x[:5, :1].expand(-1, min(5, len(x)), -1, -1, -1)),
 }
@@ -395,6 +398,17 @@ def test_traversals_have_a_row_per_dimension_and_a_column_per_value():
     assert said(figure, va="top") == ["−1.5", "0.25", "2", "value of the dimension"]
     assert [x for w, x, _ in words(figure) if w in ("−1.5", "0.25", "2")] == [64, 196, 328]
     assert said(figure)[0] == "Walk"
+
+
+def test_the_plane_of_codes_has_its_first_axis_to_the_right_and_its_second_upwards():
+    figure = walks.manifold(flat([0.1, 0.2], [0.3, 0.4]), [-0.67, 0.67], ("z0", "z1"), "Plane")
+    colourless = drawn(figure)
+    assert [[round(colourless[y, x, 0].item() / 255, 2) for x in (64, 196)] for y in (64, 196)] == [
+        [0.3, 0.4],
+        [0.1, 0.2],
+    ]
+    assert said(figure, ha="right") == ["0.67", "z1  −0.67"]
+    assert said(figure, va="top") == ["−0.67", "0.67", "z0"]
 
 
 @pytest.mark.parametrize("reach", [3.0, 0.01, 1e-4])

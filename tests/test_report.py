@@ -125,7 +125,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
     assert {
         *("curves", "schedule", "kl_per_dim", "code_usage", "reconstructions", "errors", "uncertainty"),
         *("samples", "real_and_generated", "classes", "levels", "data"),
-        *("traversals", "interpolations", "latents", "dimensions", "codes"),
+        *("traversals", "manifold", "interpolations", "latents", "dimensions", "codes"),
         *("code_vectors", "code_patches", "code_maps", "code_levels"),
         *("temperatures", "nearest", "prior_loss"),
     } == set(names)

@@ -98,6 +98,22 @@ def between_four(images: Tensor) -> Figure:
     return sheet.figure()
 
 
+@style.styled
+def manifold(images: Tensor, values: Tensor | Sequence[float], names: tuple[str, str], title: str) -> Figure:
+    """Draws what is decoded over a plane of codes (Kingma & Welling 2014, figure 4).
+
+    images: [n, n, C, H, W], the first row of the least value of the second dimension, which is drawn lowest. values:
+    of both dimensions, [n], ascending. names: of the two dimensions.
+    """
+    sheet = Sheet(fitted(images.flip(0), images.shape[1]))
+    ticks = _short([float(value) for value in values])
+    rows = list(reversed(ticks))
+    rows[len(rows) // 2] = f"{names[1]}  {rows[len(rows) // 2]}"
+    sheet.name_rows(rows)
+    sheet.name_columns(ticks, names[0])
+    return sheet.figure(title)
+
+
 def _thinned(steps: int) -> list[int]:
     """Chooses the steps that are shown: the first, the last and some between, evenly where it can be."""
     if steps <= MOST:

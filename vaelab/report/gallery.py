@@ -29,6 +29,8 @@ ROWS = 20
 """Most rows of a figure: latent dimensions, or classes."""
 REACH, STEPS = 3.0, 11
 """Values of a traversal, from minus to plus REACH, in STEPS pictures."""
+SIDE = 15
+"""Pictures on a side of the plane of codes."""
 BINS = 32
 """Bins of the histograms of pixels."""
 SEED = 0
@@ -155,6 +157,19 @@ def _traversals(s: Scene) -> Figure | None:
     return walks.traversals(made, values, names, title, ((start[0] - centre) / scale)[dims], unit)
 
 
+def _manifold(s: Scene) -> Figure | None:
+    """Draws decoded codes at even quantiles of the prior; of codes without one, of a normal as wide as they are."""
+    layout = s.model.layout
+    if layout.dimensions != 2:
+        return None
+    values = torch.special.ndtri((torch.arange(SIDE) + 0.5) / SIDE)
+    grid, unit = torch.cartesian_prod(values, values).flip(1), "N(0, 1)"
+    if not layout.standard:
+        grid, unit = s.codes.mean(0) + s.codes.std(0, unbiased=False) * grid, "a normal fitted to the codes, in its σ"
+    made = coding.decode(s.model, grid, s.one, s.data.pixel_range).unflatten(0, (SIDE, SIDE))
+    return walks.manifold(made, values, (layout.axis(0), layout.axis(1)), f"Decoded at even quantiles of {unit}")
+
+
 def _interpolations(s: Scene) -> Figure | None:
     if s.model.layout.dimensions is None:
         return None
@@ -244,6 +259,7 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "nearest": discrete.nearest,
     "prior_loss": discrete.prior_loss,
     "traversals": _traversals,
+    "manifold": _manifold,
     "interpolations": _interpolations,
     "latents": _latents,
     "dimensions": _dimensions,

@@ -94,6 +94,11 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "validation image has them, whose own value is marked: what changes along a row is what the dimension "
             "stands for.",
         ),
+        "manifold": (
+            "The plane of codes",
+            "What is decoded over the two latent dimensions, at values between which the prior has equal parts of its "
+            "mass: neighbours should differ a little, and every picture be one that the data could have.",
+        ),
         "interpolations": (
             "Interpolations",
             "From the code of a validation image to that of another, along a line and along an arc: in a good latent "
