@@ -95,6 +95,7 @@ def test_what_slows_the_lab_shows_in_the_labs_figures_alone(bench, monkeypatch):
         (["trainer.limit_train_batches=1"], "dataset.batch_size"),
         (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches"),
         (["logger=wandb"], "logger=wandb"),
+        (["logger=[csv,mlflow]"], "logger=mlflow"),
         (["bench=null"], "bench"),
         (["~bench.steps"], "bench.steps"),
         (["model.latnt_dim=3"], "model.latent_dim"),

@@ -24,7 +24,7 @@ FILES = ("runs/",)
 NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "code_counts.csv", "run.log", "output.txt",
          "report.html", "evaluation.json", "best.ckpt", "last.ckpt", "sweep.csv", "sweep.json", "multirun.yaml",
          ".lock", "prior.safetensors")  # fmt: skip
-SLOW = ("wandb", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard", "jinja2", "markupsafe",
+SLOW = ("wandb", "mlflow", "matplotlib", "torchvision", "sklearn", "PIL", "h5py", "tensorboard", "jinja2", "markupsafe",
         "safetensors", "onnx", "onnxruntime", "onnxscript", "optuna", "ray", "zuko", "scipy",
         "rich")  # fmt: skip
 """Libraries that are imported where they are used."""

@@ -13,8 +13,8 @@ import wandb
 from PIL import Image
 
 from tests.wandb_server import wandb_server
-from vaelab.training import loggers
 from vaelab.training.loggers import MetricsFile, PictureLogger
+from vaelab.training.loggers import wandb as loggers
 
 
 def rows(path):
@@ -384,7 +384,7 @@ def test_an_offline_run_says_once_how_to_send_it_and_one_of_a_sweep_does_not(no_
 
 
 def test_a_run_of_a_wandb_sweep_has_the_id_that_its_agent_gives_it(tmp_path, monkeypatch):
-    from vaelab.training.loggers import _run_id
+    from vaelab.training.loggers.wandb import _run_id
 
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     assert _run_id(tmp_path / "alone") != "given"

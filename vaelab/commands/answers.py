@@ -57,17 +57,17 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
         return (
             f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …, or write [{found[2]}] for a list"
         )
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']*)'", text)):
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not (?:find|load) '([^']*)'", text)):
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
-        options = [o.strip() for o in listed if o.strip() and not o.strip().startswith("_")]
+        takes = [o.strip() for o in listed if o.strip() and not o.strip().startswith("_")] or options(group)
         if group == "hydra/launcher" and option in EXTRAS:
             return f'{group}={option} needs another package: pip install "vaelab[{EXTRAS[option]}]"'
-        if not group or not options:
+        if not group or not takes:
             return f"there is no config '{found[1]}'"
-        near = difflib.get_close_matches(option.lower(), options, 1, 0.65) or [ALSO_CALLED.get(option.lower(), "")]
-        hint = f"; did you mean {near[0]}?" if near[0] in options else ""
-        return f"{group}={option}: no such option{hint}\n  {group}= takes {', '.join(options)}"
+        near = difflib.get_close_matches(option.lower(), takes, 1, 0.65) or [ALSO_CALLED.get(option.lower(), "")]
+        hint = f"; did you mean {near[0]}?" if near[0] in takes else ""
+        return f"{group}={option}: no such option{hint}\n  {group}= takes {', '.join(takes)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
     if found := re.search(r"Could not override '([^']*)'", text):

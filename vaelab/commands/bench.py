@@ -57,8 +57,8 @@ def _check(bench: Any, config: dict[str, Any]) -> Path | None:
             raise UserError(f"bench.{key}={bench[key]}: must be an integer of 2 or more")
     if config["resume"] is not None:
         raise UserError("resume= is for vaelab train: bench keeps nothing")
-    if (config["logger"] or {}).get("wandb"):
-        raise UserError("logger=wandb: bench keeps nothing: leave it out")
+    if loggers := [name for name, node in (config["logger"] or {}).items() if node]:
+        raise UserError(f"logger={loggers[0]}: bench keeps nothing: leave it out")
     if config["trainer"]["accumulate_grad_batches"] != 1:
         raise UserError("trainer.accumulate_grad_batches: bench compares single steps: leave it out")
     return command.file_to_write("bench.output", bench["output"])

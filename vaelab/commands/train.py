@@ -158,8 +158,9 @@ def job(config: Any) -> str:
     try:
         plain = resolved(config)
         check_sections(plain)
-        if in_sweep and "wandb" in plain["logger"] and plain["logger"]["wandb"]["group"] is None:
-            plain["logger"]["wandb"]["group"] = Path(hydra.sweep.dir).name
+        for node in (plain["logger"] or {}).values() if in_sweep else ():
+            if node and node.get("group", "") is None:
+                node["group"] = Path(hydra.sweep.dir).name
         instance.cfg = None  # otherwise Lightning would rerun this command line in every process
         if in_sweep:
             run = sweeps.do(plain, run, title, hydra.launcher)

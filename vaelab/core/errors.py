@@ -1,5 +1,7 @@
 """Exceptions that are told to the user without a traceback."""
 
+from importlib.util import find_spec
+
 
 class UserError(Exception):
     """Raised where something that the user asked for cannot be done.
@@ -26,3 +28,9 @@ class Stopped(SystemExit):
     def __init__(self, number: int):
         super().__init__(128 + number)
         self.number = number
+
+
+def require(package: str, key: str, extra: str) -> None:
+    """Raises UserError, with the line that installs it, if a package that only `key` needs is not there."""
+    if find_spec(package) is None:
+        raise UserError(f'{key} needs {package}: pip install "vaelab[{extra}]"')

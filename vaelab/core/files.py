@@ -31,6 +31,22 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path | None) -> Iterator[None]:
+    """Keeps other processes that lock the same file waiting until the block is left; without a file it does nothing."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except ImportError:  # there is no fcntl on Windows
+            pass
+        yield
+
+
 def clear_partial(folder: Path) -> None:
     """Removes what processes that were killed while they wrote have left below a folder; no other may write there."""
     for path in folder.rglob(".*.tmp"):

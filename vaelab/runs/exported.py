@@ -14,6 +14,7 @@ from vaelab.core.renames import upgrade_run, upgrade_tensors
 
 if TYPE_CHECKING:
     from vaelab.models import Model
+    from vaelab.runs.trained import Trained
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = "vaelab-1"
@@ -23,6 +24,45 @@ FORMAT = "vaelab-1"
 def holds_export(folder: str | Path) -> bool:
     """Whether a folder is one that vaelab export wrote, and no run."""
     return (Path(folder) / DESCRIPTION).is_file() and not (Path(folder) / "config.yaml").exists()
+
+
+def describe(trained: Trained) -> dict[str, Any]:
+    """Returns the content of model.json: the model's config, sizes, inputs and outputs, and origin."""
+    import torch
+
+    from vaelab import __version__, runs
+
+    model, dataset = trained.model, trained.dataset
+    point = runs.read_checkpoint(runs.checkpoint_path(trained.folder, trained.checkpoint))
+    layout, (low, high) = model.layout, trained.pixel_range
+    sizes: dict[str, Any] = {"latent_dim": layout.dimensions}
+    if layout.codes is not None:
+        sizes = {"map_size": list(layout.shape), "num_embeddings": layout.codes}
+    binary = dataset["binarize"] != "none"
+    return {
+        "model": trained.config["model"],
+        "class": type(model).__name__,
+        "shape": list(model.shape),
+        "num_classes": model.num_classes,
+        "class_names": trained.classes.names,
+        "conditional": model.conditional,
+        "latents": model.blank().name,
+        **sizes,
+        "likelihood": type(model.likelihood).__name__,
+        "pixel_range": [low, high],
+        "binary": binary,
+        "images": f"float32 [batch, {', '.join(map(str, model.shape))}], {'RGB' if model.shape[0] == 3 else 'grey'}: "
+        f"{f'{low:g} (black) or {high:g} (white)' if binary else f'from {low:g} (black) to {high:g} (white)'}",
+        "run": {
+            "name": trained.config["run"]["name"],
+            "dataset": dataset["_target_"].rpartition(".")[2],
+            "checkpoint": trained.checkpoint,
+            "epoch": point["epoch"] + 1,
+            "step": point["global_step"],
+            "commit": runs.read_summary(trained.folder).get("commit"),
+        },
+        "versions": {"vaelab": __version__, "torch": torch.__version__},
+    }
 
 
 def save(model: Model, folder: Path, description: dict[str, Any]) -> None:

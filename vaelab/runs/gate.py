@@ -50,10 +50,10 @@ NAMED = {
         "Plateau",
     },
     "vaelab.training.fsdp": {"FullySharded"},
-    "vaelab.training.loggers": {"TensorBoard", "WandB"},
+    "vaelab.training.loggers": {"MLflow", "TensorBoard", "WandB"},
 }
 """Parts of a training that may be built, by the modules that they are named in."""
-PLACES = {"path", "dir", "dirpath", "filename", "save_dir", "log_dir", "sub_dir", "root_dir"}
+PLACES = {"path", "dir", "dirpath", "filename", "save_dir", "log_dir", "sub_dir", "root_dir", "uri"}
 """Arguments of the trainer's parts that say where they write: a folder's files may not give them."""
 TRUST = "add trust=true if you trust its maker with all that it runs (docs/security.md)"
 WIDTH = 120
@@ -154,7 +154,8 @@ def check_overrides(overrides: Sequence[str], path: Path, trust: bool) -> None:
         if override.package is not None or re.match(r"hydra\b|defaults\b", name):
             raise refused(path, Deed("run.overrides", f"would set {text}"))
         choice = (CONF / name).is_dir() and not isinstance(value, dict) and not override.is_delete()
-        if choice and not (value is None or re.fullmatch(r"\w+", str(value))):
+        chosen = value if isinstance(value, list) else [] if value is None else [value]
+        if choice and not all(re.fullmatch(r"\w+", str(option)) for option in chosen):
             raise refused(path, Deed("run.overrides", f"would read {text}"))
         node: Any = value
         for part in reversed(name.split(".")):

@@ -39,6 +39,7 @@ class Files:
         self.priors = folder / "priors"
         self.export = folder / "export"
         self.wandb = folder / "wandb"
+        self.mlflow = folder / "mlflow" / "id"
 
     @property
     def vectors(self) -> dict[str, Path]:

@@ -103,6 +103,9 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if section == "model":
             _check_needed(config)
         check(config[section], section, _wanted(section))
+    for name, node in (config["logger"] or {}).items():
+        if node and (require := getattr(target_of(node, f"logger.{name}"), "require", None)):
+            require()
     _check_parts_of_trainer(config["trainer"])
     check_accelerator(config["trainer"]["accelerator"])
     if config["resume"] is not None:

@@ -27,7 +27,7 @@ from vaelab.training import afterwards, resume, studies, summary
 from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
-from vaelab.training.loggers import MetricsFile, PictureLogger
+from vaelab.training.loggers import MetricsFile, PictureLogger, RunLogger
 from vaelab.training.loop import quicken
 
 if TYPE_CHECKING:
@@ -83,11 +83,14 @@ def fit(config: dict[str, Any], run: Path) -> None:
             afterwards.fit(config, run, whole, data, trainer.strategy.root_device)
             if config["report"]:
                 _report(run, whole, data, trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_run(run)
         print(f"run: {run}")
 
 
 def _report(run: Path, model: Model, data: ImageData, trainer: pl.Trainer) -> None:
-    """Makes figures and report.html of the finished run; the figures go to W&B and TensorBoard, too.
+    """Makes figures and report.html of the finished run; the figures go to the loggers, too.
 
     The run is complete by now, and a figure that cannot be drawn does not undo it.
     """

@@ -45,7 +45,7 @@ def job(config: Any) -> None:
     from vaelab.runs.trained import Trained
 
     trained = Trained(run, asked.checkpoint, "cpu", trust=asked.trust)
-    about = describe(trained) | {"onnx": list(ONNX) if asked.onnx else []}
+    about = exported.describe(trained) | {"onnx": list(ONNX) if asked.onnx else []}
     differences = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -76,45 +76,6 @@ def _earlier(out: Path) -> list[str]:
     except UserError as error:
         raise UserError(f"out={out}: the folder holds a model that is not of vaelab export: name another") from error
     return list(ONNX)
-
-
-def describe(trained: Any) -> dict[str, Any]:
-    """Returns the content of model.json: the model's config, sizes, inputs and outputs, and origin."""
-    import torch
-
-    from vaelab import __version__, runs
-
-    model, dataset = trained.model, trained.dataset
-    point = runs.read_checkpoint(runs.checkpoint_path(trained.folder, trained.checkpoint))
-    layout, (low, high) = model.layout, trained.pixel_range
-    sizes: dict[str, Any] = {"latent_dim": layout.dimensions}
-    if layout.codes is not None:
-        sizes = {"map_size": list(layout.shape), "num_embeddings": layout.codes}
-    binary = dataset["binarize"] != "none"
-    return {
-        "model": trained.config["model"],
-        "class": type(model).__name__,
-        "shape": list(model.shape),
-        "num_classes": model.num_classes,
-        "class_names": trained.classes.names,
-        "conditional": model.conditional,
-        "latents": model.blank().name,
-        **sizes,
-        "likelihood": type(model.likelihood).__name__,
-        "pixel_range": [low, high],
-        "binary": binary,
-        "images": f"float32 [batch, {', '.join(map(str, model.shape))}], {'RGB' if model.shape[0] == 3 else 'grey'}: "
-        f"{f'{low:g} (black) or {high:g} (white)' if binary else f'from {low:g} (black) to {high:g} (white)'}",
-        "run": {
-            "name": trained.config["run"]["name"],
-            "dataset": dataset["_target_"].rpartition(".")[2],
-            "checkpoint": trained.checkpoint,
-            "epoch": point["epoch"] + 1,
-            "step": point["global_step"],
-            "commit": runs.read_summary(trained.folder).get("commit"),
-        },
-        "versions": {"vaelab": __version__, "torch": torch.__version__},
-    }
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Loggers of metrics: metrics.csv always, Weights & Biases and TensorBoard on request."""
+"""The logger to Weights & Biases."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import secrets
@@ -11,14 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from vaelab.core.errors import UserError
-from vaelab.core.files import whole
+from vaelab.core.errors import require
 from vaelab.runs import Files, offline
 
 log = logging.getLogger("vaelab")
@@ -27,97 +25,6 @@ CONNECT_SECONDS = 15
 """Seconds to wait for the W&B server before logging offline."""
 SILENT_SECONDS, FINISH_SECONDS = 5, 120
 """Seconds that a run waits for the W&B server before it says so, and its end before it leaves the rest on disk."""
-
-
-@runtime_checkable
-class PictureLogger(Protocol):
-    """A logger that also takes pictures and bars."""
-
-    def log_picture(self, name: str, picture: Tensor, step: int) -> None:
-        """Logs a picture, [H, W, 3] uint8."""
-        ...
-
-    def log_bars(self, name: str, values: Tensor, step: int) -> None:
-        """Logs values as bars, one each, [n]."""
-        ...
-
-
-class MetricsFile(Logger):
-    """A logger to metrics.csv: a row per step at which something was logged, a column per metric.
-
-    Metrics logged at the same step share a row, also one that is written already, before a resume even. The
-    file is complete after every row; a new column, or more of a row that is written, rewrites it by a rename.
-    When a run is resumed, rows after the resumed step are dropped.
-
-    path: the file. resumed_step: the step that training goes on from, None for a fresh run.
-    """
-
-    def __init__(self, path: Path, resumed_step: int | None):
-        super().__init__()
-        self.path, self.columns = path, ["step", "epoch"]
-        self.rows: list[dict[str, Any]] = []
-        self.written, self.changed = 0, False  # rows that the file has, and whether the last one has more by now
-        if resumed_step is not None and path.exists() and rank_zero_only.rank == 0:
-            text = path.read_text(encoding="utf-8")
-            reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a last line that was cut short is none
-            self.columns = list(reader.fieldnames or self.columns)
-            self.rows = [row | {"step": int(row["step"])} for row in reader if int(row["step"]) <= resumed_step]
-            self._rewrite()
-
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the run folder has config.yaml."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if not self.rows or self.rows[-1]["step"] != step:
-            self.save()
-            self.rows.append({"step": step})
-        row = self.rows[-1]  # which keeps its epoch: the test comes after the last one, and Lightning's is an integer
-        row |= {name: float(value) for name, value in metrics.items() if name != "epoch" or name not in row}
-        self.changed = True
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Writes the row that is being filled; it may get more."""
-        if not self.changed:
-            return
-        known = set(self.columns)
-        new = [name for name in self.rows[-1] if name not in known]
-        if new or self.written == len(self.rows) or not self.path.exists():
-            self.columns += new
-            self._rewrite()
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(self.rows[-1])
-        self.written, self.changed = len(self.rows), False
-
-    @rank_zero_only
-    def sync(self) -> None:
-        """Writes what there is, and waits until the disk has it."""
-        self.save()
-        if self.path.exists():
-            with self.path.open("rb+") as file:
-                os.fsync(file.fileno())
-
-    def _rewrite(self) -> None:
-        with whole(self.path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self.written = len(self.rows)
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.save()
 
 
 class WandB(WandbLogger):
@@ -166,6 +73,11 @@ class WandB(WandbLogger):
         experiment.define_metric("trainer/global_step")
         experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         super().__init__(experiment=experiment, save_dir=str(run))
+
+    @staticmethod
+    def require() -> None:
+        """Raises UserError if wandb is not installed."""
+        require("wandb", "logger=wandb", "wandb")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -243,36 +155,3 @@ def _has_key() -> bool:
         return any("wandb" in host for host in netrc.netrc().hosts)
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
-
-
-class TensorBoard(TensorBoardLogger):
-    """A logger to TensorBoard event files in the run folder.
-
-    run: the run folder.
-    """
-
-    def __init__(self, run: Path):
-        try:
-            super().__init__(run, name="tensorboard", version="")
-        except ModuleNotFoundError as error:
-            raise UserError('logger=tensorboard needs TensorBoard: pip install "vaelab[tensorboard]"') from error
-
-    @rank_zero_only
-    def log_picture(self, name: str, picture: Tensor, step: int) -> None:
-        self.experiment.add_image(f"pictures/{name}", picture.numpy(), step, dataformats="HWC")
-
-    @rank_zero_only
-    def log_bars(self, name: str, values: Tensor, step: int) -> None:
-        counts = values.double()
-        index = [float(i) for i in range(len(counts))]
-        self.experiment.add_histogram_raw(
-            f"histograms/{name}",
-            min=0.0,
-            max=float(len(counts)),
-            num=float(counts.sum()),
-            sum=float((counts * counts.new_tensor(index)).sum()),
-            sum_squares=float((counts * counts.new_tensor(index).square()).sum()),
-            bucket_limits=[i + 0.5 for i in index],
-            bucket_counts=counts.tolist(),
-            global_step=step,
-        )
