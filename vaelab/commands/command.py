@@ -29,6 +29,7 @@ PATHS = (
     "input",
     "codes",
     "out",
+    "hub",
     "image",
     "from",
     "to",

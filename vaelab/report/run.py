@@ -44,7 +44,7 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
     numbers, which the page then says. Raises UserError if a file is damaged.
     """
     config, summary = runs.read_config(folder), runs.read_summary(folder)
-    evaluations = _evaluations(folder, summary)
+    evaluated = evaluations(folder, summary)
     captions = pictures.CAPTIONS
     if summary.get("data", {}).get("val") == 0:
         captions = pictures.of_training_images(captions)
@@ -57,11 +57,11 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
         notices=[
             *state(folder, summary),
             *([] if sound else [UNSOUND]),
-            *_drawn_from(folder, [evaluation for evaluation, _ in evaluations]),
-            *verdicts(folder, summary, [evaluation for evaluation, _ in evaluations]),
+            *_drawn_from(folder, [evaluation for evaluation, _ in evaluated]),
+            *verdicts(folder, summary, [evaluation for evaluation, _ in evaluated]),
         ],
-        metrics=_metrics(summary),
-        evaluations=[shown for _, shown in evaluations],
+        metrics=final_metrics(summary),
+        evaluations=[shown for _, shown in evaluated],
         explorer=explorer if scripts else None,
         groups=pictures.groups(Files(folder).figures, captions),
         again=again(config),
@@ -170,7 +170,7 @@ def verdicts(folder: Path, summary: dict[str, Any], evaluations: list[dict[str, 
     return notices
 
 
-def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
+def final_metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """Returns the table of final metrics: a row per metric, a column per split, and notes.
 
     What was set and not measured, such as a constant β, is no row: it stands in a note with its value.
@@ -200,7 +200,7 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     return {"parts": parts, "rows": rows, "notes": notes}
 
 
-def _evaluations(folder: Path, summary: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def evaluations(folder: Path, summary: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Returns the evaluations of a run that are not outdated, and what the page shows of each.
 
     First that under the model's own prior, then those under fitted ones. Raises UserError if one is damaged.

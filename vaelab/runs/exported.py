@@ -1,4 +1,7 @@
-"""A model outside its run folder: model.safetensors with the weights, model.json with what they are of."""
+"""A model outside its run folder: model.safetensors with the weights, model.json with what they are of.
+
+In the layout of the Hugging Face hub, model.json is called config.json.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,20 @@ if TYPE_CHECKING:
     from vaelab.models import Model
     from vaelab.runs.trained import Trained
 
-DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+DESCRIPTION, HUB_DESCRIPTION, WEIGHTS = "model.json", "config.json", "model.safetensors"
 FORMAT = "vaelab-1"
 """Format of model.json that `save` writes and `load` reads."""
 
 
 def holds_export(folder: str | Path) -> bool:
     """Whether a folder is one that vaelab export wrote, and no run."""
-    return (Path(folder) / DESCRIPTION).is_file() and not (Path(folder) / "config.yaml").exists()
+    return _description(Path(folder)).is_file() and not (Path(folder) / "config.yaml").exists()
+
+
+def _description(folder: Path) -> Path:
+    """Returns the path of model.json, or of the hub's config.json if there is no such file."""
+    path = folder / DESCRIPTION
+    return path if path.exists() or not (folder / HUB_DESCRIPTION).exists() else folder / HUB_DESCRIPTION
 
 
 def describe(trained: Trained) -> dict[str, Any]:
@@ -46,6 +55,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "class_names": trained.classes.names,
         "conditional": model.conditional,
+        "samples": model.prior is not None,
         "latents": model.blank().name,
         **sizes,
         "likelihood": type(model.likelihood).__name__,
@@ -65,8 +75,11 @@ def describe(trained: Trained) -> dict[str, Any]:
     }
 
 
-def save(model: Model, folder: Path, description: dict[str, Any]) -> None:
-    """Writes both files, each whole or not at all; `format` and `extra` are added to the description."""
+def save(model: Model, folder: Path, description: dict[str, Any], name: str = DESCRIPTION) -> None:
+    """Writes both files, each whole or not at all; `format` and `extra` are added to the description.
+
+    name: that of the file with the description.
+    """
     from safetensors.torch import save_file
 
     state = model.state_dict()
@@ -75,7 +88,7 @@ def save(model: Model, folder: Path, description: dict[str, Any]) -> None:
     with whole(folder / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt", "vaelab": FORMAT})
     text = json.dumps({"format": FORMAT} | description | {"extra": extra}, indent=2) + "\n"
-    write_text(folder / DESCRIPTION, text)
+    write_text(folder / name, text)
 
 
 def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
@@ -92,14 +105,17 @@ def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
     from vaelab.runs.model import with_weights
 
     root = Path(folder)
+    described = _description(root)
     about = read_description(root)
     about["model"] = upgrade_run({"model": about["model"]})["model"]
-    gate.check(about["model"], "model", root / DESCRIPTION, trust)
+    gate.check(about["model"], "model", described, trust)
     check(about["model"], "model")
     try:
         tensors = load_file(root / WEIGHTS)
     except FileNotFoundError:
-        raise UserError(f"{root / WEIGHTS} does not exist: it belongs to {DESCRIPTION}; export the run again") from None
+        raise UserError(
+            f"{root / WEIGHTS} does not exist: it belongs to {described.name}; export the run again"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{root / WEIGHTS} is damaged: export the run again") from error
     try:
@@ -107,14 +123,14 @@ def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
         model = with_weights(about["model"], about["shape"], about["num_classes"], state)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{root / WEIGHTS} is of another model than {DESCRIPTION} says: export the run again"
+            f"{root / WEIGHTS} is of another model than {described.name} says: export the run again"
         ) from error
     return model.to(device).eval()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads model.json. Raises UserError if it is missing, damaged or another program's."""
-    path = folder / DESCRIPTION
+    path = _description(folder)
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -38,6 +38,7 @@ class Files:
         self.figures = folder / "figures"
         self.priors = folder / "priors"
         self.export = folder / "export"
+        self.hub = folder / "hub"
         self.wandb = folder / "wandb"
         self.mlflow = folder / "mlflow" / "id"
 

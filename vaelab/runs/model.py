@@ -19,7 +19,8 @@ def load(
 ) -> Model:
     """Loads the trained model of a run, in eval mode.
 
-    run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights.
+    run: a run folder, `last`, or a folder that vaelab export wrote, which holds one checkpoint's weights; the latter
+    also from the Hugging Face hub, as hf://USER/NAME or hf://USER/NAME@REVISION.
     checkpoint: `best` or `last`; of a run that has no best one yet, `best` is the last. device: where to put it.
     prior: the name of one that vaelab prior has fitted to the run, which takes the place of the model's own. trust:
     whether to build what the folder names whatever it is, which runs its maker's code; without, only what stands on
@@ -28,8 +29,10 @@ def load(
     """
     from vaelab.core.config import check
     from vaelab.core.renames import upgrade_tensors
-    from vaelab.runs import exported, gate, priors
+    from vaelab.runs import exported, gate, hub, priors
 
+    if str(run).startswith(hub.SCHEME):
+        run = hub.fetch(str(run))
     if exported.holds_export(run):
         if prior is not None:
             raise UserError(f"prior={prior}: {run} is an export, which has none: name the run folder")

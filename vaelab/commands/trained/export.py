@@ -1,15 +1,16 @@
-"""`vaelab export` writes a model's weights as safetensors, and its encoder and decoder as ONNX files."""
+"""`vaelab export` writes a model's weights as safetensors, its encoder and decoder as ONNX, and a page for the hub."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vaelab.commands import command
-from vaelab.core.errors import UserError
-from vaelab.runs import Files
+from vaelab.core.errors import UserError, require
+from vaelab.runs import Files, hub
 
 ONNX = ("encoder.onnx", "decoder.onnx")
 
@@ -21,6 +22,8 @@ class Options(NamedTuple):
     checkpoint: Literal["best", "last"]
     out: str | None
     onnx: bool
+    hub: str | None
+    private: bool
     trust: bool
 
 
@@ -34,14 +37,15 @@ def job(config: Any) -> None:
     from vaelab import runs
     from vaelab.core.config import options
     from vaelab.inference import onnx
+    from vaelab.report import card
     from vaelab.runs import exported
 
     asked = options(Options, config)
     run = runs.find(asked.run)
     if asked.onnx:
         onnx.require()
-    out = Path(asked.out).expanduser() if asked.out else Files(run).export
-    earlier = _earlier(out)
+    key, repository, out = _place(asked, run)
+    earlier = _earlier(key, out, bool(asked.hub))
     from vaelab.runs.trained import Trained
 
     trained = Trained(run, asked.checkpoint, "cpu", trust=asked.trust)
@@ -53,29 +57,70 @@ def job(config: Any) -> None:
             if asked.onnx:
                 print("comparing encoder.onnx and decoder.onnx with torch…", flush=True)
                 differences = onnx.write(trained.model, Path(folder), trained.pixel_range, _metadata(about))
-            exported.save(trained.model, Path(folder), about)
+            name = exported.HUB_DESCRIPTION if asked.hub else exported.DESCRIPTION
+            exported.save(trained.model, Path(folder), about, name)
+            if asked.hub:
+                card.write(Path(folder), run, about, f"{hub.SCHEME}{repository}" if repository else out.name)
             for name in earlier:
                 (out / name).unlink(missing_ok=True)
-            for path in sorted(Path(folder).iterdir()):
-                os.replace(path, out / path.name)
+            files = _put(Path(folder), out)
+            if asked.hub and not any(name.startswith(card.FIGURES) for name in files):
+                print(f"the run has no figures for its card: vaelab report {shlex.quote(f'run={run}')} makes them")
     except OSError as error:
-        raise UserError(f"out={out}: it cannot be written ({error.strerror}): name another folder") from error
-    _report(out, about, differences)
+        raise UserError(f"{key}={out}: it cannot be written ({error.strerror}): name another folder") from error
+    _report(out, about, differences, files)
+    if repository:
+        _push(out, repository, asked.private, files)
 
 
-def _earlier(out: Path) -> list[str]:
-    """Returns ONNX files of an earlier export, which would be of other weights. Raises UserError for others' files."""
+def _place(asked: Options, run: Path) -> tuple[str, str | None, Path]:
+    """Returns the key that says where to write, the repository to push to if there is one, and the folder."""
+    if asked.hub is None:
+        return "out", None, Path(asked.out).expanduser() if asked.out else Files(run).export
+    name = asked.hub.removeprefix(hub.SCHEME)
+    if hub.NAME.fullmatch(name):
+        require("huggingface_hub", f"hub={asked.hub}", "hub")
+        return "out", name, Path(asked.out).expanduser() if asked.out else Files(run).hub
+    if name != asked.hub:
+        raise UserError(f"hub={asked.hub}: no name of a repository: write hub=USER/NAME")
+    if asked.out:
+        raise UserError(f"out={asked.out}: hub={asked.hub} is a folder, too: give one of them")
+    return "hub", None, Path(asked.hub).expanduser()
+
+
+def _put(source: Path, out: Path) -> list[str]:
+    """Moves all files of a folder to another, each in the place of what it is to replace. Returns their names."""
+    names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(source / name, out / name)
+    return names
+
+
+def _push(out: Path, repository: str, private: bool, files: list[str]) -> None:
+    """Pushes the files to the hub, or says how to, and how to load them from there."""
+    if address := hub.push(out, repository, private, files):
+        print(f'pushed: {address}; vaelab.load("{hub.SCHEME}{repository}") loads it')
+    else:
+        print(f"not pushed, there is no token: hf auth login, then {hub.upload_line(out, repository)}")
+
+
+def _earlier(key: str, out: Path, for_hub: bool) -> list[str]:
+    """Returns files of an earlier export that this one may not write anew. Raises UserError for others' files."""
+    from vaelab.report import card
     from vaelab.runs import exported
 
     if out.exists() and not out.is_dir():
-        raise UserError(f"out={out}: this is a file: name a folder")
-    if not any((out / name).exists() for name in (exported.DESCRIPTION, exported.WEIGHTS, *ONNX)):
+        raise UserError(f"{key}={out}: this is a file: name a folder")
+    ours = [exported.DESCRIPTION, exported.HUB_DESCRIPTION, *ONNX]
+    written = [exported.HUB_DESCRIPTION, card.CARD] if for_hub else []
+    if not any((out / name).exists() for name in (exported.DESCRIPTION, exported.WEIGHTS, *ONNX, *written)):
         return []
     try:
         exported.read_description(out)
     except UserError as error:
-        raise UserError(f"out={out}: the folder holds a model that is not of vaelab export: name another") from error
-    return list(ONNX)
+        raise UserError(f"{key}={out}: the folder holds files that are not of vaelab export: name another") from error
+    return ours
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:
@@ -87,9 +132,9 @@ def _metadata(about: dict[str, Any]) -> dict[str, str]:
     return {f"vaelab.{name}": text for name, text in texts.items()}
 
 
-def _report(out: Path, about: dict[str, Any], differences: dict[str, float | None]) -> None:
+def _report(out: Path, about: dict[str, Any], differences: dict[str, float | None], files: list[str]) -> None:
     from vaelab.inference import onnx
-    from vaelab.runs import exported, gate
+    from vaelab.runs import gate
 
     origin = about["run"]
     print(f"{about['class']} of {origin['name']}, {origin['checkpoint']} checkpoint (epoch {origin['epoch']})")
@@ -99,8 +144,7 @@ def _report(out: Path, about: dict[str, Any], differences: dict[str, float | Non
         for name, gap in differences.items():
             print(f"  {name:16} {'equal' if gap is None else f'{gap:.1e}'}")
     if deed := next(gate.deeds(about["model"], "model"), None):
-        print(f"note: {deed.key} {deed.does}: vaelab.load does so from {exported.DESCRIPTION} with trust=True alone")
-    for path in sorted(out.glob("*")):
-        if path.name in (exported.DESCRIPTION, exported.WEIGHTS, *about["onnx"]):
-            print(f"  {path}  {path.stat().st_size / 1024:,.0f} KiB")
+        print(f"note: {deed.key} {deed.does}: vaelab.load does so with trust=True alone")
+    for name in files:
+        print(f"  {out / name}  {(out / name).stat().st_size / 1024:,.0f} KiB")
     print(f"export: {out}")
