@@ -35,6 +35,7 @@ COMMANDS = {
     "watch": ("vaelab.commands.watch", "a run or a sweep that is training, live in the terminal"),
     "dashboard": ("vaelab.commands.dashboard", "a W&B workspace, a comparison and a report for the lab's metrics"),
     "report": ("vaelab.commands.report", "all figures of a run or a sweep, and report.html"),
+    "new": ("vaelab.commands.new", "a start for a model, network, data set or metric of your own"),
     "explain": ("vaelab.commands.explain", "the ideas behind a VAE in figures and numbers"),
     "data": ("vaelab.commands.data", "prepare a data set that does not fit memory"),
     "bench": ("vaelab.commands.bench", "the cost of a training step on this machine, beside a bare loop"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,20 @@ WEIGHTS = ("inception", "lpips")
 """Keys whose values are files of networks' weights."""
 FLAGS = ("trust", "report")
 """Keys that are true or false."""
-KEYS = {"run", "checkpoint", "split", "sections", "root", "device", "ood", "prior", *WEIGHTS, *FLAGS, *BOUNDS}
+CHOICES = {"split", "sections", "ood", "prior", "metrics"}
+KEYS = {"run", "checkpoint", "root", "device", *CHOICES, *WEIGHTS, *FLAGS, *BOUNDS}
 
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab eval` with these arguments. Returns the exit code."""
-    arguments = [f"dataset@{a}" if a.startswith("ood=") else a for a in arguments]
+    arguments = [for_hydra(argument) for argument in arguments]
     return command.single("eval", job, [command.prior_named(argument) for argument in arguments])
+
+
+def for_hydra(argument: str) -> str:
+    """Writes an argument that chooses an option of a group in Hydra's grammar."""
+    groups = {"ood=": "dataset@ood=", "metric=": "metric@metrics="}
+    return next((new + argument.removeprefix(key) for key, new in groups.items() if argument.startswith(key)), argument)
 
 
 def job(config: Any) -> dict[str, Any] | None:
@@ -85,7 +93,7 @@ def _evaluate(run: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[
     from vaelab.evaluation import measure, pretrained
 
     subject, about = measure.prepare(run, saved, options)
-    sections = _chosen(options)
+    sections = _chosen(options) | _own(options["metrics"])
     pretrained.check(subject, sections)
     evaluation, failed = measure.measure(run, subject, about, sections)
     if evaluation["protocols"]:
@@ -157,6 +165,19 @@ def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: d
     beside = {"root": root or own["root"]} if "ood.root" not in given and "download" in own else {}
     still = {} if "ood.download" in given else {"download": False}
     return other | beside | still if "download" in other else other
+
+
+def _own(nodes: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns metrics of the user's own, by name, each a function of the subject that returns a section."""
+    from vaelab.core.config import build, check
+    from vaelab.evaluation.subject import Section
+
+    nodes = nodes or {}
+    for name, node in nodes.items():
+        if name in SECTIONS:
+            raise UserError(f"metrics.{name}: vaelab eval has a section of that name: take another")
+        check(node, f"metrics.{name}", Callable[..., Section])
+    return {name: build(node) for name, node in nodes.items()}
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,23 +104,25 @@ def _other(config: dict[str, Any], own: dict[str, Any], model: Model) -> Part:
 
 
 def measure(
-    run: Path, subject: Subject, about: dict[str, Any], sections: dict[str, str]
+    run: Path, subject: Subject, about: dict[str, Any], sections: dict[str, str | Callable[[Subject], Section]]
 ) -> tuple[dict[str, Any], set[str]]:
-    """Measures the sections, name and module of each; prints and writes each as soon as it is done.
+    """Measures the sections; prints and writes each as soon as it is done.
 
-    Sections of an earlier evaluation of the same weights and images are kept. Returns the evaluation,
-    and the sections that should have been measured but failed; why is in its `skipped`.
+    sections: by name, each a function, or the module of a function of that name. Those of an earlier evaluation of
+    the same weights and images are kept. Returns the evaluation, and the sections that should have been measured but
+    failed; why is in its `skipped`.
     """
     evaluation, fresh = _begun(run, about)
     failed, path, done = set(), _per_image_path(run, about), 0
     print(heading(evaluation, kept=[name for name in evaluation["protocols"] if name not in sections]), flush=True)
     try:
         with torch.no_grad():
-            for done, (name, module) in enumerate(sections.items()):  # noqa: B007
+            for done, (name, place) in enumerate(sections.items()):  # noqa: B007
                 started = time.monotonic()
                 subject.seed(name)
                 try:
-                    section = getattr(importlib.import_module(module), name)(subject)
+                    function = getattr(importlib.import_module(place), name) if isinstance(place, str) else place
+                    section = function(subject)
                     _check_finite(section)
                 except (Unsupported, UserError, ValueError) as reason:
                     section, failed = None, failed | (set() if isinstance(reason, Unsupported) else {name})

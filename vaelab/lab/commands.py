@@ -19,7 +19,8 @@ def invoke(name: str, given: Mapping[str, Any]) -> Any:
     from vaelab.commands import command
 
     module = importlib.import_module(COMMANDS[name][0])
-    words = [command.quoted(word) for word in arguments.of_command(given)]
+    for_hydra = getattr(module, "for_hydra", lambda word: word)
+    words = [command.quoted(for_hydra(word)) for word in arguments.of_command(given)]
     if name != "prior":
         words = [command.prior_named(word) for word in words]
     return command.invoke(name, module.job, words)

@@ -210,15 +210,17 @@ class Run:
         *,
         split: Literal["test", "val", "train"] = "test",
         ood: str | None = None,
+        metric: str | None = None,
         **options: Any,
     ) -> Numbers:
         """Measures the model as `vaelab eval` does, writes evaluation.json, and returns the metrics.
 
         sections: what to measure, as in ["likelihood", "latents"]; all if None. split: of which images. ood: a data set
-        whose images should be told from the run's own. options: further keys of conf/eval.yaml.
+        whose images should be told from the run's own. metric: one of your own (`vaelab new metric`). options: further
+        keys of conf/eval.yaml.
         Raises UserError for what cannot be measured.
         """
-        given = {"sections": sections, "split": split, "dataset@ood": ood, **options}
+        given = {"sections": sections, "split": split, "ood": ood, "metric": metric, **options}
         return Numbers((self._do("eval", given) or {"figures": {}})["figures"])
 
     def report(self, **options: Any) -> Path:

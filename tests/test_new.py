@@ -1,0 +1,96 @@
+"""vaelab new: what it writes works as it is, from training to export, and passes its own test."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from vaelab.cli import main
+from vaelab.commands.new import NEXT
+
+QUICK = ["importance_samples=4", "generated=20", "gap_images=4", "trust=true"]
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch, capsys):
+    """Writes a start of a kind into an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def start(kind: str, name: str = "deep_mine") -> None:
+        assert main(["new", kind, name]) == 0, capsys.readouterr().err
+
+    yield start
+    sys.modules.pop("deep_mine", None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NEXT if kind != "metric"])
+def test_it_trains_resumes_and_is_looked_at(started, train, kind):
+    started(kind)
+    done = train(f"{kind}=deep_mine", "report=true", "trainer.max_epochs=1", small=False)
+    assert done.code == 0, done.err
+    assert (done.run / "report.html").is_file()
+    again = train(f"resume={done.run}", "trainer.max_epochs=2")
+    assert again.code == 0, again.err
+    assert main(["eval", f"run={done.run}", *QUICK]) == 0
+    assert main(["export", f"run={done.run}", "trust=true"]) == 0
+    swept = train("-m", f"{kind}=deep_mine", "seed=0,1", "trainer.max_epochs=1", "sweep.dir=swept", small=False)
+    assert swept.code == 0, swept.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["hydra/launcher=joblib"], ["accelerator=ddp_cpu"]])
+def test_it_goes_with_every_launcher_and_in_several_processes(started, train, more):
+    started("model")
+    sweeping = ["-m", "seed=0,1", "sweep.dir=swept"] if "launcher" in more[0] else []
+    done = train(*sweeping, "model=deep_mine", "trainer.max_epochs=1", *more)
+    assert done.code == 0, done.err
+
+
+def test_a_metric_is_measured_beside_the_others(started, train, capsys):
+    started("metric")
+    done = train("trainer.max_epochs=1")
+    assert main(["eval", f"run={done.run}", "sections=[reconstruction]", "metric=deep_mine"]) == 0
+    figures = json.loads((done.run / "evaluation.json").read_text())["figures"]
+    assert figures["deep_mine/sharpness"] > 0
+    assert "reconstruction/mse_mean" in figures
+
+
+@pytest.mark.parametrize("kind", [*NEXT])
+def test_its_own_test_passes_and_can_fail(started, tmp_path, monkeypatch, kind):
+    started(kind)
+    source = (tmp_path / "test_deep_mine.py").read_text()
+    space: dict = {}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    exec(compile(source, "test_deep_mine.py", "exec"), space)
+    for name, test in [*space.items()]:
+        if name.startswith("test_"):
+            test()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "say what and its name"),
+        (["model"], "say what and its name"),
+        (["modle", "mine"], "kind='modle'"),
+        (["model", "Mine"], "name=Mine: it names a Python module"),
+        (["model", "vae"], "model=vae is an option of vaelab"),
+        (["network", "json"], "there is an installed module"),
+        (["model", "mine", "more"], "more"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_nothing_is_overwritten(started, tmp_path, capsys):
+    (tmp_path / "test_deep_mine.py").write_text("kept")
+    assert main(["new", "model", "deep_mine"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["test_deep_mine.py"]
