@@ -393,7 +393,8 @@ def test_the_figures_of_a_sweep_are_of_its_runs(swept, monkeypatch):
     stub.parallel = lambda *given: asked.setdefault("parallel", given) and style.new(3, 2)[0]
     monkeypatch.setattr(figures, "sweeps", stub, raising=False)
     monkeypatch.setitem(sys.modules, "vaelab.figures.sweeps", stub)
-    assert set(sweep.draw(swept)) == {"rate_distortion", "parallel"}
+    assert set(sweep.draw(swept, ("svg",))) == {"rate_distortion", "parallel"}
+    assert (swept / "figures" / "parallel.svg").is_file()
     metrics = [runs.read_summary(swept / f"{i}-beta-fake")["metrics"] for i in range(4)]
     (curve,) = asked["curves"]
     means = {(label, round(rate, 9), round(distortion, 9)) for label, rate, distortion, _ in curve}
@@ -501,7 +502,7 @@ def test_the_command_writes_the_page_of_a_run_and_prints_where(trained, capsys):
 
 @pytest.mark.parametrize("figures", [True, False])
 def test_figures_are_redrawn_unless_told_not_to(trained, monkeypatch, figures):
-    def redraw(folder, model, data, rows) -> dict:
+    def redraw(folder, model, data, rows, drawing) -> dict:
         save_png(torch.zeros(7, 31, 3, dtype=torch.uint8), folder / "figures" / "curves.png")
         return {}
 
@@ -533,7 +534,7 @@ def test_a_run_that_has_no_checkpoint_has_a_report(trained, capsys):
         (["out=page.pdf"], "out=page.pdf: name a file that ends in .html"),
         (["out=nowhere/page.html"], "out=nowhere/page.html"),
         (["checkpoint=first"], "checkpoint="),
-        (["figures=maybe"], "figures="),
+        (["figures=maybe"], "figures.draw='maybe': must be true or false"),
         (["figure=false"], "figure: no such key"),
         (["run=nothing"], "nothing is no run"),
     ],

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.runs import Files
+from vaelab.training.options import Format, Node
+
+
+class Figures(TypedDict):
+    """Whether figures are drawn, as which files, and which of the user's own; null for what the run's config says."""
+
+    draw: bool
+    format: Format | list[Format] | None
+    own: dict[str, Node]
 
 
 class Options(NamedTuple):
@@ -18,7 +27,7 @@ class Options(NamedTuple):
     checkpoint: Literal["best", "last"]
     root: str | None
     device: str
-    figures: bool
+    figures: dict[str, Any]
     out: str | None
     trust: bool
     prior: dict[Literal["name"], str | None]
@@ -26,16 +35,25 @@ class Options(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab report` with these arguments. Returns the exit code."""
+    arguments = [f"figures.draw={a.partition('=')[2]}" if a.startswith("figures=") else a for a in arguments]
     return command.single("report", job, [command.prior_named(argument) for argument in arguments])
 
 
 def job(config: Any) -> Path:
     """Hydra's job: checks what is asked, draws, writes the page, prints where it is, and returns that."""
     from vaelab import runs
-    from vaelab.core.config import options
+    from vaelab.core.config import check_keys, options
     from vaelab.report import build, page
 
     asked = options(Options, config)
+    check_keys(Figures, asked.figures, "figures")
+    figures = {"draw": True, "format": None, "own": {}} | asked.figures
+    kinds = figures["format"] or ()
+    formats = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if figures["own"]:
+        from vaelab.report.drawing import check_figures
+
+        check_figures(figures)
     folder = Path(asked.run)
     several = asked.run != "last" and runs.is_sweep(folder)
     folder = folder if several else runs.find(asked.run)
@@ -43,10 +61,10 @@ def job(config: Any) -> Path:
     if several:
         if asked.prior["name"] is not None:
             raise UserError(f"prior={asked.prior['name']}: {folder} is a sweep: name one of its runs")
-        build.of_sweep(folder, out, asked.figures)
+        build.of_sweep(folder, out, figures["draw"], formats)
     elif Files(folder).saved:
-        given = asked.checkpoint, asked.device, asked.root, asked.figures, asked.trust, asked.prior["name"]
-        build.of_folder(folder, out, *given)
+        given = asked.checkpoint, asked.device, asked.root, figures["draw"], asked.trust, asked.prior["name"]
+        build.of_folder(folder, out, *given, formats, figures["own"])
     else:
         from vaelab.report import run
 

@@ -91,12 +91,13 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: 
 def save(figure: Figure, path: Path, about: str | None = None) -> None:
     """Writes a figure whole or not at all, in the format that the suffix names: .png, .pdf or .svg.
 
-    about: a word on it that a PNG file keeps as its description, as `page.description` reads it.
+    about: a word on it that the file keeps, a PNG as its description, as `page.description` reads it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Description": about} if about else None
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    metadata = {"Subject" if kind == "pdf" else "Description": about} if about else None
     with whole(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix(".").lower() or "png", metadata=metadata)
+        figure.savefig(partial, format=kind, metadata=metadata)
 
 
 @styled

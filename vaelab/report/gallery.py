@@ -12,10 +12,11 @@ from torch import Tensor
 
 from vaelab import runs
 from vaelab.core.randomness import seeded
-from vaelab.figures import codebooks, curves, images, latents, style, walks
+from vaelab.figures import codebooks, curves, images, latents, walks
 from vaelab.inference import coding, paths
 from vaelab.inference.batches import evaluating
 from vaelab.report import discrete
+from vaelab.report.drawing import PLAIN, Drawing
 from vaelab.report.scene import FEW, Scene
 from vaelab.runs import Files
 
@@ -68,16 +69,19 @@ def draw_curves(run: Path, rows: list[dict[str, float]]) -> Iterator[tuple[str, 
             yield name, figure(values[:, 1], values[:, 2:])
 
 
-def redraw(run: Path, model: Model, data: ImageData, rows: list[dict[str, float]]) -> dict[str, Figure]:
-    """Draws all figures of a run and saves them into its folder as PNG. rows: of metrics.csv.
+def redraw(
+    run: Path, model: Model, data: ImageData, rows: list[dict[str, float]], drawing: Drawing = PLAIN
+) -> dict[str, Figure]:
+    """Draws all figures of a run and saves them into its folder, the user's own last. rows: of metrics.csv.
 
     Each is saved as soon as it is drawn: those before one that fails are there. Where samples are drawn from a prior
     that was fitted afterwards, each says so in its file. What a former prior had a figure for, and this one has not,
     is removed.
     """
     figures, fitted = {}, discrete.fitted(model)
-    for name, figure in chain(draw_curves(run, rows), draw(model, data)):
-        style.save(figure, Files(run).figure(name), fitted and fitted.words)
+    own = drawing.draw_own(Scene(model, data, FEW), SEED)
+    for name, figure in chain(draw_curves(run, rows), draw(model, data), own):
+        drawing.save(figure, Files(run).figure(name), fitted and fitted.words)
         figures[name] = figure
     for name in FIGURES.keys() - figures.keys():
         Files(run).figure(name).unlink(missing_ok=True)

@@ -48,6 +48,8 @@ def build(folder: Path, explorer: dict[str, Any] | None, sound: bool = True) -> 
     captions = pictures.CAPTIONS
     if summary.get("data", {}).get("val") == 0:
         captions = pictures.of_training_images(captions)
+    own = config.get("figures", {}).get("own", {})
+    captions = captions | {"Your own": {name: (name, f"Drawn by {node['_target_']}.") for name, node in own.items()}}
     scripts = all((HERE / name).is_file() for name in ("explorer.js", "explorer.css"))
     return render(
         "run.html",

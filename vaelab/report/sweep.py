@@ -15,6 +15,7 @@ from vaelab.evaluation.comparison import configurations as comparison
 from vaelab.evaluation.comparison import notes, selection, tables
 from vaelab.evaluation.comparison.rate_distortion import KNOBS, Point, rate_distortion
 from vaelab.report import pictures, swept
+from vaelab.report.drawing import Drawing
 from vaelab.report.page import render, thumbnail
 from vaelab.report.run import STATES, again
 from vaelab.report.swept import Job
@@ -63,12 +64,12 @@ def build(folder: Path, place: Path | None = None) -> str:
     )
 
 
-def draw(folder: Path) -> dict[str, Path]:
-    """Draws the figures of a sweep into SWEEP/figures. Returns their paths.
+def draw(folder: Path, formats: tuple[str, ...] = ()) -> dict[str, Path]:
+    """Draws the figures of a sweep into SWEEP/figures, in these formats beside PNG. Returns their paths.
 
     Runs on other data, or of another likelihood, get figures of their own: their metrics cannot be compared.
     """
-    from vaelab.figures import style, sweeps
+    from vaelab.figures import sweeps
 
     finished, drawn = [job for job in swept.read(folder) if job.run], {}
     groups = _comparable(finished)
@@ -90,7 +91,7 @@ def draw(folder: Path) -> dict[str, Path]:
         old.unlink()
     paths = {name: Files(folder).figure(name) for name in drawn}
     for name, path in paths.items():
-        style.save(drawn[name], path)
+        Drawing(formats).save(drawn[name], path)
     return paths
 
 

@@ -22,7 +22,7 @@ from vaelab.runs.layout import Files, jobs_of
 from vaelab.runs.layout import number as number_of
 from vaelab.runs.records import read_summary
 
-ASIDE = ("run", "sweep", "resume", "logger", "report", "checkpoint")
+ASIDE = ("run", "sweep", "resume", "logger", "report", "figures", "checkpoint")
 """Sections of a config on which the trained model does not depend."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
 """Keys of a data set that may differ on resume: where it lies and how it is read."""

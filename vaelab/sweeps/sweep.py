@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.experimental.callback import Callback
-from omegaconf import open_dict, read_write
+from omegaconf import OmegaConf, open_dict, read_write
 
 from vaelab import runs
 from vaelab.core.errors import DivergenceError, UserError
@@ -26,10 +26,11 @@ RAY = "hydra_plugins.vaelab_launchers.ray_launcher.RayLauncher"
 
 
 class Begun(NamedTuple):
-    """A sweep that this process has begun: its folder, and whether it wants a report."""
+    """A sweep that this process has begun: its folder, whether it wants a report, and the formats of its figures."""
 
     folder: Path
     report: bool
+    formats: tuple[str, ...]
 
 
 begun: list[Begun] = []
@@ -46,7 +47,9 @@ class Sweep(Callback):
             _claim(folder)
         except UserError as error:
             raise Refused(str(error)) from error
-        begun.append(Begun(folder, config.get("report") is True))
+        kinds = OmegaConf.select(config, "figures.format", default=())
+        formats = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        begun.append(Begun(folder, config.get("report") is True, formats))
         launcher = config.hydra.launcher
         with open_dict(launcher), read_write(launcher):
             launcher._target_ = launcher._target_.replace(*SUBMITIT)
@@ -154,7 +157,7 @@ def _answer(sweep: Begun) -> None:
             print(f"\n{tables}\n\nwritten: {files.table}, {files.content}")
         page = files.report
         if sweep.report:
-            build.of_sweep(folder, page)
+            build.of_sweep(folder, page, formats=sweep.formats)
             print(f"report: {page}")
         elif page.is_file():
             print(f"{page} is of an earlier start: vaelab report run={folder} makes it anew")
@@ -200,7 +203,9 @@ def _page_of(run: Path, config: dict[str, Any]) -> None:
 
     if config["report"] and not Files(run).report.is_file() and jobs.summary_of(run)["status"] == "finished":
         own = runs.read_config(run)
-        trust = all(own[part] == config[part] for part in ("model", "dataset"))  # the user has just named them
+        trust = all(
+            own.get(part) == config[part] for part in ("model", "dataset", "figures")
+        )  # the user has just named them
         build.of_folder(run, Files(run).report, trust=trust)
         print(f"  report: {Files(run).report}")
 

@@ -18,7 +18,7 @@ from vaelab.core.words import listed
 from vaelab.runs.jobs import FOUND, MAY_MOVE
 from vaelab.runs.layout import Files
 from vaelab.runs.records import read_summary
-from vaelab.training.options import Run, Trainer, Training
+from vaelab.training.options import Figures, Run, Trainer, Training
 
 if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
@@ -65,7 +65,7 @@ def check_sections(config: dict[str, Any]) -> None:
 
     if unknown := sorted(config.keys() - Training.__annotations__.keys()):
         raise UserError(f"{unknown[0]}: no such key; vaelab train --cfg job prints all keys")
-    for kind, section in {Training: "", Run: "run", Trainer: "trainer"}.items():
+    for kind, section in {Training: "", Run: "run", Trainer: "trainer", Figures: "figures"}.items():
         values, prefix = (config[section], f"{section}.") if section else (config, "")
         if missing := sorted(kind.__required_keys__ - values.keys()):
             raise UserError(f"{prefix}{missing[0]}: it must be given: leave out what removes it")
@@ -98,7 +98,7 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if config[part] and part not in config["model"] and not (part == "prior" and afterwards):
             raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
     for section in sorted(
-        config.keys() - {"trainer"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
+        config.keys() - {"trainer", "figures"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
     ):
         if section == "model":
             _check_needed(config)
@@ -107,6 +107,10 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if node and (require := getattr(target_of(node, f"logger.{name}"), "require", None)):
             require()
     _check_parts_of_trainer(config["trainer"])
+    if config["figures"]["own"]:
+        from vaelab.report.drawing import check_figures
+
+        check_figures(config["figures"])
     check_accelerator(config["trainer"]["accelerator"])
     if config["resume"] is not None:
         _check_resumed(config, runs.read_config(run), runs.read_summary(run))

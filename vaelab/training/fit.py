@@ -82,24 +82,25 @@ def fit(config: dict[str, Any], run: Path) -> None:
             whole = _whole(config, run, trainer) if isinstance(trainer.strategy, FullySharded) else model
             afterwards.fit(config, run, whole, data, trainer.strategy.root_device)
             if config["report"]:
-                _report(run, whole, data, trainer)
+                _report(config, run, whole, data, trainer)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.log_run(run)
         print(f"run: {run}")
 
 
-def _report(run: Path, model: Model, data: ImageData, trainer: pl.Trainer) -> None:
+def _report(config: dict[str, Any], run: Path, model: Model, data: ImageData, trainer: pl.Trainer) -> None:
     """Makes figures and report.html of the finished run; the figures go to the loggers, too.
 
     The run is complete by now, and a figure that cannot be drawn does not undo it.
     """
     from vaelab.figures.style import rendered
     from vaelab.report import build as report
+    from vaelab.report.drawing import of_config
 
     try:
         model.to(trainer.strategy.root_device)  # Lightning has moved it off the device
-        figures = report.of_run(run, model, data, Files(run).report)
+        figures = report.of_run(run, model, data, Files(run).report, drawing=of_config(config["figures"]))
         for logger in trainer.loggers:
             if isinstance(logger, PictureLogger):
                 for name, figure in figures.items():

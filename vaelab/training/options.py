@@ -40,12 +40,23 @@ class Run(TypedDict, total=False):
     config_dir: str | None
 
 
+Format = Literal["png", "pdf", "svg"]
+
+
+class Figures(TypedDict):
+    """How figures are drawn, and which of the user's own: each a node that makes one, by its file's name."""
+
+    format: Format | list[Format]
+    own: dict[str, Node]
+
+
 class Training(TypedDict):
     """The keys of conf/train.yaml and of the groups it chooses from."""
 
     seed: Seed
     test: bool
     report: bool
+    figures: dict[str, Any]
     compile: bool
     channels_last: bool | None
     lr_factor: dict[str, PositiveFloat]

@@ -15,7 +15,7 @@ FROM_TRAINING = {metric.name: metric.evaluated for metric in TRAINING if metric.
 """Names in summary.json of the metrics that evaluation.json has, too, each with its name there."""
 
 BOOKKEEPING = (
-    *("run.", "sweep.", "logger.", "test.", "report.", "resume.", "seed.", "callbacks.pictures."),
+    *("run.", "sweep.", "logger.", "test.", "report.", "figures.", "resume.", "seed.", "callbacks.pictures."),
     *("callbacks.anneal.", "callbacks.learning_rate.", "callbacks.averaging."),  # copies of config groups
     *("trainer.default_root_dir.", "trainer.enable_progress_bar.", "trainer.enable_model_summary."),
     *("dataset.storage.", "dataset.num_workers.", "dataset.download."),
