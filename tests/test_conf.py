@@ -86,8 +86,11 @@ def test_every_network_trains(train, network):
 
 
 @pytest.mark.parametrize("likelihood", options("likelihood"))
-def test_every_likelihood_trains(train, likelihood):
-    result = train(f"likelihood={likelihood}", "trainer.max_epochs=1")
+def test_every_likelihood_trains(train, tmp_path, likelihood):
+    """On images, but for one of a table's columns."""
+    (tmp_path / "x.csv").write_text("a,b,c\n" + "1.5,0,red\n2.5,1,blue\n4,0,blue\n" * 20)
+    data = ["dataset=table", "dataset.root=x.csv", "report=false"] if likelihood == "table" else []
+    result = train(f"likelihood={likelihood}", "trainer.max_epochs=1", *data, small=not data)
     assert result.code == 0, result.err
     assert result.summary["objective"]["log_likelihood_is"]
 

@@ -10,9 +10,22 @@ from tests.test_conf import composed, options
 from vaelab.core.conf import CONF
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
-from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, GaussianLearned, Laplace
+from vaelab.nn.likelihoods import (
+    Bernoulli,
+    BetaBinomial,
+    ContinuousBernoulli,
+    DiscretisedLogistic,
+    Gaussian,
+    GaussianLearned,
+    Laplace,
+)
 
-WIDTHS = {"gaussian": {"sigma": 0.3}, "gaussian_learned": {"sigma": 0.7}, "laplace": {"scale": 0.4}}
+WIDTHS = {
+    "gaussian": {"sigma": 0.3},
+    "gaussian_learned": {"sigma": 0.7},
+    "laplace": {"scale": 0.4},
+    "discretised_logistic": {"scale": 0.05},
+}
 
 
 def made(name):
@@ -20,13 +33,23 @@ def made(name):
     return build(yaml.safe_load((CONF / "likelihood" / f"{name}.yaml").read_text()) | WIDTHS.get(name, {}))
 
 
-ALL = {
-    name: partial(made, name)
-    for name in options("likelihood")
-    if "defaults:" not in (CONF / "likelihood" / f"{name}.yaml").read_text()  # another name of one of them
-}
-CONTINUOUS = [name for name in ALL if name != "bernoulli"]
-UNIT_RANGE = ["bernoulli", "continuous_bernoulli"]
+def one_to_one(name):
+    """Whether a pixel of any image has one raw parameter; others have a file of tests of their own."""
+    try:
+        return made(name).raw_shape((1, 8, 8)) == (1, 8, 8)
+    except UserError:
+        return False
+
+
+def alias(name):
+    """Whether an option is another name of one of the others."""
+    return "defaults:" in (CONF / "likelihood" / f"{name}.yaml").read_text()
+
+
+ALL = {name: partial(made, name) for name in options("likelihood") if not alias(name) and one_to_one(name)}
+DISCRETE = ["bernoulli", "discretised_logistic"]
+CONTINUOUS = [name for name in ALL if name not in DISCRETE]
+UNIT_RANGE = [name for name in ALL if made(name).unit_range]
 REAL = [name for name in ALL if name not in UNIT_RANGE]
 LOGITS = [-100.0, -30.0, -3.0, -0.2, -0.1, -1e-6, 0.0, 1e-6, 0.1, 0.19, 0.21, 3.0, 30.0, 100.0]
 every = pytest.mark.parametrize("name", ALL)
@@ -34,8 +57,9 @@ every = pytest.mark.parametrize("name", ALL)
 
 def support(name, raw):
     """Points that cover the support of one pixel, and the weight of each in an integral, [n]."""
-    if name == "bernoulli":
-        return torch.tensor([0.0, 1.0]), torch.ones(2, dtype=torch.float64)
+    if name in DISCRETE:
+        levels = getattr(ALL[name](), "levels", 2)
+        return torch.arange(levels) / (levels - 1), torch.ones(levels, dtype=torch.float64)
     low, high = (0.0, 1.0) if name in UNIT_RANGE else (raw - 12.0, raw + 12.0)
     edges = torch.linspace(low, high, 40_001, dtype=torch.float64)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -54,7 +78,8 @@ def test_the_density_integrates_to_one_and_its_first_moment_is_the_mean(name, ra
     x, weight = support(name, raw)
     p = likelihood.log_prob(pixels(raw).expand(len(x), 1, 1, 1), pixels(x)).double().exp() * weight
     assert p.sum().item() == pytest.approx(1, abs=2e-4)
-    assert (p * x).sum().item() == pytest.approx(likelihood.mean(pixels(raw)).item(), rel=2e-4, abs=2e-4)
+    off = 0.5 / 255 if name == "discretised_logistic" else 2e-4  # whose mean is by an integral
+    assert (p * x).sum().item() == pytest.approx(likelihood.mean(pixels(raw)).item(), rel=2e-4, abs=off)
 
 
 @every
@@ -237,8 +262,10 @@ def test_adam_moves_the_learned_sigma_ten_times_faster_than_a_weight():
     assert likelihood.sigma.log().item() == pytest.approx(10 * 1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "learns"), [(name, name == "gaussian_learned") for name in ALL])
-def test_only_the_learned_sigma_is_a_parameter(name, learns):
+@pytest.mark.parametrize(
+    ("name", "learns"), [(name, name in ("gaussian_learned", "discretised_logistic")) for name in ALL]
+)
+def test_only_a_learned_scale_is_a_parameter(name, learns):
     assert bool(list(ALL[name]().parameters())) == learns
 
 
@@ -320,3 +347,69 @@ def test_the_names_of_losses_mean_their_sums(name, loss, constant):
     raw, x = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8)
     likelihood = build(composed(f"likelihood={name}")["likelihood"])
     assert -likelihood.log_prob(raw, x).item() == pytest.approx(loss(raw, x).item() + constant, rel=1e-5)
+
+
+@every
+def test_what_is_missing_counts_nothing(name):
+    """The log-density of an image with holes is that of its other pixels, and no hole has a gradient."""
+    torch.manual_seed(0)
+    likelihood = ALL[name]()
+    raw, x = torch.randn(4, 3, 5, 2).requires_grad_(), torch.rand(4, 3, 5, 2).round()
+    holes = torch.rand(x.shape) < 0.3
+    expected = (likelihood.log_density(raw, x) * ~holes).flatten(1).sum(1)
+    likelihood.missing = True
+    log_prob = likelihood.log_prob(raw, x.masked_fill(holes, math.nan))
+    torch.testing.assert_close(log_prob, expected)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), raw)
+    assert gradient.isfinite().all()
+    assert (gradient[holes] == 0).all()
+    assert (gradient[~holes] != 0).any()
+    torch.testing.assert_close(likelihood.log_prob(raw, x), likelihood.log_density(raw, x).flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.02, 0.3])
+@pytest.mark.parametrize("levels", [2, 256, 65536])
+def test_the_discretised_logistic_gives_all_levels_one_in_all(scale, levels):
+    likelihood = DiscretisedLogistic(scale, levels)
+    x = pixels(torch.arange(levels) / (levels - 1))
+    for raw in (-0.2, 0.0, 0.31, 1.0, 3.0):
+        p = likelihood.log_prob(pixels(raw).expand_as(x), x).double().exp()
+        assert p.sum().item() == pytest.approx(1, abs=2e-4)
+    edges = torch.sigmoid((0.31 - pixels(torch.arange(1, levels) - 0.5).double() / (levels - 1)) / scale).flatten()
+    expected = torch.cat([1 - edges[:1], edges[:-1] - edges[1:], edges[-1:]])  # Salimans et al., eq. 2
+    p = likelihood.log_prob(pixels(0.31).expand_as(x), x).double().exp()
+    torch.testing.assert_close(p, expected, rtol=1e-3, atol=2e-5)
+
+
+def test_the_beta_binomial_is_that_of_scipy():
+    from scipy.stats import betabinom
+
+    likelihood = BetaBinomial(256)
+    x = pixels(torch.arange(256) / 255)
+    for mean, total in ((0.5, 2.0), (0.1, 0.05), (0.9, 3000.0), (0.02, 20.0)):
+        raw = torch.tensor([math.log(mean / (1 - mean)), math.log(total)]).view(1, 2, 1, 1)
+        p = likelihood.log_prob(raw.expand(256, -1, -1, -1), x).double().exp()
+        expected = betabinom.pmf(range(256), 255, total * mean, total * (1 - mean))
+        torch.testing.assert_close(p, torch.from_numpy(expected), rtol=1e-4, atol=1e-7)
+        assert p.sum().item() == pytest.approx(1, abs=1e-5)
+        assert likelihood.mean(raw).item() == pytest.approx((p * x.flatten()).sum().item(), abs=1e-5)
+
+
+def test_two_raw_parameters_of_a_pixel_stand_beside_each_other_in_the_channels():
+    """Of any image: those of a pixel give its density, its mean and its samples, and start at a mean."""
+    torch.manual_seed(0)
+    likelihood = BetaBinomial(256)
+    assert likelihood.raw_shape((3, 4, 5)) == (6, 4, 5)
+    raw, x = torch.randn(2, 6, 4, 5), torch.rand(2, 3, 4, 5).mul(255).round() / 255
+    alone = likelihood.log_density(raw[:, [1, 4], 2:3, 3:4], x[:, 1:2, 2:3, 3:4])
+    torch.testing.assert_close(likelihood.log_density(raw, x)[:, 1:2, 2:3, 3:4], alone)
+    assert likelihood.mean(raw).shape == likelihood.sample(raw).shape == x.shape
+    drawn = torch.stack([likelihood.sample(raw) for _ in range(2000)])
+    assert (drawn.mean(0) - likelihood.mean(raw)).abs().max().item() < 5 * 0.5 / 2000**0.5
+    assert ((drawn * 255).round() / 255 == drawn).all()
+    torch.testing.assert_close(likelihood.mean(likelihood.raw_from_mean(x)), x, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["discretised_logistic", "beta_binomial"])
+def test_levels_are_a_probability(name):
+    assert made(name).density(False) == "a probability of 256 levels"

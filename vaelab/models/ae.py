@@ -37,10 +37,10 @@ class AE(Model):
         self.latent_dim = latent_dim
         self.layout = vector(latent_dim, standard=False, arrays=("codes",))
         self.encoder = network.encoder(self.shape, latent_dim, context=self.condition.size)
-        self.decoder = network.decoder(latent_dim + self.condition.size, self.shape)
+        self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Point:
-        return Point(self.encoder(x, self.condition(labels)))
+        return Point(self.encoder(self.seen(x), self.condition(labels)))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.decoder(beside(z, self.condition(labels)))

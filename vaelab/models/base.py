@@ -89,7 +89,7 @@ class Variant(nn.Module):
         raise NotImplementedError
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decodes latents, as `layout` has them, to raw likelihood parameters of p(x|z), [B, C, H, W]."""
+        """Decodes latents, as `layout` has them, to raw parameters of p(x|z), of the likelihood's shape."""
         raise NotImplementedError
 
     def noise(self, count: int) -> Tensor | None:
@@ -130,6 +130,10 @@ class Variant(nn.Module):
         Called once per optimiser step, between the gradients and the step. observed: what
         `observe` gave for each of its batches, of which there are several where gradients are accumulated.
         """
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Returns images as an encoder is given them: 0, the mean of a standardised column, for what is missing."""
+        return x.nan_to_num() if self.likelihood.missing else x
 
     # --- what follows from it -----------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class Hierarchical(VAE):
         levels = Level("top", (top_dim,)), Level("bottom", (latent_dim,))
         self.layout = Layout(levels, ("z",), self.prior.standard)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
-        self.decoder = network.decoder(latent_dim + self.condition.size, self.shape)
+        self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decodes u2 and u1 side by side, [B, top_dim + latent_dim], to raw likelihood parameters, [B, C, H, W]."""

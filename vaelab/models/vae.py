@@ -47,10 +47,10 @@ class VAE(Model):
         self.prior = (prior or StandardNormal)(latent_dim)
         self.layout = vector(latent_dim, self.prior.standard)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
-        self.decoder = network.decoder(latent_dim + self.condition.size, self.shape)
+        self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
-        return self.posterior(self.encoder(x, self.condition(labels)))
+        return self.posterior(self.encoder(self.seen(x), self.condition(labels)))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.decoder(beside(z, self.condition(labels)))

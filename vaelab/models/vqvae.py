@@ -53,14 +53,14 @@ class VQVAE(Model):
         context, map_size = self.condition.size, network.map_size(self.shape)
         self.encoder = network.map_encoder((self.shape[0] + context, *self.shape[1:]), embedding_dim)
         self.codebook = codebook(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
-        self.decoder = network.map_decoder(embedding_dim + context, self.shape)
+        self.decoder = network.map_decoder(embedding_dim + context, self.likelihood.raw_shape(self.shape))
         levels = tuple(Level(name, map_size, num_embeddings) for name in self.codebook.levels)
         self.layout = Layout(levels, ("indices",))
         self.prior = UniformCodes(num_embeddings, self.layout.shape)
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Computes what is quantised, [B, D, h, w]. x: [B, C, H, W] in the data's range; labels: [B] or None."""
-        return self.encoder(beside(x, self.condition(labels)))
+        return self.encoder(beside(self.seen(x), self.condition(labels)))
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Codes:
         indices = self.codebook.search(self.features(x, labels))

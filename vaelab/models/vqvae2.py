@@ -68,7 +68,7 @@ class VQVAE2(VQVAE):
             channels, odd = above * embedding_dim, (lower[0] - 2 * upper[0], lower[1] - 2 * upper[1])
             self.ups.append(nn.ConvTranspose2d(channels, channels, 4, 2, 1, output_padding=odd))
             self.merges.append(nn.Conv2d(channels + embedding_dim, embedding_dim, 1))
-        self.decoder = network.map_decoder(num_levels * embedding_dim + context, self.shape)
+        self.decoder = network.map_decoder(num_levels * embedding_dim + context, self.likelihood.raw_shape(self.shape))
 
     @property
     def codebook(self) -> Codebook:  # type: ignore[override]

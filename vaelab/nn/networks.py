@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         mean: [C, H, W]. raw_from_mean: that of the likelihood.
         """
         bias: Any = self.body[-1].bias
-        target = mean if bias.numel() == mean.numel() else mean.mean((1, 2), keepdim=True)
+        target = mean if bias.numel() == math.prod(self.shape) else mean.mean((1, 2), keepdim=True)
         bias.copy_(raw_from_mean(target).flatten())
 
 

@@ -68,7 +68,7 @@ class Health(pl.Callback):
         findings = diagnose_output(model.reconstruct(batch.images, batch.labels), batch.images)
         model.train(training)
         if "kl" in figures:
-            raw = model.likelihood.raw_from_mean(data.mean_image.to(model.device)).expand_as(batch.images)
+            raw = model.likelihood.raw_from_mean(data.mean_image.to(model.device)).expand(len(batch.images), -1, -1, -1)
             baseline = -model.likelihood.log_prob(raw, batch.images).mean().item()
             few = batch.images[:FEW]
             perfect = -model.likelihood.log_prob(model.likelihood.raw_from_mean(few), few).mean().item()

@@ -1,8 +1,4 @@
-"""Observation models p(x|z): what a decoder's raw output says about an image.
-
-A decoder gives raw parameters (logits, or unsquashed means), never a squashed output. The
-likelihood turns them into a log-density in nats per image, a mean image and a sample.
-"""
+"""Observation models of pixels that are independent given z, each with one raw parameter."""
 
 from __future__ import annotations
 
@@ -13,66 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveFloat
-
-
-class Likelihood(nn.Module):
-    """Base class of the observation models. Images and raw parameters are [B, C, H, W].
-
-    name: as in conf/likelihood. unit_range: whether it needs pixels in [0, 1].
-    """
-
-    name: str
-    unit_range = False
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        """Computes log p(x|z), [B], nats: summed over pixels and channels."""
-        raise NotImplementedError
-
-    def mean(self, raw: Tensor) -> Tensor:
-        """Returns the mean image E[x|z], [B, C, H, W]."""
-        return raw
-
-    def sample(self, raw: Tensor) -> Tensor:
-        """Draws x ~ p(x|z), [B, C, H, W]."""
-        raise NotImplementedError
-
-    def raw_from_mean(self, mean: Tensor) -> Tensor:
-        """Returns raw parameters whose mean is the image `mean`: where a fresh decoder's output bias starts."""
-        return mean
-
-    def start_from(self, spread: float) -> None:
-        """Fits the scale of a fresh likelihood, if it learns one, to `spread`: the pixels' standard deviation."""
-
-    @property
-    def fixed_scale(self) -> float | None:
-        """The width of the noise, in the data's range, where the config fixes it."""
-        return None
-
-    def density(self, binary: bool) -> str:
-        """Says in words what `log_prob` is on such data, for the run's summary.
-
-        binary: whether pixels are binarised.
-        """
-        return "a density on pixels"
-
-    def discrete(self, binary: bool) -> bool:
-        """Whether each pixel is 1 with the probability `mean`, else 0, by `log_prob`. binary: as for `density`."""
-        return False
-
-    def check(self, pixel_range: tuple[float, float]) -> None:
-        """Raises UserError if images in `pixel_range` are outside the support."""
-        if self.unit_range and pixel_range != (0.0, 1.0):
-            raise UserError(
-                f"likelihood={self.name} takes pixels in [0, 1], but dataset.pixel_range={list(pixel_range)}: "
-                "use dataset.pixel_range=[0,1] or likelihood=gaussian"
-            )
-
-
-def sum_pixels(x: Tensor) -> Tensor:
-    """Sums everything but the batch: [B, ...] -> [B], in float32."""
-    return x.flatten(1).sum(1, dtype=torch.float32)
+from vaelab.nn.likelihoods.base import Likelihood
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -113,8 +51,8 @@ class Bernoulli(Likelihood):
     name = "bernoulli"
     unit_range = True
 
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -sum_pixels(cross_entropy(raw, x))
+    def log_density(self, raw: Tensor, x: Tensor) -> Tensor:
+        return -cross_entropy(raw, x)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw.sigmoid()
@@ -151,11 +89,10 @@ class Gaussian(Likelihood):
     def fixed_scale(self) -> float | None:
         return self.sigma.item()
 
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        pixels = x[0].numel()
-        squares = sum_pixels((x.float() - raw.float()).square())
+    def log_density(self, raw: Tensor, x: Tensor) -> Tensor:
+        squares = (x.float() - raw.float()).square()
         log_sigma = self.sigma.log()
-        return -0.5 * squares * (-2 * log_sigma).exp() - pixels * (log_sigma + 0.5 * math.log(2 * math.pi))
+        return -0.5 * squares * (-2 * log_sigma).exp() - (log_sigma + 0.5 * math.log(2 * math.pi))
 
     def sample(self, raw: Tensor) -> Tensor:
         return raw + self.sigma * torch.randn_like(raw)
@@ -207,9 +144,9 @@ class ContinuousBernoulli(Likelihood):
         series = half.square() / 6 - half.pow(4) / 180
         return logit / 2 + torch.where(half < cls.SERIES_BELOW, series, exact)
 
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+    def log_density(self, raw: Tensor, x: Tensor) -> Tensor:
         raw = raw.float()
-        return sum_pixels(raw * x - self._log_normaliser(raw))
+        return raw * x - self._log_normaliser(raw)
 
     def mean(self, raw: Tensor) -> Tensor:
         logit = raw.float()
@@ -252,9 +189,8 @@ class Laplace(Likelihood):
     def fixed_scale(self) -> float | None:
         return self.scale.item()
 
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        distance = sum_pixels((x.float() - raw.float()).abs())
-        return -distance / self.scale - x[0].numel() * (2 * self.scale).log()
+    def log_density(self, raw: Tensor, x: Tensor) -> Tensor:
+        return -(x.float() - raw.float()).abs() / self.scale - (2 * self.scale).log()
 
     def sample(self, raw: Tensor) -> Tensor:
         raw = raw.float()
