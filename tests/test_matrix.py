@@ -27,6 +27,8 @@ SMALL = {
     "sprites": ["dataset.train_size=100", "dataset.val_size=10", "dataset.test_size=10"],
     "folder": ["dataset.root=photos", "dataset.channels=3"],
     "prepared": ["dataset.root=photos.vaelab"],
+    "arrays": ["dataset.root=x.npz", "dataset.layout=ncl"],
+    "table": ["dataset.root=x.csv"],
 }
 """Words that make a data set small, or say where it is."""
 
@@ -67,6 +69,8 @@ def test_every_pair_trains_or_is_refused_with_its_reason(train, tmp_path):
     Of several rows with such a pair, the one is trained that has most pairs that have been in no row before.
     """
     images(tmp_path / "photos")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((80, 2, 16)), labels=np.arange(80) % 2)
+    (tmp_path / "x.csv").write_text("a,b,c\n" + "1.5,0,red\n2.5,1,blue\n4,0,blue\n" * 20)
     assert (
         main(["data", "prepare", "dataset=folder", "dataset.root=photos", "dataset.channels=3", "out=photos.vaelab"])
         == 0

@@ -23,15 +23,6 @@ ROOT = Path(__file__).parent.parent
 NEEDLESS = (
     *("torchvision", "wandb", "wandb_workspaces", "mlflow", "huggingface_hub", "rich", "safetensors", "tensorboard"),
 )
-    "torchvision",
-    "wandb",
-    "wandb_workspaces",
-    "mlflow",
-    "huggingface_hub",
-    "rich",
-    "safetensors",
-    "tensorboard",
-)
 """Packages, as they are imported, without which a default run trains."""
 
 

@@ -8,6 +8,7 @@ from vaelab.datasets.dsprites import DSprites
 from vaelab.datasets.fake import Fake
 from vaelab.datasets.own.arrays import Arrays
 from vaelab.datasets.own.folder import Folder
+from vaelab.datasets.own.table import Table
 from vaelab.datasets.prepared import Prepared
 from vaelab.datasets.shapes3d import Shapes3D
 from vaelab.datasets.splits import Split, TensorSplit
@@ -32,5 +33,6 @@ __all__ = [
     "Shapes3D",
     "Split",
     "Sprites",
+    "Table",
     "TensorSplit",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ from vaelab.datasets.splits import (
     streaming_loader,
     unit,
 )
+from vaelab.nn.likelihoods.columns import Column
 
 MOMENTS_SAMPLE = 10_000
 """Most images that the mean image and the spread around it are computed from."""
@@ -96,6 +98,16 @@ class ImageData(pl.LightningDataModule):
         return None
 
     @property
+    def fields(self) -> Sequence[Column] | None:
+        """The columns of a table, which each example is a row of; None for anything else."""
+        return None
+
+    @property
+    def masked(self) -> bool:
+        """Whether values may be missing: they are NaN, which a likelihood does not count and an encoder sees as 0."""
+        return False
+
+    @property
     def found(self) -> dict[str, Any]:
         """Options that were null and that the data have answered, once set up: they join the run's config."""
         return {}
@@ -159,14 +171,15 @@ class ImageData(pl.LightningDataModule):
     @cached_property
     def _moments(self) -> tuple[Tensor, float]:
         index = torch.linspace(0, len(self.train) - 1, min(len(self.train), MOMENTS_SAMPLE)).long()
-        total = torch.zeros(self.shape, dtype=torch.float64)
+        count, total = torch.zeros(2, *self.shape, dtype=torch.float64)
         squares = 0.0
         for part in index.split(max(1, min(1000, MOMENTS_VALUES // math.prod(self.shape)))):
             x = self.as_model_sees(self.train.batch(part)).images.cpu().double()
-            total += x.sum(0)
-            squares += x.square().sum().item()
-        mean = total / len(index)
-        variance = squares / (len(index) * mean.numel()) - mean.square().mean().item()
+            count += len(x) - x.isnan().sum(0)
+            total += x.nansum(0)
+            squares += x.square().nansum().item()
+        mean = total / count.clamp_min(1)
+        variance = (squares - (count * mean.square()).sum().item()) / max(1.0, count.sum().item())
         return mean.float(), max(variance, 0.0) ** 0.5
 
     def sample_batch(self, count: int, device: torch.device) -> Batch:

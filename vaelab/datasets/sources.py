@@ -109,17 +109,17 @@ def hold_out(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return picked[count:].sort().values, picked[:count].sort().values
 
 
-def test_count(source: str, total: int, test_size: float, remedy: str) -> int:
+def count_aside(source: str, total: int, test_size: float, remedy: str, what: str = "images") -> int:
     """Computes how many of a user's own images are set aside for testing. Raises UserError if too few are left.
 
     test_size: a count if 1 or more, a fraction below 1. source: the key that names the images. remedy: how test images
-    are given.
+    are given. what: the word for them.
     """
     count = round(test_size * total) if test_size < 1 else int(test_size)
     if count < 1 or total - count < 2:
         raise UserError(
-            f"{source}: {total} images are too few to set aside dataset.test_size={test_size} of them for testing\n"
-            f"add images, change dataset.test_size, or {remedy}"
+            f"{source}: {total} {what} are too few to set aside dataset.test_size={test_size} of them for testing\n"
+            f"add {what}, change dataset.test_size, or {remedy}"
         )
     return count
 

@@ -190,6 +190,11 @@ class Conv:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
         if min(sizes[-1]) < 1:
             most = int(math.log2(min(shape[1:])))
+            if most == 0:
+                raise UserError(
+                    f"network: convolutions of images cannot take {shape[1]}x{shape[2]}: use network=mlp, or conv1d "
+                    "for sequences"
+                )
             raise UserError(
                 f"network.hidden_dims={self.hidden_dims} halves the image {len(self.hidden_dims)} times, "
                 f"but {shape[1]}x{shape[2]} allows {most}: give at most {most} sizes"

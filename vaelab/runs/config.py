@@ -17,7 +17,8 @@ from vaelab.runs.layout import FORMAT, Files
 NEEDED = {"run", "model", "dataset"}
 """Sections that every config has."""
 KINDS: dict[str, Any] = {
-    "seed": int, "run": dict, "run.name": str, "run.overrides": list, "run.config_dir": str | None, "model": dict,
+    "seed": int, "run": dict, "run.name": str, "run.overrides": list, "run.config_dir": str | None, "run.found": list,
+    "model": dict,
     "dataset": dict, "trainer": dict | None, "callbacks": dict | None,
     "schedule": dict | None, "logger": dict | None,
 }  # fmt: skip

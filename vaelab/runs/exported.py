@@ -61,6 +61,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "likelihood": type(model.likelihood).__name__,
         "pixel_range": [low, high],
         "binary": binary,
+        "missing": dataset.get("missing") == "mask",
         "images": f"float32 [batch, {', '.join(map(str, model.shape))}], {'RGB' if model.shape[0] == 3 else 'grey'}: "
         f"{f'{low:g} (black) or {high:g} (white)' if binary else f'from {low:g} (black) to {high:g} (white)'}",
         "run": {
@@ -125,6 +126,7 @@ def load(folder: str | Path, device: str = "cpu", trust: bool = False) -> Model:
         raise UserError(
             f"{root / WEIGHTS} is of another model than {described.name} says: export the run again"
         ) from error
+    model.likelihood.missing = about.get("missing") is True
     return model.to(device).eval()
 
 

@@ -17,6 +17,7 @@ from omegaconf import open_dict, read_write
 
 from vaelab.core.errors import UserError
 from vaelab.core.renames import upgrade_run
+from vaelab.runs.answers import asked
 from vaelab.runs.config import read_config_if_any
 from vaelab.runs.layout import Files, jobs_of
 from vaelab.runs.layout import number as number_of
@@ -26,8 +27,6 @@ ASIDE = ("run", "sweep", "resume", "logger", "report", "figures", "checkpoint")
 """Sections of a config on which the trained model does not depend."""
 MAY_MOVE = ("root", "download", "storage", "num_workers")
 """Keys of a data set that may differ on resume: where it lies and how it is read."""
-FOUND = ("value_range", "schema")
-"""Keys of a data set that are null until the data answer them: what they were then holds for a run from there on."""
 ASIDE_WITHIN = {
     "dataset": ("download", "storage", "num_workers"),
     "trainer": ("default_root_dir", "enable_progress_bar"),
@@ -55,7 +54,7 @@ def identity(config: dict[str, Any]) -> str:
 
     Data that are downloaded are the same wherever they lie; a folder of images is the data.
     """
-    what = {key: value for key, value in upgrade_run(config).items() if key not in ASIDE}
+    what = {key: value for key, value in upgrade_run(asked(config)).items() if key not in ASIDE}
     for section, names in ASIDE_WITHIN.items():
         if isinstance(what.get(section), dict):
             what[section] = {key: value for key, value in what[section].items() if key not in names}

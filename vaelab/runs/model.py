@@ -50,6 +50,7 @@ def load(
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: checkpoints/{checkpoint}.ckpt is of another model than config.yaml says") from error
     model = model.to(device).eval()
+    model.likelihood.missing = config["dataset"].get("missing") == "mask"
     if prior is not None:
         model.draw_from(priors.read(folder, prior, model, checkpoint, trust).eval())
     return model

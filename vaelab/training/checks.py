@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from vaelab.core.conf import options, target_names
 from vaelab.core.errors import UserError
 from vaelab.core.words import listed
-from vaelab.runs.jobs import FOUND, MAY_MOVE
+from vaelab.runs import answers
+from vaelab.runs.jobs import MAY_MOVE
 from vaelab.runs.layout import Files
 from vaelab.runs.records import read_summary
 from vaelab.training.options import Figures, Run, Trainer, Training
@@ -218,9 +219,7 @@ def _check_resumed(config: dict[str, Any], saved: dict[str, Any], summary: dict[
 
     A checkpoint is of this model, on these images in this order. What the data had answered then holds still.
     """
-    for key in FOUND:
-        if key in config["dataset"] and config["dataset"][key] is None:
-            config["dataset"][key] = saved["dataset"].get(key)
+    answers.keep(config, saved)
     epochs, steps = config["trainer"]["max_epochs"] or -1, config["trainer"]["max_steps"]
     if summary.get("status") == "finished" and (summary["epochs"] >= epochs > 0 or summary["steps"] >= steps > 0):
         raise UserError(

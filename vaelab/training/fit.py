@@ -22,6 +22,7 @@ from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.words import listed
 from vaelab.runs import Files
+from vaelab.runs.answers import answer
 from vaelab.runs.quiet import Terminal, quieten
 from vaelab.training import afterwards, resume, studies, summary
 from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
@@ -130,7 +131,6 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = build(config["dataset"])
     data.setup()
-    config["dataset"] = config["dataset"] | data.found
     model = build_model(config, data)
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread)
@@ -142,6 +142,8 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
 
 
 def build_model(config: dict[str, Any], data: ImageData) -> Any:
+    """Builds a run's model for its data. What the data have answered joins the config."""
+    answer(config, data.found)
     try:
         model = build(config["model"], shape=data.shape, num_classes=data.num_classes)
     except RuntimeError as error:
@@ -149,6 +151,10 @@ def build_model(config: dict[str, Any], data: ImageData) -> Any:
             raise
         raise UserError("model: it does not fit the memory; make it smaller (model.latent_dim, network)") from error
     model.likelihood.check(data.pixel_range)
+    if data.fields is not None and model.likelihood.unit_range:
+        name = model.likelihood.name
+        raise UserError(f"likelihood={name} takes pixels in [0, 1], and this is a table: use likelihood=table")
+    model.likelihood.missing = data.masked
     model.seed = config["seed"]
     model.optimizer = build(config["optimizer"])
     model.lr_factors = _lr_factors(config["lr_factor"], model)

@@ -38,6 +38,7 @@ class Run(TypedDict, total=False):
     format: int
     overrides: list[str]
     config_dir: str | None
+    found: list[str]
 
 
 Format = Literal["png", "pdf", "svg"]

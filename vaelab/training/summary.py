@@ -24,12 +24,14 @@ PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf")
 
 def opening(config: dict[str, Any], model: Model, data: ImageData, trainer: Any) -> str:
     """Returns the line that opens a run: model, data, device."""
-    shape = "x".join(map(str, data.shape))
+    what = f"images of {'x'.join(map(str, data.shape))}"
+    if data.fields is not None:
+        what = f"rows of {len(data.fields)} columns"
     counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
     parameters = sum(p.numel() for p in model.parameters())
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     return (
-        f"{config['run']['name']}: {counts} images of {shape}; {parameters:,} parameters; "
+        f"{config['run']['name']}: {counts} {what}; {parameters:,} parameters; "
         f"on {trainer.strategy.root_device.type}{processes}"
     )
 

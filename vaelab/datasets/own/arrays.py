@@ -19,7 +19,7 @@ from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt, ProperFraction, Real
 from vaelab.datasets.base import ImageData
-from vaelab.datasets.sources import hold_out, test_count
+from vaelab.datasets.sources import count_aside, hold_out
 
 log = logging.getLogger("vaelab")
 
@@ -52,13 +52,20 @@ class Arrays(ImageData):
     says. A vector is held as an image of one row, a sequence as one of height 1. value_range: the values of black and
     white; None: 0 and the greatest of 8 and 16 bits, [0, 1] where all values of another type lie in it, and else their
     least and greatest. test_size: what is set aside for testing where there is no `test_x`: a count if 1 or more,
-    a fraction below 1, in every class's proportion.
+    a fraction below 1, in every class's proportion. missing: whether to `refuse` NaN, or to `mask` them: a likelihood
+    does not count them.
     """
 
     root: str
     layout: Layout | None
     value_range: tuple[Real, Real] | None
     test_size: PositiveInt | ProperFraction
+    missing: Literal["refuse", "mask"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masked and self.binarize != "none":
+            raise UserError("dataset.missing=mask: what is missing has no binary value: leave out dataset.binarize")
 
     def load(self) -> tuple[ArraySplit, ArraySplit]:
         """Opens the file and looks at all values. Raises UserError if they, or the file, cannot be used."""
@@ -67,7 +74,7 @@ class Arrays(ImageData):
         labels, factors = (None if t is None else torch.from_numpy(t) for t in (self._labels[0], arrays.get("factors")))
         whole = ArraySplit(values, layout, value_range, labels=labels, factors=factors)
         if "test_x" not in arrays:
-            count = test_count(f"dataset.root={self.root}", len(whole), self.test_size, "add a `test_x`")
+            count = count_aside(f"dataset.root={self.root}", len(whole), self.test_size, "add a `test_x`")
             kept, aside = hold_out(torch.zeros(len(whole), dtype=torch.int64) if labels is None else labels, count)
             return whole.subset(kept), whole.subset(aside)
         labels, factors = (
@@ -90,6 +97,10 @@ class Arrays(ImageData):
         if not parts:
             return None
         return {f"factor_{i}": max(int(part[:, i].max()) for part in parts) + 1 for i in range(parts[0].shape[1])}
+
+    @property
+    def masked(self) -> bool:
+        return self.missing == "mask"
 
     @property
     def found(self) -> dict[str, Any]:
@@ -203,11 +214,17 @@ class Arrays(ImageData):
         rows = max(1, AT_A_TIME // math.prod(values.shape[1:]))
         for start in range(0, len(values), rows):
             part = values[start : start + rows]
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
-            if not math.isfinite(low + high):
-                bad = "NaN" if math.isnan(low + high) else "infinite"
-                first = start + int(np.argwhere(~np.isfinite(part))[0][0])
-                raise self._error(f"row {first} (the first is 0) has a value that is {bad}", "remove it or fill it in")
+            wrong = np.isinf(part) if self.masked else ~np.isfinite(part)
+            if wrong.any():
+                value, row = part[wrong][0], start + int(np.argwhere(wrong)[0][0])
+                remedy = "dataset.missing=mask has NaN count nothing; or remove" if np.isnan(value) else "remove"
+                word = "NaN" if np.isnan(value) else "infinite"
+                raise self._error(f"row {row} (the first is 0) has a value that is {word}", f"{remedy} such values")
+            known = part[~np.isnan(part)] if self.masked else part
+            if known.size:
+                low, high = min(low, float(known.min())), max(high, float(known.max()))
+        if not low <= high:
+            raise self._error("all values are NaN", "a model needs some")
         return low, high
 
     def _error(self, why: str, remedy: str) -> UserError:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt, ProperFraction
 from vaelab.datasets.files import SUFFIXES, FileSplit, ImageFiles, image_size, list_images, warn_if_dark
-from vaelab.datasets.sources import hold_out, test_count
+from vaelab.datasets.sources import count_aside, hold_out
 
 
 class Listing(NamedTuple):
@@ -61,7 +61,7 @@ class Folder(ImageFiles):
         if test:
             return whole, FileSplit(test.files, self._labels(test), size, self.channels, fixed=fixed)
         remedy = "put test images into a folder `test`"
-        count = test_count(f"dataset.root={self.root}", len(whole), self.test_size, remedy)
+        count = count_aside(f"dataset.root={self.root}", len(whole), self.test_size, remedy)
         kept, aside = hold_out(train.labels, count)
         return whole.subset(kept), whole.subset(aside)
 
