@@ -28,6 +28,7 @@ COMMANDS = {
     "interpolate": ("vaelab.commands.trained.interpolate", "from one image to another through the latent space"),
     "encode": ("vaelab.commands.trained.encode", "codes of your own images, as codes.npz"),
     "decode": ("vaelab.commands.trained.decode", "images of codes"),
+    "impute": ("vaelab.commands.trained.impute", "what is missing of a table or an array, filled in"),
     "compress": ("vaelab.commands.trained.compress", "your own images as a small file, by a VQ-VAE or a VAE"),
     "decompress": ("vaelab.commands.trained.decompress", "images of such a file"),
     "export": ("vaelab.commands.trained.export", "weights as safetensors, encoder and decoder as ONNX"),

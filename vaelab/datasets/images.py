@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vaelab.core.errors import UserError
+from vaelab.datasets.splits import unit
 
 if TYPE_CHECKING:
-    from vaelab.datasets.files import FileSplit
+    from vaelab.datasets.splits import Split
 
 
 class Found(NamedTuple):
@@ -23,7 +24,7 @@ class Found(NamedTuple):
     """
 
     names: list[str]
-    split: FileSplit
+    split: Split
     classes: list[str] | None
     labels: Tensor | None
 
@@ -77,12 +78,12 @@ def find(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool =
 
 
 def as_model_sees(images: Tensor, pixel_range: tuple[float, float], binary: bool) -> Tensor:
-    """Converts uint8 images to floats in the model's range, of the same shape.
+    """Converts stored images to floats in the model's range, of the same shape.
 
     binary: whether the model was trained on binarised pixels; then pixels above 1/2 are white and the
     others black, whichever way the training images were binarised, so that an image has one code.
     """
-    x = images.float().div_(255)
+    x = unit(images)
     if binary:
         x = (x > 0.5).float()
     low, high = pixel_range

@@ -48,21 +48,26 @@ def codes(model: Model, x: Tensor, labels: Tensor | None) -> Tensor:
     return posterior(model, x, labels).code.cpu()
 
 
+@torch.no_grad()
 def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Range, levels: int | None = None) -> Tensor:
     """Decodes codes to mean images: z [N, d], or code indices [N, h, w]. labels: [N], or [1] for all.
 
     levels: how many of several levels of codes count, from the first on; None for all.
     """
+    means = map(model.likelihood.mean, raw(model, codes, labels, levels))
+    return torch.cat([to_unit(mean, pixel_range).cpu() for mean in means])
+
+
+def raw(model: Model, codes: Tensor, labels: Tensor | None, levels: int | None = None) -> Iterator[Tensor]:
+    """Decodes codes to raw parameters of the likelihood, a batch at a time. The arguments are those of `decode`."""
     fewer = {} if levels is None else {"levels": levels}
-    labels = None if labels is None else labels.expand(len(codes))
-    size, images = batch_size(model.shape), []
-    with evaluating(model):
-        for start in range(0, len(codes), size):
-            part = slice(start, start + size)
-            given = None if labels is None else labels[part].to(model.device)
-            means = model.likelihood.mean(model.decode(codes[part].to(model.device), given, **fewer))
-            images.append(to_unit(means, pixel_range).cpu())
-    return torch.cat(images)
+    labels, size = None if labels is None else labels.expand(len(codes)), batch_size(model.shape)
+    for start in range(0, len(codes), size):
+        part = slice(start, start + size)
+        given = None if labels is None else labels[part].to(model.device)
+        with evaluating(model):
+            decoded = model.decode(codes[part].to(model.device), given, **fewer)
+        yield decoded
 
 
 def draws(

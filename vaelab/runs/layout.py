@@ -60,6 +60,10 @@ class Files:
         """Path of a figure, given its name."""
         return self.figures / f"{name}.png"
 
+    def table(self, name: str) -> Path:
+        """Path of rows that the model made, given their name."""
+        return self.folder / f"{name}.csv"
+
     def prior(self, name: str) -> Path:
         """Path of a prior that was fitted to the run."""
         return self.priors / name / "prior.safetensors"

@@ -14,6 +14,7 @@ from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged
 from vaelab.core.pixels import to_unit
+from vaelab.nn.likelihoods.columns import Column, columns_of
 from vaelab.runs import gate
 from vaelab.runs.classes import Classes
 from vaelab.runs.quiet import quieten
@@ -78,6 +79,12 @@ class Trained:
         if count and not (isinstance(names, list) and [type(name) for name in names] == [str] * count):
             raise damaged(runs.Files(self.folder).summary, f"class_names are not {count} names", runs.RESTORE)
         return Classes(count, names)
+
+    @cached_property
+    def fields(self) -> tuple[Column, ...] | None:
+        """The columns of the table that the run is of; None for a run of anything else. Without reading the data."""
+        schema = self.dataset.get("schema")
+        return None if schema is None else columns_of(schema)
 
     def split(self, name: str) -> Any:
         """Returns the train, val or test images. Raises UserError if there are none."""

@@ -1,4 +1,4 @@
-"""`vaelab decode` turns codes into images, as PNG files."""
+"""`vaelab decode` turns codes into images, as PNG files, or into the rows of a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
-from vaelab.commands.trained import own_images, viewing
+from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt
 
@@ -46,19 +46,54 @@ def job(config: Any) -> None:
     from vaelab.core.config import options
 
     asked = options(Options, config)
-    arrays = read(asked.codes)
+    arrays = read_columns(asked.codes) if own_tables.is_table(asked.codes) else read(asked.codes)
     from vaelab.runs.trained import Trained
 
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     codes = _codes(arrays, trained.model, asked.codes)
     labels = _labels(arrays, trained, asked, len(codes))
-    names = _names(arrays, asked.codes, len(codes))
-    out = own_images.folder(asked.out, names)
-    own_images.write_images(trained, codes, labels, names, out)
+    own_tables.check_kind(trained, asked.out, own_tables.is_table(asked.out))
+    if trained.fields is None:
+        names = _names(arrays, asked.codes, len(codes))
+        out = own_images.folder(asked.out, names)
+        own_images.write_images(trained, codes, labels, names, out)
+    else:
+        own_tables.write(out := Path(asked.out).expanduser(), _rows(trained, codes, labels))
     if note := _other_run(arrays, trained):
         print(note)
-    print(f"{len(codes):,} images decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
-    print(f"images: {out}")
+    what = "images" if trained.fields is None else "rows"
+    print(f"{len(codes):,} {what} decoded by {trained.folder} ({trained.checkpoint} checkpoint)")
+    print(f"{what}: {out}")
+
+
+def _rows(trained: Trained, codes: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """Decodes the mean row of each code to a table."""
+    import torch
+
+    from vaelab.inference import coding
+
+    with torch.no_grad():
+        means = [trained.model.likelihood.mean(raw).cpu() for raw in coding.raw(trained.model, codes, labels)]
+    return own_tables.columns(trained, torch.cat(means), labels)
+
+
+def read_columns(path: str) -> dict[str, Any]:
+    """Reads codes from a CSV file as vaelab encode writes it: an array of the columns NAME_0, NAME_1, ... by its name.
+
+    Raises UserError for a file that is no table, or a column that holds no numbers.
+    """
+    import numpy as np
+
+    from vaelab.datasets.own import table_file
+
+    cells, arrays = table_file.read(path, "codes"), {}
+    for name, column in cells.items():
+        stem, _, place = name.rpartition("_")
+        if stem and place.isdigit():
+            if column.dtype.kind != "f":
+                raise UserError(f"codes={path}: column {name} holds texts, such as {str(column[0])!r}, not numbers")
+            arrays.setdefault(stem, {})[int(place)] = column
+    return {stem: np.stack([parts[i] for i in sorted(parts)], 1) for stem, parts in arrays.items()}
 
 
 def read(path: str) -> dict[str, Any]:

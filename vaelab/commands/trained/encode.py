@@ -1,4 +1,4 @@
-"""`vaelab encode` turns the user's own images into codes, as an .npz file."""
+"""`vaelab encode` turns the user's own images, or rows of a table, into codes, as an .npz or a CSV file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
-from vaelab.commands.trained import own_images, viewing
+from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 from vaelab.core.types import NonNegativeInt
+from vaelab.core.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,21 +45,30 @@ def job(config: Any) -> None:
 
     asked = options(Options, config)
     out = Path(asked.out).expanduser()
-    if out.suffix != ".npz" or out.is_dir():
-        raise UserError(f"out={asked.out}: codes are written to a file that ends in .npz, as in out=codes.npz")
+    if out.suffix not in (".npz", ".csv") or out.is_dir():
+        raise UserError(f"out={asked.out}: codes are written to a file that ends in .npz or .csv, as in out=codes.npz")
     if not Path(asked.input).expanduser().exists():
         raise UserError(f"input={asked.input}: there is no such file or folder")
     from vaelab.runs.trained import Trained
 
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
-    found = images.find(asked.input, trained.model.shape, "input", asked.resize)
-    labels = own_images.labels_of(found, trained, viewing.class_of(trained, asked.label))
+    label = viewing.class_of(trained, asked.label)
+    if trained.fields is None:
+        found = images.find(asked.input, trained.model.shape, "input", asked.resize)
+        labels = own_images.labels_of(found, trained, label)
+    else:
+        rows = own_tables.read(trained, asked.input, "input", label)
+        found, labels = rows.found, rows.labels
     arrays = own_images.encoded(trained, found, labels)
-    _write(out, arrays, _about(trained, found, labels), found.names, labels)
+    if own_tables.is_table(asked.out):
+        of_classes = {"label": [trained.classes.name(i) for i in labels.tolist()]} if labels is not None else {}
+        own_tables.write(out, {"file": found.names} | own_tables.codes(arrays) | of_classes)
+    else:
+        _write(out, arrays, _about(trained, found, labels), found.names, labels)
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
     if asked.label is not None and found.classes is not None:
         print(f"label={asked.label} for all images: their folders are not looked at")
-    count = f"{len(found.names):,} image{'s' * (len(found.names) != 1)}"
+    count = counted(len(found.names), "image" if trained.fields is None else "row")
     print(f"{count} encoded by {trained.folder} ({trained.checkpoint} checkpoint): {shapes}")
     print(f"codes: {out}")
 

@@ -46,6 +46,7 @@ def job(config: Any) -> Path:
     viewing.check_figure(asked.out)
     wanted = _wanted(asked)
     trained = viewing.opened(asked)
+    viewing.require_pictures(trained, "interpolate")
     trained.model.layout.require_axes(type(trained.model).__name__, "interpolate")
     label = viewing.class_of(trained, asked.label)
     path = viewing.destination(asked.out, trained.folder, "interpolate")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaelab.commands import command
-from vaelab.commands.trained import viewing
+from vaelab.commands.trained import own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt, PositiveInt
 
@@ -51,6 +52,9 @@ def job(config: Any) -> Path:
     _check(asked, kind, wanted)
     trained = viewing.opened(asked)
     label = viewing.class_of(trained, asked.label)
+    if rows := viewing.of_rows(trained, asked, kind, "reconstruct"):
+        _rows(trained, asked, rows)
+        return None
     path = viewing.destination(asked.out, trained.folder, "reconstruct")
     count, batches = _chosen(trained, asked, wanted, label)
     errors: list[Tensor] = []
@@ -69,6 +73,25 @@ def job(config: Any) -> Path:
     print("  ".join([f"  {name} {value:.5f}" for name, value in statistics.items()][: None if count > 1 else 1]))
     print(f"{kind}: {path}")
     return path
+
+
+def _rows(trained: Trained, asked: Options, path: Path) -> None:
+    """Writes the mean row of each row's code; says the error of the standardised numbers."""
+    import torch
+
+    from vaelab.inference import coding
+
+    if asked.image is not None:
+        raise UserError("image=: the run is of a table, which has rows: leave it out, or use vaelab encode and decode")
+    index = viewing.spread(trained, asked.split, asked.n)
+    batch, model = trained.batch(asked.split, index), trained.model
+    with torch.no_grad():
+        raws = coding.raw(model, coding.codes(model, batch.images, batch.labels), batch.labels)
+        made = torch.cat([model.likelihood.mean(raw).cpu() for raw in raws])
+    own_tables.write(path, own_tables.columns(trained, made, batch.labels))
+    error = (made - batch.images.cpu()).square().nanmean().item()
+    print(f"mean squared error per number, as the model sees it, of {len(index):,} rows: {error:.5f}")
+    print(f"table: {path}")
 
 
 def _check(asked: Options, kind: str, wanted: list[int | str] | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from vaelab.commands import command
-from vaelab.commands.trained import viewing
+from vaelab.commands.trained import own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from vaelab.core.words import counted
@@ -62,9 +62,14 @@ def job(config: Any) -> Path:
         )
     trained = viewing.opened(asked, asked.fitted)
     asked = _checked(trained, replace(asked, prior={"name": asked.fitted or _only_fitted(trained)}))
-    path = viewing.destination(asked.out, trained.folder, f"sample-{asked.fitted}" if asked.fitted else "sample")
+    name = f"sample-{asked.fitted}" if asked.fitted else "sample"
+    rows = viewing.of_rows(trained, asked, kind, name)
+    path = rows or viewing.destination(asked.out, trained.folder, name)
     count, batches = _drawn(trained, asked)
-    if kind == "figure":
+    if rows:
+        kind = "table"
+        own_tables.write(path, _rows(trained, asked, list(batches)))
+    elif kind == "figure":
         from vaelab.figures import style
 
         style.save(_drawing(trained, asked, list(batches)), path)
@@ -107,7 +112,7 @@ def _checked(trained: Trained, asked: Options) -> Options:
 
 
 def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:
-    """How many images there will be, and batches of them with their labels."""
+    """How many images there will be, and batches of them, or of the codes of rows, with their labels."""
     import torch
 
     from vaelab.inference import coding
@@ -136,9 +141,26 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
             for codes in drawn(wanted):
                 given = None if wanted is None else wanted[start : start + len(codes)]
                 start += len(codes)
-                yield coding.decode(model, codes, given, trained.pixel_range), given
+                yield codes if trained.fields else coding.decode(model, codes, given, trained.pixel_range), given
 
     return each * classes, batches()
+
+
+def _rows(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    """Draws a row of p(x|z) for each code: a table of means would vary too little."""
+    import torch
+
+    from vaelab.core.randomness import seeded
+    from vaelab.inference import coding
+
+    with seeded(asked.seed, trained.model.device), torch.no_grad():
+        rows = [
+            trained.model.likelihood.sample(raw).cpu()
+            for codes, labels in batches
+            for raw in coding.raw(trained.model, codes, labels)
+        ]
+    labels = [given for _, given in batches if given is not None]
+    return own_tables.columns(trained, torch.cat(rows), torch.cat(labels) if labels else None)
 
 
 def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tensor | None]]) -> Any:

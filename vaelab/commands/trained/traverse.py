@@ -79,6 +79,7 @@ def job(config: Any) -> Path:
     wanted = None if asked.image is None else viewing.one_image(asked.image, "image")
     viewing.check_figure(asked.out)
     trained = viewing.opened(asked)
+    viewing.require_pictures(trained, "traverse")
     label = viewing.class_of(trained, asked.label)
     _check(trained.model, asked, dims)
     path = viewing.destination(asked.out, trained.folder, "traverse")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from vaelab.commands import command
+from vaelab.commands.trained import own_tables
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 from vaelab.runs import Files
@@ -181,16 +182,35 @@ def spread(trained: Trained, split: str, count: int) -> Tensor:
 # --- where pictures go ------------------------------------------------------------------------
 
 
+def of_rows(trained: Trained, asked: Options, kind: str, name: str) -> Path | None:
+    """Returns the file to write rows to, `name`.csv of the run unless `out` names one; None for a run of images.
+
+    Raises UserError if pictures of rows, or rows of pictures, are asked for.
+    """
+    if trained.fields is not None and asked.out is None:
+        return Files(trained.folder).table(name)
+    own_tables.check_kind(trained, asked.out, kind == "table")
+    return None if trained.fields is None else Path(str(asked.out)).expanduser()
+
+
+def require_pictures(trained: Trained, command: str) -> None:
+    """Raises UserError if the run is of a table, of which there are no pictures."""
+    if trained.fields is not None:
+        raise UserError(f"{command}: it draws pictures, and this run is of a table: vaelab decode writes rows of codes")
+
+
 def check_figure(out: str | None) -> None:
     """Raises UserError if `out` names no figure."""
     if out is not None and Path(out).suffix.lower() not in FIGURES:
         raise UserError(f"out={out}: a figure is a .png, .pdf or .svg file")
 
 
-def kind_of(out: str | None) -> Literal["figure", "arrays", "folder"]:
-    """What `out` asks for: a figure, an .npz file, or a folder of images. Raises UserError for anything else."""
+def kind_of(out: str | None) -> Literal["figure", "arrays", "folder", "table"]:
+    """What `out` asks for: a figure, an .npz file, a folder of images, or a CSV of rows. Raises UserError otherwise."""
     if out is None:
         return "figure"
+    if own_tables.is_table(out):
+        return "table"
     path = Path(out).expanduser()
     if out.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
         if path.is_dir() and any(path.glob("*.png")):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
-from vaelab.core.types import PositiveInt, ProperFraction, Real
+from vaelab.core.pixels import to_unit
+from vaelab.core.types import PositiveInt, ProperFraction, Real, Shape
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.sources import count_aside, hold_out
 
@@ -106,6 +107,24 @@ class Arrays(ImageData):
     def found(self) -> dict[str, Any]:
         """The range of values, where they had to be looked at for it."""
         return {} if self._range is None else {"value_range": list(self._range)}
+
+    # --- values outside the training ----------------------------------------------------------
+
+    def images_of(self, shape: Shape, key: str) -> tuple[Tensor, np.ndarray]:
+        """Reads all of the file's `x` as a model of `shape` sees it, [N, C, H, W], beside the array as it is."""
+        x = self._arrays["x"]
+        split = ArraySplit(x, self._layout(x), self._range)
+        if split.shape != shape:
+            sizes = " and the model takes ".join(" x ".join(map(str, one)) for one in (split.shape, shape))
+            raise UserError(f"{key}={self.root}: it holds {sizes}")
+        return self.as_model_sees(split.batch(torch.arange(len(split)))).images, np.asarray(x)
+
+    def values_of(self, images: Tensor) -> np.ndarray:
+        """Turns images as a model sees them, [N, C, H, W], into values with the axes of the file."""
+        x, (low, high) = self._arrays["x"], self._range or (0.0, KEPT.get(self._arrays["x"].dtype, 1.0))
+        order, added = AXES[layout := self._layout(x)]
+        unit = to_unit(images, self.pixel_range, clamp=False).double().numpy()
+        return np.squeeze(unit * (high - low) + low, added).transpose([order.index(axis) for axis in layout])
 
     # --- what the file holds ------------------------------------------------------------------
 

@@ -102,8 +102,8 @@ class Table(ImageData):
         if self.label is None:
             return None
         cells = self._cells_of(self.label)
-        if (absent := _absent(cells)).any():
-            raise UserError(f"dataset.label={self.label}: row {int(absent.argmax()) + 1} has none: remove such rows")
+        if (holes := absent(cells)).any():
+            raise UserError(f"dataset.label={self.label}: row {int(holes.argmax()) + 1} has none: remove such rows")
         return torch.from_numpy(_places(cells, self.class_names or []).astype(np.int64))
 
     @cached_property
@@ -127,7 +127,7 @@ class Table(ImageData):
 
     def _column(self, name: str, cells: np.ndarray, training: np.ndarray) -> Column:
         """Makes the description of a column: values from all its cells, mean and scale from the training rows."""
-        known = cells[~_absent(cells)]
+        known = cells[~absent(cells)]
         kind: Any = self._given.get(name) or _kind(known)
         if not len(known):
             raise UserError(f"{self._source}: column {name} is empty: leave it out, dataset.columns={{{name}: none}}")
@@ -149,7 +149,7 @@ class Table(ImageData):
             raise UserError(f"{self._source}: column {name} has infinite values: remove them")
         if kind in COUNTS and ((known < 0) | (known != known.round())).any():
             raise UserError(f"dataset.columns.{name}={kind}: counts are whole numbers from 0 on, and it has others")
-        training = training[~_absent(training)]
+        training = training[~absent(training)]
         mean, scale = (float(training.mean()), float(training.std())) if len(training) else (0.0, 1.0)
         return Column(name, kind, mean, scale if scale > 1e-12 * max(1.0, abs(mean)) else 1.0)
 
@@ -165,20 +165,20 @@ def cells_to_rows(columns: Sequence[Column], cells: dict[str, np.ndarray], sourc
         if column.name not in cells:
             raise UserError(f"{source}: it has no column {column.name}")
         values = cells[column.name]
-        absent = _absent(values)
-        if absent.any() and not masked:
+        holes = absent(values)
+        if holes.any() and not masked:
             raise UserError(
-                f"{source}: column {column.name} has {int(absent.sum())} missing values, the first in row "
-                f"{int(absent.argmax()) + 1}\ndataset.missing=mask has what is missing count nothing; or remove them"
+                f"{source}: column {column.name} has {int(holes.sum())} missing values, the first in row "
+                f"{int(holes.argmax()) + 1}\ndataset.missing=mask has what is missing count nothing; or remove them"
             )
         if not column.numeric:
             values = _places(values, column.values)
-            if (unknown := np.isnan(values) & ~absent).any():
+            if (unknown := np.isnan(values) & ~holes).any():
                 wrong = str(cells[column.name][unknown.argmax()])
                 raise UserError(f"{source}: column {column.name} holds {wrong!r}, which the training rows have not")
         elif values.dtype.kind != "f":
             raise UserError(
-                f"{source}: column {column.name} holds texts, such as {str(values[~absent][0])!r}, not numbers"
+                f"{source}: column {column.name} holds texts, such as {str(values[~holes][0])!r}, not numbers"
             )
         numbers.append(values.astype(np.float64))
     return encode(columns, numbers)
@@ -190,13 +190,14 @@ def _kind(known: np.ndarray) -> Kind:
     return "bernoulli" if set(np.unique(known).tolist()) == {0.0, 1.0} else "gaussian"
 
 
-def _absent(cells: np.ndarray) -> np.ndarray:
+def absent(cells: np.ndarray) -> np.ndarray:
+    """Tells which cells of a column are missing, [N] bool."""
     return np.isnan(cells) if cells.dtype.kind == "f" else cells == ""
 
 
 def _texts(cells: np.ndarray) -> list[str]:
     """Returns the different values of cells in their order, numbers as short as they can be."""
-    return [_text(value) for value in np.unique(cells[~_absent(cells)])]
+    return [_text(value) for value in np.unique(cells[~absent(cells)])]
 
 
 def _text(value: Any) -> str:
