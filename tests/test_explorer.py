@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from hydra.utils import get_class
 from torch import nn
 
 from tests.test_conf import composed, options
-from vaelab.core.conf import CONF
 from vaelab.core.config import build
 from vaelab.core.pixels import to_unit
 from vaelab.nn import networks
@@ -33,7 +31,7 @@ HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 LIKELIHOODS = [
     name
     for name in options("likelihood")
-    if get_class(yaml.safe_load((CONF / "likelihood" / f"{name}.yaml").read_text())["_target_"]).mean in portable._MEANS
+    if get_class(composed(f"likelihood={name}")["likelihood"]["_target_"]).mean in portable._MEANS
 ]
 """Those whose mean the page can compute; of others a report has pictures made beforehand."""
 MAP = ["conv", "resnet"]

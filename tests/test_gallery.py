@@ -12,6 +12,7 @@ from PIL import Image
 
 import vaelab
 from vaelab.datasets import TensorSplit
+from vaelab.figures import style
 from vaelab.report import discrete, gallery
 from vaelab.report.scene import FEW, many
 from vaelab.runs import read_config
@@ -153,7 +154,7 @@ def test_figures_are_the_same_every_time(finished):
     trained = Trained(finished("model=vae").run)
 
     def drawn():
-        return {n: gallery.style.rendered(f) for n, f in gallery.draw(trained.model, trained.data, 8)}
+        return {n: style.rendered(f) for n, f in gallery.draw(trained.model, trained.data, 8)}
 
     once, again = drawn(), drawn()
     assert all(torch.equal(once[name], again[name]) for name in once)

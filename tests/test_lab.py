@@ -220,3 +220,28 @@ def test_it_imports_no_more_than_it_uses(used, unused):
 def test_jobs_are_planned():
     rows = vaelab.plan(seed=[0, 1], max_epochs=1, plan={"steps": 0})
     assert len(rows) == 2
+
+
+def test_parts_stand_in_a_bare_loop():
+    """As docs/python.md shows it."""
+    from vaelab.nn.likelihoods import GaussianLearned
+    from vaelab.nn.quantizers import Chosen, EMACodebook
+
+    encoder, decoder = nn.Conv2d(1, 4, 4, 4), nn.ConvTranspose2d(4, 1, 4, 4)
+    quantizer = EMACodebook(num_embeddings=8, embedding_dim=4, restart_after=100, decay=0.9, epsilon=1e-5)
+    likelihood = GaussianLearned(sigma=1.0)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *likelihood.parameters()], lr=0.01)
+    x = torch.from_numpy(IMAGES[:, None]).float() / 255
+    losses = []
+    for _ in range(30):
+        features = encoder(x)
+        if quantizer.unplaced:
+            quantizer.place(features, None)
+        found = quantizer(features)
+        loss = -likelihood.log_prob(decoder(found.vectors), x).mean() + 0.25 * found.commitment.mean()
+        loss.backward()
+        quantizer.learn([Chosen(found.rows, found.chosen, None, len(x))])
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 10

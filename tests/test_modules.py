@@ -38,7 +38,7 @@ class Noisy(nn.Module):
         raise RuntimeError("of my own")
 
 
-WORDS = ["network=modules", "network.encoder._target_=mynet.Encoder", "network.decoder._target_=mynet.Decoder"]
+WORDS = ["network=modules", "network.encoder._target_=ownnet.Encoder", "network.decoder._target_=ownnet.Decoder"]
 SOURCE = """
 from torch import nn
 
@@ -53,15 +53,15 @@ class Decoder(nn.Sequential):
 
 
 @pytest.fixture
-def mynet(tmp_path, monkeypatch):
+def ownnet(tmp_path, monkeypatch):
     """A file of one's own in the working folder."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "mynet.py").write_text(SOURCE)
+    (tmp_path / "ownnet.py").write_text(SOURCE)
     yield
-    sys.modules.pop("mynet", None)
+    sys.modules.pop("ownnet", None)
 
 
-def test_they_are_found_in_the_working_folder_and_told_their_sizes(train, mynet):
+def test_they_are_found_in_the_working_folder_and_told_their_sizes(train, ownnet):
     done = train(*WORDS, "+network.encoder.width=5", "model=cvae")
     assert (done.code, "mat1" in done.err) == (2, True)  # the encoder has no place for what cvae is told
     done = train(*WORDS, "+network.encoder.width=5", "model.latent_dim=3")
@@ -72,7 +72,7 @@ def test_they_are_found_in_the_working_folder_and_told_their_sizes(train, mynet)
     assert main(["reconstruct", f"run={done.run}", "trust=true"]) == 0
 
 
-def test_their_own_arguments_are_checked(train, mynet):
+def test_their_own_arguments_are_checked(train, ownnet):
     refused(train(*WORDS, "+network.encoder.widht=5"), "did you mean network.encoder.width?")
 
 

@@ -295,7 +295,7 @@ def test_every_step_draws_other_noise_on_other_images(train, monkeypatch):
 
 
 def test_the_final_table_has_what_was_set_in_one_line_if_it_did_not_move():
-    from vaelab.report.run import _metrics
+    from vaelab.report.run import final_metrics
     from vaelab.training.summary import table
 
     metrics = {"train/loss": 7.5, "train/beta": 0.5000000001, "train/capacity": 20.0, "train/codebook_usage": 1.0}
@@ -304,7 +304,7 @@ def test_the_final_table_has_what_was_set_in_one_line_if_it_did_not_move():
     assert [line.split()[0] for line in lines] == ["train", "loss", "capacity", "codebook_usage", "with", "train"]
     assert lines[1].split() == ["loss", "7.500", "7.000"]
     assert lines[4] == "with beta 0.500"
-    page = _metrics({"metrics": metrics})
+    page = final_metrics({"metrics": metrics})
     assert [row["name"] for row in page["rows"]] == ["loss", "capacity", "codebook_usage"]
     assert "Set, and the same throughout: beta 0.500." in page["notes"]
 

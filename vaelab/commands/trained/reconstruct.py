@@ -54,7 +54,7 @@ def job(config: Any) -> Path:
     label = viewing.class_of(trained, asked.label)
     if rows := viewing.of_rows(trained, asked, kind, "reconstruct"):
         _rows(trained, asked, rows)
-        return None
+        return rows
     path = viewing.destination(asked.out, trained.folder, "reconstruct")
     count, batches = _chosen(trained, asked, wanted, label)
     errors: list[Tensor] = []
