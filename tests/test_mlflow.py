@@ -39,14 +39,15 @@ def artifacts(run) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_run_and_its_resume_are_one_run_with_the_digits_of_metrics_csv(train):
-    result = train("logger=[csv,mlflow,tensorboard]", "trainer.max_epochs=1")
+def test_a_job_and_its_resume_are_one_run_with_the_digits_of_metrics_csv(train):
+    done = train("-m", "logger=[csv,mlflow,tensorboard]", "trainer.max_epochs=1", "sweep.dir=s")
+    assert done.code == 0, done.err
+    (folder,) = Path("s").glob("0-*")
+    result = train(f"resume={folder}", "trainer.max_epochs=2")._replace(run=folder)
     assert result.code == 0, result.err
-    resumed = train(f"resume={result.run}", "trainer.max_epochs=2")
-    assert resumed.code == 0, resumed.err
-    assert "MLflow does not take" not in resumed.out + resumed.err
+    assert "MLflow does not take" not in result.out + result.err
     (run,) = runs_of()
-    assert (run.info.status, run.info.run_name) == ("FINISHED", result.run.name)
+    assert (run.info.status, run.info.run_name, run.data.tags["group"]) == ("FINISHED", folder.name, "s")
     assert run.data.params["model.latent_dim"] == str(result.summary["model"]["latent_dimensions"])
     client = mlflow.MlflowClient(Path("mlruns").absolute().as_uri())
     with (result.run / "metrics.csv").open(newline="") as file:
@@ -77,12 +78,6 @@ def test_pictures_and_the_files_of_a_run_are_artifacts(finished):
     assert {"figures/samples.png", "report.html", "config.yaml", "summary.json", "kl_per_dim.csv"} <= kept
     assert any(name.startswith("images/pictures~samples+step+7") for name in kept)
     assert not any(name.startswith("export") for name in kept)
-
-
-def test_runs_of_a_sweep_share_a_group(train):
-    result = train("-m", "logger=[csv,mlflow]", "logger.mlflow.export=false", "trainer.max_epochs=1", "sweep.dir=s")
-    assert result.code == 0, result.err
-    assert [run.data.tags["group"] for run in runs_of()] == ["s"]
 
 
 def test_jobs_that_begin_at_once_share_the_experiment(tmp_path, monkeypatch):
