@@ -17,7 +17,7 @@ from vaelab.core.batch import Batch
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.models import VAE
-from vaelab.report.workspace import OTHERS
+from vaelab.report.hosted.workspace import OTHERS
 
 SHAPE, CLASSES = (1, 8, 8), 3
 PARTS = [

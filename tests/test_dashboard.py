@@ -17,7 +17,7 @@ from tests.conftest import SMALL
 from tests.wandb_server import wandb_server
 from vaelab.cli import main
 from vaelab.core.conf import CONF
-from vaelab.report import workspace
+from vaelab.report.hosted import workspace
 
 pytest.importorskip("wandb_workspaces")
 

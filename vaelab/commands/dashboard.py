@@ -44,7 +44,7 @@ def job(config: Any) -> None:
     folder = _folder(asked.out)
     entity = _account(asked) if asked.upload else asked.entity or ""
     views = _views(entity, asked)
-    from vaelab.report import workspace
+    from vaelab.report.hosted import workspace
 
     for name, view in views.items():
         path = folder / f"{name}.json"
@@ -56,7 +56,7 @@ def job(config: Any) -> None:
 
 
 def _views(entity: str, asked: Options) -> dict[str, Any]:
-    from vaelab.report import workspace
+    from vaelab.report.hosted import workspace
 
     views = workspace.workspaces(entity, asked.project, asked.name)
     return views | {"report": workspace.report(entity, asked.project, asked.name)}

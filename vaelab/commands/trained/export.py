@@ -37,7 +37,7 @@ def job(config: Any) -> None:
     from vaelab import runs
     from vaelab.core.config import options
     from vaelab.inference import onnx
-    from vaelab.report import card
+    from vaelab.report.hosted import card
     from vaelab.runs import exported
 
     asked = options(Options, config)
@@ -107,7 +107,7 @@ def _push(out: Path, repository: str, private: bool, files: list[str]) -> None:
 
 def _earlier(key: str, out: Path, for_hub: bool) -> list[str]:
     """Returns files of an earlier export that this one may not write anew. Raises UserError for others' files."""
-    from vaelab.report import card
+    from vaelab.report.hosted import card
     from vaelab.runs import exported
 
     if out.exists() and not out.is_dir():
