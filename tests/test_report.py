@@ -128,6 +128,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("traversals", "manifold", "interpolations", "latents", "dimensions", "codes"),
         *("code_vectors", "code_patches", "code_maps", "code_levels"),
         *("temperatures", "nearest", "prior_loss"),
+        *("marginals", "correlations", "lines"),
     } == set(names)
     for texts in (*pictures.CAPTIONS.values(), sweep.KINDS, pictures.COMMANDS):
         for _, caption in texts.values():

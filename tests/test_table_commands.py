@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 from pathlib import Path
@@ -182,3 +183,17 @@ def test_images_are_no_rows_and_a_run_of_whole_examples_fills_nothing_in(finishe
     Path("x.csv").write_text("a\n1\n")
     assert main(["impute", f"run={run}", "input=x.csv"]) == 2
     assert "dataset.missing=mask" in capsys.readouterr().err
+
+
+def test_a_run_of_a_table_is_measured_and_reported_without_pictures_of_rows(here, capsys):
+    assert main(["eval", "run=run", "importance_samples=20", "gap_images=8", "device=cpu"]) == 0
+    evaluation = json.loads(Path("run/evaluation.json").read_text())
+    assert evaluation["skipped"]["samples"] == "rows of a table are no pictures"
+    assert all(map(math.isfinite, evaluation["figures"].values()))
+    assert "reconstruction/psnr_mean" not in evaluation["figures"]
+    assert "likelihood/bits_per_dim" not in evaluation["figures"]
+    assert main(["report", "run=run", "device=cpu"]) == 0
+    figures = {path.stem for path in Path("run/figures").glob("*.png")}
+    assert figures >= {"marginals", "correlations", "curves", "latents"}
+    assert not figures & {"samples", "reconstructions", "data"}
+    assert "explorer-data" not in Path("run/report.html").read_text()

@@ -78,6 +78,7 @@ def conditional(subject: Subject) -> Section:
         raise Unsupported("the model is not conditional on labels")
     if subject.model.prior is None:
         raise Unsupported("the model has no prior to draw samples of a class from: vaelab prior fits one")
+    subject.require_pictures()
     _unseen(subject)
     model, data, seed = subject.model, subject.data, subject.settings.seed
     of_data, (low, high) = (data.pixel_range, data.binary), data.pixel_range
@@ -120,6 +121,7 @@ def samples(subject: Subject) -> Section:
     """Measures generated images against real ones, in a classifier's features and in pixels."""
     if subject.model.prior is None:
         raise Unsupported("the model has no prior to draw samples from: vaelab prior fits one")
+    subject.require_pictures()
     _unseen(subject)
     data, settings, model = subject.data, subject.settings, subject.model
     of_data, compared = (data.pixel_range, data.binary), subject.some(subject.own, settings.generated)

@@ -24,6 +24,7 @@ LEAST = min(kind.least for kind in KINDS)
 
 def inception(subject: Subject) -> Section:
     """Measures the Fréchet Inception distance of generated images and of reconstructions."""
+    subject.require_pictures()
     data, settings, model = subject.data, subject.settings, subject.model
     network = _of_fid(subject)
     compared, of_data = subject.some(subject.own, settings.generated), (data.pixel_range, data.binary)
@@ -69,6 +70,7 @@ def _of_fid(subject: Subject) -> Inception:
 
 def lpips(subject: Subject) -> Section:
     """Measures the learned perceptual distance between each image and its reconstruction."""
+    subject.require_pictures()
     network, model = _of_lpips(subject), subject.model
     distances = torch.cat(
         [

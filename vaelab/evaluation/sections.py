@@ -90,7 +90,7 @@ def _rate(subject: Subject, prior: Prior) -> Tensor:
 def _bits(subject: Subject, log_p: float) -> dict[str, float]:
     """Bits per dimension of a mean log p(x) or a bound on it, where the likelihood has them."""
     meaning = subject.model.likelihood.density(subject.data.binary)
-    if meaning.startswith("not a density"):
+    if meaning.startswith("not a density") or subject.data.fields is not None:
         return {}
     dimensions, is_density = math.prod(subject.model.shape), meaning == "a density on pixels"
     return {"bits_per_dim": bits_per_dimension(log_p, dimensions, subject.data.pixel_range, is_density)}
@@ -152,7 +152,8 @@ def latents(subject: Subject) -> Section:
 def reconstruction(subject: Subject) -> Section:
     """Measures each reconstruction: squared error, PSNR, SSIM; mean, median, spread and extremes over images."""
     model, posterior = subject.model, subject.posterior
-    similarities = _similarities(model.shape)
+    table, missing = subject.data.fields is not None, subject.data.masked
+    similarities = {} if table or missing else _similarities(model.shape)
     values: dict[str, list[Tensor]] = {}
     for batch, encoded in zip(subject.batches(bar="reconstructing"), subject.in_batches(posterior), strict=True):
         x, decoded = subject.unit(batch.images), {"": encoded.code}
@@ -160,7 +161,7 @@ def reconstruction(subject: Subject) -> Section:
             decoded["sampled_"] = encoded.rsample(torch.randn_like(encoded.code))
         for draw, z in decoded.items():
             image = subject.unit(model.likelihood.mean(model.decode(z, batch.labels)))
-            values.setdefault(f"{draw}mse", []).append((image - x).square().flatten(1).mean(1))
+            values.setdefault(f"{draw}mse", []).append((image - x).square().flatten(1).nanmean(1))
             if not draw:
                 for name, similarity in similarities.items():
                     values.setdefault(name, []).append(similarity(image.clamp(0, 1), x.clamp(0, 1)))
@@ -168,11 +169,13 @@ def reconstruction(subject: Subject) -> Section:
     source = "the code" if model.layout.codes is None else "the nearest codes"
     if posterior.density:
         source = "the code without noise (mse) and one draw of z (sampled_mse)"
+    over = "the numbers of a row as the model sees them" if table else "pixels and channels scaled to [0, 1]"
     return Section(
         {f"{name}_{what}": value for name, all in per_image.items() for what, value in spread(all).items()},
-        "Mean squared error of each image, over pixels and channels scaled to [0, 1], of the mean image decoded from "
-        f"{source}. psnr (dB), ssim and ms_ssim (from {fidelity.LEAST_SIZE_OF_SCALES} pixels on) are of the former, "
-        "cut to [0, 1].",
+        f"Mean squared error of each image, over {over}{', of those that are not missing' * missing}, of the mean "
+        f"image decoded from {source}."
+        + f" psnr (dB), ssim and ms_ssim (from {fidelity.LEAST_SIZE_OF_SCALES} pixels on) are of the former, cut to "
+        "[0, 1]." * bool(similarities),
         per_image=per_image,
     )
 

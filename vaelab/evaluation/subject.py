@@ -109,6 +109,13 @@ class Subject:
         """Seeds torch's noise by a place in the evaluation, so that no section depends on those before it."""
         torch.manual_seed(seed_of(self.settings.seed, *place))
 
+    def require_pictures(self) -> None:
+        """Raises Unsupported if examples are no whole pictures: for sections that measure them as such."""
+        if self.data.fields is not None:
+            raise Unsupported("rows of a table are no pictures")
+        if self.data.masked:
+            raise Unsupported("values are missing")
+
     # --- passes -------------------------------------------------------------------------------
 
     def batches(self, part: Part | None = None, bar: str | None = None) -> Iterator[Any]:

@@ -36,10 +36,12 @@ LETTERS = 40
 def fitted(images: Tensor, columns: int) -> Tensor:
     """Scales images to the size in which `columns` of them are drawn side by side.
 
-    images: [..., C, H, W] in [0, 1], C 1 or 3. Small ones are enlarged by a whole factor, large ones
+    images: [..., C, H, W] in [0, 1]. Small ones are enlarged by a whole factor, large ones
     reduced to the means of areas. Returns [..., 3, h, w] uint8, on the CPU.
     """
     images = images.detach().float().cpu()
+    if images.shape[-3] not in (1, 3):  # no colours: the first channel, or without the fourth
+        images = images[..., : 3 if images.shape[-3] > 3 else 1, :, :]
     height, width = images.shape[-2:]
     side, room = math.sqrt(height * width), math.sqrt(AREA / images[..., 0, 0, 0].numel())
     wanted = max(min(WIDTH / columns - GAP, room, LARGEST), SMALLEST)

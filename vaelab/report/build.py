@@ -74,7 +74,8 @@ def of_run(
         drawn = dict(gallery.draw_curves(run, rows))
         for name, figure in drawn.items():
             drawing.save(figure, Files(run).figure(name))
-    page.save(out, build(run, content, sound=content is not None))
+    shows = data.fields is None and data.shape[0] in (1, 3)  # what the explorer can draw
+    page.save(out, build(run, content if shows else None, sound=content is not None))
     return drawn
 
 

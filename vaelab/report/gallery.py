@@ -7,17 +7,19 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vaelab import runs
 from vaelab.core.randomness import seeded
-from vaelab.figures import codebooks, curves, images, latents, walks
+from vaelab.figures import codebooks, curves, images, latents, tables, walks
 from vaelab.inference import coding, paths
 from vaelab.inference.batches import evaluating
+from vaelab.nn.likelihoods.columns import decode, spans
 from vaelab.report import discrete
 from vaelab.report.drawing import PLAIN, Drawing
-from vaelab.report.scene import FEW, Scene
+from vaelab.report.scene import FEW, SEED, Scene
 from vaelab.runs import Files
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ SIDE = 15
 """Pictures on a side of the plane of codes."""
 BINS = 32
 """Bins of the histograms of pixels."""
-SEED = 0
-"""Seed of all draws: they are the same every time, so that figures can be compared."""
 
 
 def draw(
@@ -47,6 +47,8 @@ def draw(
     """
     scene = Scene(model, data, count)
     for name in FIGURES if names is None else names:
+        if name in OF_PICTURES and not scene.pictures:
+            continue
         with evaluating(model), seeded(SEED, model.device):
             figure = FIGURES[name](scene)
         if figure is not None:
@@ -252,6 +254,37 @@ def _data(s: Scene) -> Figure:
     return images.data(shown, histograms, list(groups))
 
 
+def _marginals(s: Scene) -> Figure | None:
+    fields = s.data.fields
+    if fields is None or s.rows is None:
+        return None
+    real, generated = (x.numpy() for x in s.rows)
+    parts = [real[:, span] for span in spans(fields)]
+    known = [f.decode(x[~np.isnan(x[:, 0])]) for f, x in zip(fields, parts, strict=True)]
+    return tables.marginals(fields, known, decode(fields, generated))
+
+
+def _correlations(s: Scene) -> Figure | None:
+    fields = s.data.fields
+    if fields is None or s.rows is None:
+        return None
+    named = [(f.name, span.start) for f, span in zip(fields, spans(fields), strict=True) if f.kind != "categorical"]
+    if len(named) < 2:
+        return None
+    places = [place for _, place in named]
+    return tables.correlations([name for name, _ in named], *(x[:, places].numpy() for x in s.rows))
+
+
+def _lines(s: Scene) -> Figure | None:
+    if s.pictures or s.data.fields is not None or s.data.shape[2] < 2:
+        return None
+    x, labels, of = s.few.images, s.few.labels, s.data.pixel_range
+    made = coding.decode(s.model, coding.codes(s.model, x, labels), labels, of)
+    drawn = None if s.model.prior is None else coding.sample(s.model, len(x), None, of, SEED)[:, :, 0].numpy()
+    holes = x.isnan().cpu()
+    return tables.lines(s.unit(x).masked_fill(holes, torch.nan)[:, :, 0].numpy(), made[:, :, 0].numpy(), drawn)
+
+
 FIGURES: dict[str, Callable[[Scene], Any]] = {
     "reconstructions": _reconstructions,
     "errors": _errors,
@@ -274,9 +307,19 @@ FIGURES: dict[str, Callable[[Scene], Any]] = {
     "code_maps": discrete.code_maps,
     "code_levels": discrete.code_levels,
     "data": _data,
+    "marginals": _marginals,
+    "correlations": _correlations,
+    "lines": _lines,
 }
 """Each figure's name and the function that draws it, or returns None where it does not apply."""
+OF_PICTURES = {
+    *("reconstructions", "errors", "samples", "real_and_generated", "classes", "levels", "temperatures", "nearest"),
+    *("traversals", "manifold", "interpolations", "uncertainty", "code_patches", "code_maps", "code_levels", "data"),
+}
+"""Names of the figures that show examples as pictures, or measure them as such."""
 WHILE_TRAINING = (
+    "marginals",
+    "lines",
     "reconstructions",
     "samples",
     "classes",

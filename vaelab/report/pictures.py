@@ -151,6 +151,25 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "logarithmic scale.",
         ),
     },
+    "Columns": {
+        "marginals": (
+            "Marginals",
+            "How the values of each column are spread, training rows in grey and as many draws of p(x|z) p(z): where "
+            "the line leaves the grey, the model has another distribution than the data.",
+        ),
+        "correlations": (
+            "Correlations",
+            "How each pair of columns goes together, in training rows and in draws: what the right matrix lacks, the "
+            "model has not learned to hold together.",
+        ),
+    },
+    "Sequences": {
+        "lines": (
+            "Lines",
+            "Validation examples in grey with their reconstructions, a colour per channel, and draws below: what a "
+            "reconstruction leaves out is what the code does not hold.",
+        ),
+    },
 }
 """The title of each figure, and a sentence on how to read it, in the order of the page."""
 OTHERS = "Made by commands"

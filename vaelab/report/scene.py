@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.pixels import to_unit
+from vaelab.core.randomness import seeded
 from vaelab.evaluation.metrics.codes import code_histogram
 from vaelab.inference import coding, paths
 
@@ -24,6 +25,8 @@ FEW = 32
 MANY = 2000
 """Most images of histograms and scatter plots; fewer, if they would have more than NUMBERS numbers."""
 NUMBERS = 2**26
+SEED = 0
+"""Seed of all draws: they are the same every time, so that figures can be compared."""
 """Most numbers that the images of histograms and scatter plots have in all."""
 
 
@@ -51,6 +54,22 @@ class Scene:
         """Many training images, taken evenly from the whole split."""
         index = torch.linspace(0, len(self.data.train) - 1, min(many(self.data.shape), len(self.data.train))).long()
         return self.data.as_model_sees(self.data.train.batch(index).to(self.model.device))
+
+    @property
+    def pictures(self) -> bool:
+        """Whether an example is a picture: no row of a table, and no sequence."""
+        return self.data.fields is None and self.data.shape[1] > 1
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor] | None:
+        """Many training rows of a table and as many drawn ones, [N, D] each, as the model sees them; None without."""
+        if self.data.fields is None or self.model.prior is None:
+            return None
+        labels = self.known.labels if self.model.by_class else None
+        with seeded(SEED, self.model.device), torch.no_grad():
+            z = torch.cat([*coding.draws(self.model, len(self.known.images), SEED, labels=labels)])
+            drawn = [self.model.likelihood.sample(raw).cpu() for raw in coding.raw(self.model, z, labels)]
+        return self.known.images[:, 0, 0].cpu(), torch.cat(drawn)[:, 0, 0]
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -87,8 +106,8 @@ class Scene:
         return paths.usage(self.model, self.many.images, self.many.labels)
 
     def unit(self, x: Tensor) -> Tensor:
-        """Moves images as the model sees them to [0, 1], on the processor."""
-        return to_unit(x, self.data.pixel_range).cpu()
+        """Moves images as the model sees them to [0, 1], on the processor; what is missing is black."""
+        return to_unit(x, self.data.pixel_range).nan_to_num().cpu()
 
     @property
     def classes(self) -> list[str]:

@@ -53,8 +53,7 @@ def job(config: Any) -> Path:
     trained = viewing.opened(asked)
     label = viewing.class_of(trained, asked.label)
     if rows := viewing.of_rows(trained, asked, kind, "reconstruct"):
-        _rows(trained, asked, rows)
-        return rows
+        return _rows(trained, asked, rows)
     path = viewing.destination(asked.out, trained.folder, "reconstruct")
     count, batches = _chosen(trained, asked, wanted, label)
     errors: list[Tensor] = []
@@ -75,8 +74,8 @@ def job(config: Any) -> Path:
     return path
 
 
-def _rows(trained: Trained, asked: Options, path: Path) -> None:
-    """Writes the mean row of each row's code; says the error of the standardised numbers."""
+def _rows(trained: Trained, asked: Options, path: Path) -> Path:
+    """Writes the mean row of each row's code; says the error of the standardised numbers. Returns the path."""
     import torch
 
     from vaelab.inference import coding
@@ -92,6 +91,7 @@ def _rows(trained: Trained, asked: Options, path: Path) -> None:
     error = (made - batch.images.cpu()).square().nanmean().item()
     print(f"mean squared error per number, as the model sees it, of {len(index):,} rows: {error:.5f}")
     print(f"table: {path}")
+    return path
 
 
 def _check(asked: Options, kind: str, wanted: list[int | str] | None) -> None:
