@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vaelab.evaluation.metrics.anomaly import auroc
+from vaelab.evaluation.metrics.anomaly import auroc, found_at, roc
 
 
 def normals(count, seed, mean=0.0):
@@ -69,3 +69,21 @@ def test_bad_scores_are_refused_by_name(position, bad):
     scores[position] = bad
     with pytest.raises(ValueError, match=("normal_scores", "anomalous_scores")[position]):
         auroc(*scores)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_area_under_the_curve_is_the_auroc(rounded):
+    """Also with ties, which the curve crosses slantwise."""
+    normal, anomalous = normals(300, 5), normals(70, 6, 1.0)
+    if rounded:
+        normal, anomalous = normal.round(), anomalous.round()
+    false, true = roc(normal, anomalous)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert torch.trapezoid(true, false).item() == pytest.approx(auroc(normal, anomalous)[0], abs=1e-12)
+
+
+def test_a_curve_is_read_where_a_share_of_normal_images_is_taken_for_anomalies():
+    """Of 0, 1, 2 and 3 against 2, 2.5 and 9: two thirds are above all normal ones but the last, one above all."""
+    curve = roc(torch.arange(4.0), torch.tensor([2.0, 2.5, 9.0]))
+    at = torch.tensor([0.0, 0.25, 0.375, 0.5, 1.0], dtype=torch.float64)
+    assert found_at(*curve, at).tolist() == pytest.approx([1 / 3, 2 / 3, 5 / 6, 1, 1])

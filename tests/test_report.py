@@ -126,7 +126,7 @@ def test_captions_are_one_sentence_and_name_every_figure_of_training():
         *("curves", "schedule", "kl_per_dim", "code_usage", "reconstructions", "errors", "uncertainty"),
         *("samples", "real_and_generated", "classes", "levels", "data"),
         *("traversals", "manifold", "interpolations", "latents", "dimensions", "codes"),
-        *("code_vectors", "code_patches", "code_maps", "code_levels"),
+        *("code_vectors", "code_patches", "code_maps", "code_levels", "roc"),
         *("temperatures", "nearest", "prior_loss"),
         *("marginals", "correlations", "lines"),
     } == set(names)
@@ -507,7 +507,7 @@ def test_figures_are_redrawn_unless_told_not_to(trained, monkeypatch, figures):
         save_png(torch.zeros(7, 31, 3, dtype=torch.uint8), folder / "figures" / "curves.png")
         return {}
 
-    monkeypatch.setattr("vaelab.report.gallery.redraw", redraw)
+    monkeypatch.setattr("vaelab.report.build.redraw", redraw)
     assert main(["report", f"run={trained}", "device=cpu", f"figures={figures}"]) == 0
     assert ('width="31" height="7"' in (trained / "report.html").read_text()) == figures
 
@@ -535,7 +535,7 @@ def test_a_run_that_has_no_checkpoint_has_a_report(trained, capsys):
         (["out=page.pdf"], "out=page.pdf: name a file that ends in .html"),
         (["out=nowhere/page.html"], "out=nowhere/page.html"),
         (["checkpoint=first"], "checkpoint="),
-        (["figures=maybe"], "figures.draw='maybe': must be true or false"),
+        (["figures=maybe"], "figures='maybe': must be true or false or a mapping"),
         (["figure=false"], "figure: no such key"),
         (["run=nothing"], "nothing is no run"),
     ],

@@ -29,6 +29,7 @@ COMMANDS = {
     "encode": ("vaelab.commands.trained.encode", "codes of your own images, as codes.npz"),
     "decode": ("vaelab.commands.trained.decode", "images of codes"),
     "impute": ("vaelab.commands.trained.impute", "what is missing of a table or an array, filled in"),
+    "score": ("vaelab.commands.trained.score", "which of your own images are unlike those of training"),
     "compress": ("vaelab.commands.trained.compress", "your own images as a small file, by a VQ-VAE or a VAE"),
     "decompress": ("vaelab.commands.trained.decompress", "images of such a file"),
     "export": ("vaelab.commands.trained.export", "weights as safetensors, encoder and decoder as ONNX"),

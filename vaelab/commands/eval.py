@@ -92,12 +92,16 @@ def _evaluate(run: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[
         options = options | {"ood": _find_other(other, options["given"], options["root"], saved["dataset"])}
     from vaelab.evaluation import measure, pretrained
 
+    if "anomaly" in (options["sections"] or []) and not other and not saved["dataset"].get("leave_out"):
+        raise UserError("sections: anomaly is measured with ood=, which is not given")
     subject, about = measure.prepare(run, saved, options)
-    sections = _chosen(options) | _own(options["metrics"])
+    sections = _chosen(options | {"ood": subject.other}) | _own(options["metrics"])
     pretrained.check(subject, sections)
     evaluation, failed = measure.measure(run, subject, about, sections)
     if evaluation["protocols"]:
         print(f"evaluation: {Files(run).evaluation(options['split'], options['prior'])}")
+        if "anomaly" in sections and options["split"] == "test" and not options["prior"]:
+            _draw(run, saved)
         if options["report"]:
             _renew(run, subject, options)
     asked = [*(options["sections"] or []), *(section for section, key in NEEDS.items() if options.get(key))]
@@ -130,6 +134,16 @@ def _evaluate_each(folders: list[Path], options: dict[str, Any]) -> None:
         raise crash
     if problems:
         raise UserError("\n".join(f"{folder}: {why}" for folder, why in problems.items()))
+
+
+def _draw(run: Path, saved: dict[str, Any]) -> None:
+    """Draws the figures of an evaluation into the run's folder."""
+    from vaelab.report import build, gallery
+
+    drawing = build.drawing_in(saved.get("figures") or build.UNSAID)
+    for name, figure in gallery.draw_evaluated(run):
+        drawing.save(figure, Files(run).figure(name))
+        print(f"figure: {Files(run).figure(name)}")
 
 
 def _renew(run: Path, subject: Subject, options: dict[str, Any]) -> None:
@@ -201,7 +215,7 @@ def _check(options: dict[str, Any]) -> None:
     if sections is not None and (not isinstance(sections, list) or not sections):
         raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")
     for name in sections or []:
-        if (key := NEEDS.get(name)) and not options.get(key):
+        if (key := NEEDS.get(name)) and not options.get(key) and name != "anomaly":
             raise UserError(f"sections: {name} is measured with {key}=, which is not given")
         if name not in SECTIONS:
             near = difflib.get_close_matches(str(name), SECTIONS, 1)

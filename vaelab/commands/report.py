@@ -27,7 +27,7 @@ class Options(NamedTuple):
     checkpoint: Literal["best", "last"]
     root: str | None
     device: str
-    figures: dict[str, Any]
+    figures: bool | dict[str, Any]
     out: str | None
     trust: bool
     prior: dict[Literal["name"], str | None]
@@ -35,7 +35,6 @@ class Options(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Runs `vaelab report` with these arguments. Returns the exit code."""
-    arguments = [f"figures.draw={a.partition('=')[2]}" if a.startswith("figures=") else a for a in arguments]
     return command.single("report", job, [command.prior_named(argument) for argument in arguments])
 
 
@@ -46,14 +45,13 @@ def job(config: Any) -> Path:
     from vaelab.report import build, page
 
     asked = options(Options, config)
-    check_keys(Figures, asked.figures, "figures")
-    figures = {"draw": True, "format": None, "own": {}} | asked.figures
+    said: dict[str, Any] = asked.figures if isinstance(asked.figures, dict) else {"draw": asked.figures}
+    check_keys(Figures, said, "figures")
+    figures = {"draw": True, "format": None, "own": {}} | said
     kinds = figures["format"] or ()
     formats = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if figures["own"]:
-        from vaelab.report.drawing import check_figures
-
-        check_figures(figures)
+        build.check_figures(figures)
     folder = Path(asked.run)
     several = asked.run != "last" and runs.is_sweep(folder)
     folder = folder if several else runs.find(asked.run)

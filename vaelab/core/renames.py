@@ -80,6 +80,8 @@ def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
             config.setdefault(name, part)
     for name in LATER_PARTS:
         config.setdefault(name, {})
+    if isinstance(config.get("dataset"), dict):
+        config["dataset"].setdefault("leave_out", None)
     config.setdefault("lr_factor", {"encoder": 1.0, "decoder": 1.0})
     return config
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Portion, PositiveInt, Real, Seed
+from vaelab.datasets.classes import without
 from vaelab.datasets.splits import (
     WHITE,
     IndexBatches,
@@ -52,6 +53,7 @@ class ImageData(pl.LightningDataModule):
     num_workers: processes that read ahead when streaming.
     seed: seed of the batch order and of `static`. split_seed: seed of the choice of validation images, kept
         apart so that runs which differ in `seed` are validated on the same images.
+    leave_out: classes, by name or number, that are in no part of the data; their test images are `left_out`.
     """
 
     batch_size: PositiveInt
@@ -62,6 +64,7 @@ class ImageData(pl.LightningDataModule):
     num_workers: Annotated[int, Field(ge=0, le=1024)]
     seed: Seed
     split_seed: Seed
+    leave_out: list[Annotated[int, Field(ge=0)] | str] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -69,6 +72,7 @@ class ImageData(pl.LightningDataModule):
         if not low < high:
             raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
         self.pixel_range = (float(low), float(high))
+        self.left_out: Split | None = None  # test images of the classes that were left out
         self._loaded = False
         self._seen = 0  # images already seen of an epoch that is resumed in its middle
         self._dealt: dict[str, IndexBatches] = {}  # batches of the train, val and test images, for this process
@@ -118,7 +122,11 @@ class ImageData(pl.LightningDataModule):
         """Reads the data and splits it; further calls do nothing."""
         if self._loaded:
             return
-        train, test = (self._hold(split) for split in self.load())
+        parts = self.load()
+        if self.leave_out is not None:
+            parts, left_out = without(parts, self.leave_out, self.class_names)
+            self.left_out = self._hold(left_out)
+        train, test = (self._hold(split) for split in parts)
         val_count = self._val_count(len(train))
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.split_seed))
         self.train = train.subset(order[val_count:].sort().values) if val_count else train

@@ -27,6 +27,7 @@ from vaelab.runs.priors import fingerprint
 from vaelab.runs.trained import Trained, open_data
 
 if TYPE_CHECKING:
+    from vaelab.datasets.base import ImageData
     from vaelab.models import Model
 
 SPEED = ("storage", "num_workers", "batch_size", "download")
@@ -50,7 +51,7 @@ def prepare(run: Path, saved: dict[str, Any], options: dict[str, Any]) -> tuple[
     point = runs.read_checkpoint(runs.checkpoint_path(run, trained.checkpoint))
     if not hasattr(data, part) or len(getattr(data, part)) < 2:
         raise UserError(f"split={part}: the run has no such images: take another split")
-    other = _other(options["ood"], dataset, model) if options.get("ood") else None
+    other = _other(options["ood"], dataset, model) if options.get("ood") else _left_out(data)
     identity = {name: value for name, value in dataset.items() if name not in SPEED}
     settings = Settings(
         seed=options["seed"],
@@ -99,8 +100,17 @@ def _other(config: dict[str, Any], own: dict[str, Any], model: Model) -> Part:
         "seed",
         *(["root"] if "download" in config else []),
     }  # downloads are the same anywhere
-    what = {name: value for name, value in config.items() if name not in unsaid}
+    what = {
+        name: value for name, value in config.items() if name not in unsaid and (name, value) != ("leave_out", None)
+    }
     return Part(f"{config['_target_'].rpartition('.')[2]} {what}", open_data(config, "ood", model).test)
+
+
+def _left_out(data: ImageData) -> Part | None:
+    """Returns the test images of the classes that the model was trained without, if there are any."""
+    if data.left_out is None:
+        return None
+    return Part(f"classes that training was without ({', '.join(map(str, data.leave_out or []))})", data.left_out)
 
 
 def measure(

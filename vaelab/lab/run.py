@@ -267,6 +267,13 @@ class Run:
         self._do("export", {"out": out, "onnx": onnx, **options})
         return Files(self.folder).export if out is None else Path(out)
 
+    def score(self, folder: str | Path, out: str | Path = "scores.csv", **options: Any) -> Path:
+        """Writes a table of how unlike the training images those of a folder are, as `vaelab score` does.
+
+        options: keys of conf/score.yaml.
+        """
+        return self._do("score", {"input": folder, "out": out, **options})["scores"]
+
     def compress(self, folder: str | Path, out: str | Path, **options: Any) -> Path:
         """Writes the images of a folder as one small file. options: keys of conf/compress.yaml."""
         self._do("compress", {"input": folder, "out": out, **options})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from vaelab import runs
 from vaelab.core.randomness import seeded
-from vaelab.figures import codebooks, curves, images, latents, tables, walks
+from vaelab.figures import anomalies, codebooks, curves, images, latents, tables, walks
 from vaelab.inference import coding, paths
 from vaelab.inference.batches import evaluating
 from vaelab.nn.likelihoods.columns import decode, spans
 from vaelab.report import discrete
-from vaelab.report.drawing import PLAIN, Drawing
 from vaelab.report.scene import FEW, SEED, Scene
-from vaelab.runs import Files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,23 +69,15 @@ def draw_curves(run: Path, rows: list[dict[str, float]]) -> Iterator[tuple[str, 
             yield name, figure(values[:, 1], values[:, 2:])
 
 
-def redraw(
-    run: Path, model: Model, data: ImageData, rows: list[dict[str, float]], drawing: Drawing = PLAIN
-) -> dict[str, Figure]:
-    """Draws all figures of a run and saves them into its folder, the user's own last. rows: of metrics.csv.
-
-    Each is saved as soon as it is drawn: those before one that fails are there. Where samples are drawn from a prior
-    that was fitted afterwards, each says so in its file. What a former prior had a figure for, and this one has not,
-    is removed.
-    """
-    figures, fitted = {}, discrete.fitted(model)
-    own = drawing.draw_own(Scene(model, data, FEW), SEED)
-    for name, figure in chain(draw_curves(run, rows), draw(model, data), own):
-        drawing.save(figure, Files(run).figure(name), fitted and fitted.words)
-        figures[name] = figure
-    for name in FIGURES.keys() - figures.keys():
-        Files(run).figure(name).unlink(missing_ok=True)
-    return figures
+def draw_evaluated(run: Path) -> Iterator[tuple[str, Figure]]:
+    """Draws what only an evaluation knows of a run: the ROC curves of its anomalies, if it has any."""
+    evaluation = runs.read_evaluation(run, "test")
+    start, metrics = "anomaly/roc_", evaluation.get("figures", {})
+    curves = {n.removeprefix(start): v for n, v in evaluation.get("vectors", {}).items() if n.startswith(start)}
+    if curves:
+        areas = {n: (metrics[f"anomaly/auroc_{n}"], metrics[f"anomaly/auroc_{n}_se"]) for n in curves}
+        count = f"{metrics['anomaly/images']:,.0f} anomalies, {evaluation['images']:,} own images"
+        yield "roc", anomalies.roc(curves, areas, f"ROC: {count}")
 
 
 # --- one function per figure ------------------------------------------------------------------

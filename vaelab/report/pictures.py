@@ -144,6 +144,13 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "better than the one above it carries little, unless the levels below it only make sense together.",
         ),
     },
+    "Anomalies": {
+        "roc": (
+            "ROC curve",
+            "For each score of vaelab eval, the share of other images that a threshold finds against the share of the "
+            "own ones that it takes for such: a good score goes up steeply at the left, chance is the dotted line.",
+        ),
+    },
     "Data": {
         "data": (
             "Data",

@@ -15,7 +15,7 @@ from vaelab.evaluation.comparison import configurations as comparison
 from vaelab.evaluation.comparison import notes, selection, tables
 from vaelab.evaluation.comparison.rate_distortion import KNOBS, Point, rate_distortion
 from vaelab.report import pictures, swept
-from vaelab.report.drawing import Drawing
+from vaelab.report.build import Drawing
 from vaelab.report.page import render, thumbnail
 from vaelab.report.run import STATES, again
 from vaelab.report.swept import Job

@@ -109,7 +109,7 @@ def check_run(config: dict[str, Any], run: Path) -> None:
             require()
     _check_parts_of_trainer(config["trainer"])
     if config["figures"]["own"]:
-        from vaelab.report.drawing import check_figures
+        from vaelab.report.build import check_figures
 
         check_figures(config["figures"])
     check_accelerator(config["trainer"]["accelerator"])

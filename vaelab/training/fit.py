@@ -97,11 +97,10 @@ def _report(config: dict[str, Any], run: Path, model: Model, data: ImageData, tr
     """
     from vaelab.figures.style import rendered
     from vaelab.report import build as report
-    from vaelab.report.drawing import of_config
 
     try:
         model.to(trainer.strategy.root_device)  # Lightning has moved it off the device
-        figures = report.of_run(run, model, data, Files(run).report, drawing=of_config(config["figures"]))
+        figures = report.of_run(run, model, data, Files(run).report, drawing=report.drawing_in(config["figures"]))
         for logger in trainer.loggers:
             if isinstance(logger, PictureLogger):
                 for name, figure in figures.items():

@@ -24,6 +24,30 @@ def auroc(normal_scores: Tensor, anomalous_scores: Tensor) -> tuple[float, float
     return above.mean().item(), error.item()
 
 
+def roc(normal_scores: Tensor, anomalous_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the receiver operating characteristic: shares of each set that score at least as high as a threshold.
+
+    The arguments are those of `auroc`, which is the area below. Returns the shares of normal images, taken for
+    anomalies by mistake, and of anomalous ones, [T + 1] each, rising from 0 to 1, for all thresholds.
+    """
+    normal, anomalous = _scores(normal_scores, "normal_scores"), _scores(anomalous_scores, "anomalous_scores")
+    thresholds = torch.cat([normal, anomalous]).unique().flip(0)
+    shares = [
+        (len(scores) - torch.searchsorted(scores.sort().values, thresholds, side="left")).double() / len(scores)
+        for scores in (normal, anomalous)
+    ]
+    false, true = (torch.cat([share.new_zeros(1), share]) for share in shares)
+    return false, true
+
+
+def found_at(false: Tensor, true: Tensor, at: Tensor) -> Tensor:
+    """Reads a ROC curve, as `roc` gives it, at shares of normal images taken for anomalies, [A]: shares found, [A]."""
+    above = torch.searchsorted(false, at, side="right")
+    below, above = above - 1, above.clamp(max=len(false) - 1)
+    way = ((at - false[below]) / (false[above] - false[below]).clamp(min=1e-12)).clamp(0, 1)
+    return true[below] + way * (true[above] - true[below])
+
+
 def _share_below(points: Tensor, others: Tensor) -> Tensor:
     """Computes the share of `others` below each point, ties counted half: [P], [O] -> [P]."""
     ranked = others.sort().values
