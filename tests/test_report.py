@@ -343,7 +343,7 @@ def test_a_sweep_page_says_what_differs_and_what_came_out(swept):
     for i in range(4):
         metrics = runs.read_summary(swept / f"{i}-beta-fake")["metrics"]
         assert f'data-value="{metrics["test/elbo"]}">{number(metrics["test/elbo"])}</td>' in text
-    assert text.count("<figcaption>") == 8 + 2  # two pictures of each run, two of the sweep
+    assert text.count("<figcaption>") == 8 + 4  # two pictures of each run, four of the sweep
     assert "10-beta-fake: failed" in text
     assert EVIL not in text
     assert "lr=&lt;script&gt;" in text
@@ -394,7 +394,7 @@ def test_the_figures_of_a_sweep_are_of_its_runs(swept, monkeypatch):
     stub.parallel = lambda *given: asked.setdefault("parallel", given) and style.new(3, 2)[0]
     monkeypatch.setattr(figures, "sweeps", stub, raising=False)
     monkeypatch.setitem(sys.modules, "vaelab.figures.sweeps", stub)
-    assert set(sweep.draw(swept, ("svg",))) == {"rate_distortion", "parallel"}
+    assert set(sweep.draw(swept, ("svg",))) == {"rate_distortion", "parallel", "against-model.beta", "overlaid"}
     assert (swept / "figures" / "parallel.svg").is_file()
     metrics = [runs.read_summary(swept / f"{i}-beta-fake")["metrics"] for i in range(4)]
     (curve,) = asked["curves"]
@@ -436,6 +436,29 @@ def mixed(swept) -> Path:
     return swept
 
 
+def test_metrics_are_drawn_against_what_was_swept_and_curves_on_top_of_one_another(swept, monkeypatch):
+    from vaelab.figures import style, trends
+
+    asked = {}
+    monkeypatch.setattr(trends, "against", lambda *given: asked.setdefault("against", given) and style.new(3, 2)[0])
+    monkeypatch.setattr(trends, "overlaid", lambda *given: asked.setdefault("curves", given) and style.new(3, 2)[0])
+    sweep.draw(swept)
+    key, panels, _ = asked["against"]
+    assert key == "beta"
+    assert list(panels)[:2] == ["likelihood/elbo", "likelihood/kl"]
+    ((_, points),) = panels["likelihood/elbo"].items()  # nothing else was swept
+    assert [point[0] for point in points] == [1, 4]
+    for first, (_, *shown) in zip((0, 2), points, strict=True):
+        elbos = [runs.read_summary(swept / f"{i}-beta-fake")["metrics"]["test/elbo"] for i in (first, first + 1)]
+        assert shown == pytest.approx(interval(elbos)[:3])
+    curves = asked["curves"][0]["val/elbo"]
+    assert [label for label, *_ in curves] == ["beta=1", "beta=1", "beta=4", "beta=4"]
+    for i, (_, x, y) in enumerate(curves):
+        rows = [row for row in runs.read_metrics(swept / f"{i}-beta-fake") if "val/elbo" in row]
+        assert x.tolist() == [1, 2]
+        assert y.tolist() == [row["val/elbo"] for row in rows]
+
+
 def test_runs_that_cannot_be_compared_have_figures_of_their_own(mixed, monkeypatch):
     from vaelab.figures import style, sweeps
 
@@ -446,7 +469,16 @@ def test_runs_that_cannot_be_compared_have_figures_of_their_own(mixed, monkeypat
     made = sweep.draw(mixed)
     data = sorted({text.partition(":")[0] for text in curves})
     assert len(data) == 2
-    assert set(made) == {f"{kind}-{name}" for kind in ("rate_distortion", "parallel") for name in data}
+    kinds = ("rate_distortion", "parallel", "overlaid")
+    against = {f"against-{key}-{name}" for name in data for key in ("model", "model.beta")}
+    assert (
+        {f"{kind}-{name}" for kind in kinds for name in data}
+        <= set(made)
+        <= {
+            *(f"{kind}-{name}" for kind in kinds for name in data),
+            *against,
+        }
+    )
     assert not (mixed / "figures" / "parallel.png").exists()
     text = sweep.build(mixed)
     assert all(f'id="{name}"' in text for name in made)

@@ -7,7 +7,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from vaelab.figures import style, sweeps
+from vaelab.figures import style, sweeps, trends
 from vaelab.figures.sweeps import MISSING
 
 POINTS = [("beta=4", 3.0, 95.0, False), ("beta=1", 20.0, 80.0, False), ("beta=2", 21.0, 90.0, True)]
@@ -211,3 +211,28 @@ def test_any_number_of_runs_and_columns(runs, columns):
         assert all(b - a > 0.04 for a, b in itertools.pairwise(heights))
         ends = {f"{min(row[j] for row in rows):.4g}", f"{max(row[j] for row in rows):.4g}"}
         assert ends <= ticks(figure, j).keys() or runs == 2
+
+
+def test_bars_reach_to_the_ends_of_the_interval_and_lines_go_by_the_setting():
+    """Points come in any order; one seed has no bar; words stand in their order."""
+    lines = {"a": [(4, 2.0, 1.5, 2.5), (1, 1.0, 0.75, 1.5)], "b": [(1, 3.0, None, None), (2, 5.0, 4.0, 7.0)]}
+    figure = trends.against("beta", {"likelihood/elbo": lines, "likelihood/kl": lines}, "Title")
+    first = figure.axes[0]
+    a, b = first.containers
+    assert a.lines[0].get_xydata().tolist() == [[0, 1], [1, 2]]
+    assert b.lines[0].get_xydata().tolist() == [pytest.approx([0, 3]), pytest.approx([1 / 3, 5])]
+    assert [[y for _, y in bar] for bar in a.lines[2][0].get_segments()] == [[0.75, 1.5], [1.5, 2.5]]
+    assert [[y for _, y in bar] for bar in b.lines[2][0].get_segments()] == [[3, 3], [4, 7]]
+    assert [tick.get_text() for tick in first.get_xticklabels()] == ["1", "2", "4"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    words = trends.against("model", {"kl": {"": [("vae", 1.0, None, None), ("ae", 2.0, None, None)]}}, "Title")
+    assert [tick.get_text() for tick in words.axes[0].get_xticklabels()] == ["vae", "ae"]
+    assert not words.legends
+
+
+def test_curves_of_one_configuration_have_one_colour():
+    t = np.arange(3.0)
+    figure = trends.overlaid({"val/kl": [("a", t, t), ("a", t, t + 1), ("b", t, t + 2)]}, "3 runs")
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours[0] == colours[1] != colours[2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]

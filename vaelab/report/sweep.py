@@ -33,6 +33,16 @@ KINDS = {
         "A line per finished run across what was swept and what came out, coloured by the metric in bold: where "
         "lines part by colour at an axis, what was swept there matters.",
     ),
+    "against": (
+        "Metrics against",
+        "A metric against what was swept, means and 95 % intervals over seeds, a line for each set of the other "
+        "settings: where intervals overlap, the seeds do not tell the values apart.",
+    ),
+    "overlaid": (
+        "Training curves",
+        "The curves of all finished runs on top of one another, a colour for each configuration: lines of one colour "
+        "that part show what the seed does.",
+    ),
 }
 """Kinds of figures of a sweep, each with title and caption; a file's name may go on with the runs that it shows."""
 ALBUMS = {"samples": "Samples", "reconstructions": "Reconstructions"}
@@ -69,7 +79,7 @@ def draw(folder: Path, formats: tuple[str, ...] = ()) -> dict[str, Path]:
 
     Runs on other data, or of another likelihood, get figures of their own: their metrics cannot be compared.
     """
-    from vaelab.figures import sweeps
+    from vaelab.figures import sweeps, trends
 
     finished, drawn = [job for job in swept.read(folder) if job.run], {}
     groups = _comparable(finished)
@@ -87,6 +97,13 @@ def draw(folder: Path, formats: tuple[str, ...] = ()) -> dict[str, Path]:
             cells = [[swept.cell(job, key) for key in keys] + [job.metrics.get(n) for n in metrics] for job in jobs]
             titles = [*swept.short(keys).values(), *metrics]
             drawn[f"parallel{end}"] = sweeps.parallel(titles, cells, len(keys), of)
+        for key in (key for key in keys if key != "seed"):
+            if panels := swept.against(rows, key, keys):
+                drawn[f"against-{_as_file(key)}{end}"] = trends.against(
+                    swept.short(keys)[key], panels, f"{of}metrics against {key}" if of else f"Metrics against {key}"
+                )
+        if len(jobs) > 1 and (panels := swept.curves(jobs, keys, metrics)):
+            drawn[f"overlaid{end}"] = trends.overlaid(panels, f"{of}{len(jobs)} runs")
     for old in (path for kind in KINDS for path in Files(folder).figures.glob(f"{kind}*.png")):
         old.unlink()
     paths = {name: Files(folder).figure(name) for name in drawn}
@@ -111,8 +128,12 @@ def _comparable(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         name = "-".join(swept.word(job, key) for key in keys)
-        groups.setdefault(re.sub(r"[^\w.+-]", "_", name), []).append(job)
+        groups.setdefault(_as_file(name), []).append(job)
     return groups
+
+
+def _as_file(words: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", words)
 
 
 def _families(curve: Sequence[Point], rows: Sequence[comparison.Configuration]) -> list[list[Point]]:

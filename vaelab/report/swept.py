@@ -10,9 +10,13 @@ from vaelab import runs
 from vaelab.core.conf import target_names
 from vaelab.core.errors import UserError
 from vaelab.core.metrics import MAIN, metric
-from vaelab.evaluation.comparison import compared, sources
+from vaelab.evaluation.comparison import compared, selection, sources
 from vaelab.evaluation.comparison import configurations as comparison
+from vaelab.figures.series import series
 from vaelab.report.run import STATES
+
+PANELS = 4
+"""Most metrics of a figure."""
 
 
 class Job(NamedTuple):
@@ -126,3 +130,34 @@ def evaluated(jobs: Sequence[Job]) -> list[str]:
     """Returns the names of the main metrics that evaluations alone have, and not the end of training, too."""
     own = {name for job in jobs if job.run for name in job.run.evaluated}
     return [name for name in MAIN if name in own and name not in compared.FROM_TRAINING.values()]
+
+
+def against(rows: Sequence[comparison.Configuration], key: str, keys: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Returns what `trends.against` draws of a setting: by metric and by the other settings, the configurations."""
+    others = [other for other in keys if other not in (key, "seed")]
+    panels: dict[str, dict[str, list[Any]]] = {}
+    for name in selection.figures_shown("main", sorted({n for row in rows for n in row.figures}), "test")[:PANELS]:
+        for row in (row for row in rows if name in row.figures):
+            mean, low, high, _ = row.figures[name]
+            value = row.settings.get(key)
+            cell = value if value is None or type(value) in (int, float) else comparison.word(value)
+            lines = panels.setdefault(name, {})
+            lines.setdefault(label(row.settings, others), []).append((cell, mean, low, high))
+    return panels
+
+
+def curves(jobs: Sequence[Job], keys: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Returns what `trends.overlaid` draws: by metric, the curve of each run and what tells its configuration apart.
+
+    names: of metrics of the test, whose values in training or validation are shown.
+    """
+    told = [key for key in keys if key != "seed"]
+    rows = {job.folder: runs.read_metrics(job.folder) for job in jobs}
+    part = "val" if any("val/loss" in row for read in rows.values() for row in read) else "train"
+    panels: dict[str, list[Any]] = {}
+    for name in [f"{part}/{name.partition('/')[2]}" for name in names][:PANELS]:
+        for job in jobs:
+            x, y = series(rows[job.folder], name, "epoch")
+            if len(x) > 1:
+                panels.setdefault(name, []).append((label(job.settings, told), x, y))
+    return panels
