@@ -197,3 +197,15 @@ def test_a_run_of_a_table_is_measured_and_reported_without_pictures_of_rows(here
     assert figures >= {"marginals", "correlations", "curves", "latents"}
     assert not figures & {"samples", "reconstructions", "data"}
     assert "explorer-data" not in Path("run/report.html").read_text()
+
+
+def test_rows_are_scored_the_least_typical_first(here, capsys):
+    """One row is far from all others; a missing value counts nothing in the score of its row."""
+    lines = (here / "x.csv").read_text().splitlines()[:9]
+    (here / "few.csv").write_text("\n".join([*lines, "99,0,red,40,Oslo", ",,,,Rome"]) + "\n")
+    assert main(["score", "run=run", "input=few.csv"]) == 0
+    rows = read("scores.csv")
+    assert [*rows[0]] == ["file", "score", "elbo", "log_p_hat", "reconstruction", "kl"]
+    assert (len(rows), rows[0]["file"]) == (10, "row 9")
+    assert float(next(row for row in rows if row["file"] == "row 10")["reconstruction"]) == pytest.approx(0, abs=1e-6)
+    assert not Path("scores.png").exists()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def scored(
     model: Model,
     batches: Iterable[tuple[Tensor, Tensor | None]],
-    pixel_range: tuple[float, float],
+    pixel_range: tuple[float, float] | None,
     samples: int,
     memory: int,
     seed: int,
@@ -30,7 +30,7 @@ def scored(
     `importance_weighted`. seed: of the draws.
     score: -log_p_hat, or, of a model without a bound on log p(x), -log p(x|z) at the image's own code; the higher, the
     less typical. elbo, log_p_hat, reconstruction, kl: nats, as everywhere. mse: squared error of the reconstruction
-    without noise, a mean over pixels in [0, 1].
+    without noise, a mean over pixels in [0, 1]; not of rows of a table, whose pixel_range is None.
     """
     generator, rows = torch.Generator(model.device).manual_seed(seed), []
     with evaluating(model), torch.no_grad():
@@ -43,6 +43,9 @@ def scored(
             else:
                 distortion = -model.likelihood.log_prob(raw, x).cpu().double()
                 row = {"score": distortion, "reconstruction": distortion}
+            rows.append(row)
+            if pixel_range is None:
+                continue
             made, image = (to_unit(images, pixel_range, clamp=False) for images in (model.likelihood.mean(raw), x))
-            rows.append(row | {"mse": (made - image).square().flatten(1).mean(1).cpu().double()})
+            row["mse"] = (made - image).square().flatten(1).nanmean(1).cpu().double()  # of the pixels that are there
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

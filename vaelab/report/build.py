@@ -158,10 +158,10 @@ def redraw(
     is removed.
     """
     from vaelab.report import discrete, gallery
-    from vaelab.report.scene import FEW, Scene
+    from vaelab.report.scene import FEW, SEED, Scene
 
     figures, fitted = {}, discrete.fitted(model)
-    own = drawing.draw_own(Scene(model, data, FEW), gallery.SEED)
+    own = drawing.draw_own(Scene(model, data, FEW), SEED)
     for name, figure in chain(
         gallery.draw_curves(run, rows), gallery.draw_evaluated(run), gallery.draw(model, data), own
     ):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from vaelab.commands import command
-from vaelab.commands.trained import own_images, viewing
+from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
 from vaelab.core.types import NonNegativeInt, PositiveInt
@@ -59,23 +59,30 @@ def job(config: Any) -> dict[str, Path]:
     from vaelab.evaluation.scores import scored
 
     trained = viewing.opened(asked)
-    found = images.find(asked.input, trained.model.shape, "input", asked.resize)
-    labels = own_images.labels_of(found, trained, viewing.class_of(trained, asked.label))
+    label, rows = viewing.class_of(trained, asked.label), trained.fields is not None
+    if rows:
+        found, labels = (table := own_tables.read(trained, asked.input, "input", label)).found, table.labels
+    else:
+        found = images.find(asked.input, trained.model.shape, "input", asked.resize)
+        labels = own_images.labels_of(found, trained, label)
     given = labels if trained.model.conditional else None
     batches = _batches(trained, found, given)
-    columns = scored(trained.model, batches, trained.pixel_range, asked.importance_samples, MEMORY, asked.seed)
+    unit = None if rows else trained.pixel_range
+    columns = scored(trained.model, batches, unit, asked.importance_samples, MEMORY, asked.seed)
     if not all(values.isfinite().all() for values in columns.values()):
         raise UserError(
             f"checkpoint={trained.checkpoint}: scores by this model are NaN or infinite: take the other one"
         )
     order = columns["score"].argsort(descending=True, stable=True)
     _write(out, [found.names[i] for i in order], {name: values[order] for name, values in columns.items()})
-    picture = out.with_suffix(".png")
-    _draw(picture, trained, found, given, columns["score"], order, asked.n)
     for i in order[:3].tolist():
         print(f"  {columns['score'][i]:.2f}  {found.names[i]}")
     what = "-log_p_hat" if "log_p_hat" in columns else "-log p(x|z)"
-    print(f"{counted(len(order), 'image')} by {what}, nats, the least typical first: {out}")
+    print(f"{counted(len(order), 'row' if rows else 'image')} by {what}, nats, the least typical first: {out}")
+    if rows:
+        return {"scores": out}
+    picture = out.with_suffix(".png")
+    _draw(picture, trained, found, given, columns["score"], order, asked.n)
     print(f"figure: {picture}")
     return {"scores": out, "figure": picture}
 
