@@ -80,8 +80,8 @@ def test_every_model_trains_in_bf16(train, model):
 
 @pytest.mark.parametrize("network", options("network"))
 def test_every_network_trains(train, network):
-    size = 64 if network == "burgess" else 8
-    result = train(*named("network", network), f"dataset.image_shape=[1,{size},{size}]", "trainer.max_epochs=1")
+    size = {"burgess": "64,64", "conv1d": "1,16"}.get(network, "8,8")
+    result = train(*named("network", network), f"dataset.image_shape=[1,{size}]", "trainer.max_epochs=1")
     assert result.code == 0, result.err
 
 

@@ -13,7 +13,7 @@ from vaelab.models import VAE
 from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vaelab.nn.networks import NoFeatureMap, Residual
 
-SIZES = [(8, 8), (9, 13), (28, 28), (64, 64)]
+SIZES = [(8, 8), (9, 13), (28, 28), (64, 64), (1, 16), (1, 27)]
 
 
 @functools.cache
@@ -39,8 +39,21 @@ def shapes(names):
         for name in names
         for size in SIZES
         for channels in (1, 3)
-        if name != "burgess" or size == (64, 64)
+        if takes(name, (channels, *size))
     ]
+
+
+def takes(name, shape):
+    """Whether a network takes images of a shape."""
+    try:
+        return bool(network(name).encoder(shape, 2))
+    except UserError:
+        return False
+
+
+def test_every_shape_is_taken_by_some_and_every_network_takes_some():
+    assert {shape[1:] for _, shape in shapes(VECTOR)} == {*SIZES}
+    assert {name for name, _ in shapes(VECTOR)} == {*VECTOR}
 
 
 def squares(likelihood_mean, wanted):
@@ -65,7 +78,7 @@ def test_an_image_becomes_a_vector_and_a_vector_an_image(name, shape):
 def test_an_image_becomes_a_map_and_a_map_an_image(name, shape):
     parts = network(name)
     height, width = parts.map_size(shape)
-    assert (height, width) == (shape[1] // 4, shape[2] // 4)
+    assert (height, width) == (max(1, shape[1] // 4), shape[2] // 4)
     assert parts.map_encoder(shape, 7)(torch.rand(3, *shape)).shape == (3, 7, height, width)
     assert parts.map_decoder(7, shape)(torch.randn(3, 7, height, width)).shape == (3, *shape)
 
@@ -156,10 +169,10 @@ def test_decoders_end_without_squashing(name, shape):
 @pytest.mark.parametrize("name", MAP)
 def test_map_decoders_and_encoders_end_without_squashing(name):
     torch.manual_seed(0)
-    parts = network(name)
+    parts, high = network(name), 28 if takes(name, (1, 28, 28)) else 1
     for out in (
-        parts.map_decoder(5, (1, 28, 28))(1000 * torch.randn(8, 5, 7, 7)),
-        parts.map_encoder((1, 28, 28), 5)(1000 * torch.randn(8, 1, 28, 28)),
+        parts.map_decoder(5, (1, high, 28))(1000 * torch.randn(8, 5, max(1, high // 4), 7)),
+        parts.map_encoder((1, high, 28), 5)(1000 * torch.randn(8, 1, high, 28)),
     ):
         assert out.min() < -1
         assert out.max() > 2
@@ -229,6 +242,10 @@ def test_a_fresh_linear_decoder_has_the_mean_image_at_the_origin():
         (lambda: network("conv", "network.hidden_dims=[]"), ["network.hidden_dims"]),
         (lambda: network("conv", "network.hidden_dims=[8,8,8,8]").encoder((1, 8, 8), 2), ["network.hidden_dims", "3"]),
         (lambda: network("conv", "network.hidden_dims=[8,8,8,8]").map_decoder(4, (1, 9, 13)), ["network.hidden_dims"]),
+        (lambda: network("conv").encoder((1, 1, 16), 2), ["1x16", "network=mlp", "conv1d"]),
+        (lambda: network("resnet").map_encoder((1, 1, 16), 2), ["1x16", "network=mlp", "conv1d"]),
+        (lambda: network("conv1d").encoder((1, 8, 16), 2), ["network=conv1d", "8x16", "network=conv"]),
+        (lambda: network("conv1d", "network.hidden_dims=[8,8,8]").encoder((1, 1, 7), 2), ["network.hidden_dims", "2"]),
         (lambda: network("burgess").encoder((1, 28, 28), 2), ["network=burgess", "28x28", "conv"]),
         (lambda: network("burgess").decoder(2, (1, 64, 32)), ["network=burgess", "64x32", "conv"]),
         (lambda: network("burgess").map_encoder((1, 64, 64), 2), ["network=burgess", "conv"]),

@@ -151,13 +151,15 @@ class MLP(NoFeatureMap):
 
 
 class Residual(nn.Module):
-    """Residual block of VQ-VAE, x + conv1x1(act(conv3x3(act(x)))) (van den Oord et al. 2017, section 4.1)."""
+    """Residual block of VQ-VAE, x + conv1x1(act(conv3x3(act(x)))) (van den Oord et al. 2017, section 4.1).
 
-    def __init__(self, channels: int, activation: type[nn.Module]):
+    high: the height of the first kernel; 1 for sequences.
+    """
+
+    def __init__(self, channels: int, activation: type[nn.Module], high: int = 3):
         super().__init__()
-        self.body = nn.Sequential(
-            activation(), nn.Conv2d(channels, channels, 3, padding=1), activation(), nn.Conv2d(channels, channels, 1)
-        )
+        first = nn.Conv2d(channels, channels, (high, 3), padding=(high // 2, 1))
+        self.body = nn.Sequential(activation(), first, activation(), nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -170,6 +172,11 @@ class Conv:
     halving (0: a plain convolutional network; more: a small ResNet). batch_norm: batch
     normalisation before each activation.
     """
+
+    FORM: tuple[Any, Any, Any] = 4, 2, 1
+    """Kernel, stride and padding of a halving."""
+    HIGH = 3
+    """Height of the kernels that halve nothing."""
 
     def __init__(
         self,
@@ -208,11 +215,11 @@ class Conv:
         self._sizes(shape)
         layers: list[nn.Module] = []
         for inputs, outputs in zip([shape[0] + context, *self.hidden_dims], self.hidden_dims, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), *self._norm(outputs), self.activation()]
+            layers += [nn.Conv2d(inputs, outputs, *self.FORM), *self._norm(outputs), self.activation()]
         return layers[:-1] + self._residual(self.hidden_dims[-1])  # the blocks begin with the activation
 
     def _residual(self, channels: int) -> list[nn.Module]:
-        blocks = [Residual(channels, self.activation) for _ in range(self.residual_blocks)]
+        blocks = [Residual(channels, self.activation, self.HIGH) for _ in range(self.residual_blocks)]
         return [*blocks, self.activation()]
 
     def _up(self, shape: Shape) -> list[nn.Module]:
@@ -221,8 +228,9 @@ class Conv:
         layers: list[nn.Module] = self._residual(channels[0])
         for stage, (inputs, outputs) in enumerate(pairwise(channels)):
             target = sizes[-2 - stage]
-            padding = (target[0] % 2, target[1] % 2)  # gives back the row or column that an odd size lost
-            layers.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding=padding))
+            # gives back the row or column that an odd size lost
+            high, wide = (one % 2 if half < one else 0 for one, half in zip(target, sizes[-1 - stage], strict=True))
+            layers.append(nn.ConvTranspose2d(inputs, outputs, *self.FORM, output_padding=(high, wide)))
             if stage < len(self.hidden_dims) - 1:
                 layers += [*self._norm(outputs), self.activation()]
         return layers
@@ -249,7 +257,30 @@ class Conv:
 
     def map_decoder(self, channels: int, shape: Shape) -> Decoder:
         """Makes the decoder from a feature map: [B, channels, h, w] -> [B, C, H, W]."""
-        return Decoder(nn.Sequential(nn.Conv2d(channels, self.hidden_dims[-1], 3, padding=1), *self._up(shape)), shape)
+        first = nn.Conv2d(channels, self.hidden_dims[-1], (self.HIGH, 3), padding=(self.HIGH // 2, 1))
+        return Decoder(nn.Sequential(first, *self._up(shape)), shape)
+
+
+class Conv1d(Conv):
+    """Network of stride-2 convolutions along a sequence (kernel 4, padding 1), each halving its length.
+
+    A sequence of C channels is held as an image of height 1, [C, 1, L]. The options are those of `Conv`.
+    """
+
+    FORM = (1, 4), (1, 2), (0, 1)
+    HIGH = 1
+
+    def _sizes(self, shape: Shape) -> list[tuple[int, int]]:
+        if shape[1] != 1:
+            raise UserError(f"network=conv1d takes sequences, of height 1, not {shape[1]}x{shape[2]}: use network=conv")
+        sizes = [(1, shape[2] >> halvings) for halvings in range(len(self.hidden_dims) + 1)]
+        if sizes[-1][1] < 1:
+            most = int(math.log2(shape[2]))
+            raise UserError(
+                f"network.hidden_dims={self.hidden_dims} halves the sequence {len(self.hidden_dims)} times, "
+                f"but a length of {shape[2]} allows {most}: give at most {most} sizes"
+            )
+        return sizes
 
 
 class Burgess(NoFeatureMap):

@@ -133,7 +133,7 @@ def of_run(
         drawn = dict(gallery.draw_curves(run, rows))
         for name, figure in drawn.items():
             drawing.save(figure, Files(run).figure(name))
-    shows = data.fields is None and data.shape[0] in (1, 3)  # what the explorer can draw
+    shows = data.fields is None and data.shape[0] in (1, 3) and data.shape[1] > 1  # what the explorer can draw
     page.save(out, build(run, content if shows else None, sound=content is not None))
     return drawn
 
