@@ -99,15 +99,35 @@ def test_a_card_has_the_metrics_of_the_weights_that_it_comes_with(finished, comm
 def test_a_card_names_no_place_on_this_machine(finished, command):
     run = finished("model=vae").run
     config = (run / "config.yaml").read_text()
-    places = "overrides:\n  - logger.mlflow.uri=/home/me/my store\n  - '+x=~/y'"
+    places = "overrides:\n  - dataset.root=mine.csv\n  - logger.mlflow.uri=/home/me/my store\n  - '+x=~/y'"
     (run / "config.yaml").write_text(config.replace("overrides:", places, 1))
     code, said, _ = command("export", f"run={run}", "hub=./my card")
     assert code == 0
     assert f"the run has no figures for its card: vaelab report run={run} makes them" in said
     text = (Path("my card") / "README.md").read_text()
-    assert "logger.mlflow.uri=PATH +x=PATH dataset=fake" in text
+    assert "dataset.root=PATH logger.mlflow.uri=PATH +x=PATH dataset=fake" in text
     assert "/home" not in text
     assert "## Figures" not in text
+
+
+def test_a_card_of_a_table_speaks_of_columns(train, command):
+    Path("t.csv").write_text("a,b\n" + "".join(f"{i % 7},{i / 3}\n" for i in range(60)))
+    given = (
+        "dataset=table",
+        "dataset.root=t.csv",
+        "likelihood=table",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+    )
+    run = train(*given, small=False).run
+    assert command("export", f"run={run}", "hub=./card")[0] == 0
+    data, text = card_of(Path("card"))
+    assert not hasattr(data, "pipeline_tag") or data.pipeline_tag is None
+    snippet = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert "columns, scaled" in snippet
+    names = {}
+    exec(snippet, names)
+    assert names["made"].shape == (4, 1, 1, 2)
 
 
 def test_a_model_is_pushed_where_there_is_a_token(finished, command, monkeypatch):
@@ -166,7 +186,7 @@ def test_the_extra_is_named_where_it_is_missing(finished, command, monkeypatch):
     run = finished("model=vae", "trainer.max_epochs=1").run
     code, _, err = command("export", f"run={run}", "hub=me/mine")
     assert (code, err) == (2, 'vaelab: hub=me/mine needs huggingface_hub: pip install "vaelab[hub]"\n')
-    assert command("export", f"run={run}", "hub=./mine")[0] == 0  # a folder needs no hub
+    assert vaelab.open(run).export(hub="./mine") == Path("mine")  # a folder needs no hub
     with pytest.raises(UserError, match=r'hf:// needs huggingface_hub: pip install "vaelab\[hub\]"'):
         vaelab.load("hf://me/mine")
 

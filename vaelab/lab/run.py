@@ -262,10 +262,9 @@ class Run:
     def export(self, out: str | Path | None = None, *, onnx: bool = False, **options: Any) -> Path:
         """Writes the weights as safetensors, and encoder and decoder as ONNX if asked. Returns the folder.
 
-        options: keys of conf/export.yaml.
+        options: keys of conf/export.yaml, such as hub="USER/NAME" for the Hugging Face hub.
         """
-        self._do("export", {"out": out, "onnx": onnx, **options})
-        return Files(self.folder).export if out is None else Path(out)
+        return self._do("export", {"out": out, "onnx": onnx, **options})
 
     def score(self, folder: str | Path, out: str | Path = "scores.csv", **options: Any) -> Path:
         """Writes a table of how unlike the training images those of a folder are, as `vaelab score` does.

@@ -48,6 +48,8 @@ def describe(trained: Trained) -> dict[str, Any]:
     if layout.codes is not None:
         sizes = {"map_size": list(layout.shape), "num_embeddings": layout.codes}
     binary = dataset["binarize"] != "none"
+    values = f"{low:g} (black) or {high:g} (white)" if binary else f"from {low:g} (black) to {high:g} (white)"
+    values = f"{'RGB' if model.shape[0] == 3 else 'grey'}: {values}" if trained.fields is None else "columns, scaled"
     return {
         "model": trained.config["model"],
         "class": type(model).__name__,
@@ -62,8 +64,8 @@ def describe(trained: Trained) -> dict[str, Any]:
         "pixel_range": [low, high],
         "binary": binary,
         "missing": dataset.get("missing") == "mask",
-        "images": f"float32 [batch, {', '.join(map(str, model.shape))}], {'RGB' if model.shape[0] == 3 else 'grey'}: "
-        f"{f'{low:g} (black) or {high:g} (white)' if binary else f'from {low:g} (black) to {high:g} (white)'}",
+        "columns": None if trained.fields is None else [field.name for field in trained.fields],
+        "images": f"float32 [batch, {', '.join(map(str, model.shape))}], {values}",
         "run": {
             "name": trained.config["run"]["name"],
             "dataset": dataset["_target_"].rpartition(".")[2],

@@ -6,11 +6,14 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError, require
 from vaelab.runs import Files, hub
+
+if TYPE_CHECKING:
+    from vaelab.runs.trained import Trained
 
 ONNX = ("encoder.onnx", "decoder.onnx")
 
@@ -32,12 +35,11 @@ def main(arguments: list[str]) -> int:
     return command.single("export", job, arguments)
 
 
-def job(config: Any) -> None:
-    """Hydra's job: checks what is asked, writes the files and says what was compared."""
+def job(config: Any) -> Path:
+    """Hydra's job: checks what is asked, writes the files and says what was compared. Returns the folder."""
     from vaelab import runs
     from vaelab.core.config import options
     from vaelab.inference import onnx
-    from vaelab.report.hosted import card
     from vaelab.runs import exported
 
     asked = options(Options, config)
@@ -50,27 +52,41 @@ def job(config: Any) -> None:
 
     trained = Trained(run, asked.checkpoint, "cpu", trust=asked.trust)
     about = exported.describe(trained) | {"onnx": list(ONNX) if asked.onnx else []}
-    differences = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
-            if asked.onnx:
-                print("comparing encoder.onnx and decoder.onnx with torch…", flush=True)
-                differences = onnx.write(trained.model, Path(folder), trained.pixel_range, _metadata(about))
-            name = exported.HUB_DESCRIPTION if asked.hub else exported.DESCRIPTION
-            exported.save(trained.model, Path(folder), about, name)
-            if asked.hub:
-                card.write(Path(folder), run, about, f"{hub.SCHEME}{repository}" if repository else out.name)
+            address = f"{hub.SCHEME}{repository}" if repository else out.name
+            differences = _write(Path(folder), trained, about, address if asked.hub else None)
             for name in earlier:
                 (out / name).unlink(missing_ok=True)
             files = _put(Path(folder), out)
-            if asked.hub and not any(name.startswith(card.FIGURES) for name in files):
-                print(f"the run has no figures for its card: vaelab report {shlex.quote(f'run={run}')} makes them")
     except OSError as error:
         raise UserError(f"{key}={out}: it cannot be written ({error.strerror}): name another folder") from error
     _report(out, about, differences, files)
+    if asked.hub and not any(name.endswith(".png") for name in files):
+        print(f"the run has no figures for its card: vaelab report {shlex.quote(f'run={run}')} makes them")
     if repository:
         _push(out, repository, asked.private, files)
+    return out
+
+
+def _write(folder: Path, trained: Trained, about: dict[str, Any], address: str | None) -> dict[str, float | None]:
+    """Writes all files of an export to a folder. Returns the differences between onnxruntime and torch.
+
+    address: what loads the export from where the hub has it; None for one that is not in its layout.
+    """
+    from vaelab.inference import onnx
+    from vaelab.report.hosted import card
+    from vaelab.runs import exported
+
+    differences: dict[str, float | None] = {}
+    if about["onnx"]:
+        print("comparing encoder.onnx and decoder.onnx with torch…", flush=True)
+        differences = onnx.write(trained.model, folder, trained.pixel_range, _metadata(about))
+    exported.save(trained.model, folder, about, exported.HUB_DESCRIPTION if address else exported.DESCRIPTION)
+    if address:
+        card.write(folder, trained.folder, about, address)
+    return differences
 
 
 def _place(asked: Options, run: Path) -> tuple[str, str | None, Path]:

@@ -23,6 +23,8 @@ TASK = "unconditional-image-generation"
 """The hub's name for what such a model does."""
 MAIN_FIGURES = ("reconstructions", "samples", "classes", "traversals", "latents", "codes", "curves")
 """Figures that a card shows, in this order, as far as the run has them."""
+PLACE = r"^([^=]*\.root=|[^=]*=(?=.*[/\\~])|(?=.*[/\\~])).*$"
+"""Pattern of an argument that names a folder or a file; its key is the group."""
 DATED = ("started", "status")
 """What the page of a run says in its heading, and a card does not."""
 
@@ -70,7 +72,7 @@ def _front_matter(
     results = [{"task": {"type": TASK}, "dataset": dataset, "metrics": metrics}] if metrics else []
     return {
         "library_name": "vaelab",
-        "pipeline_tag": TASK,
+        **({} if about["columns"] else {"pipeline_tag": TASK}),
         "tags": list(dict.fromkeys(["vaelab", "variational-autoencoder", model, data])),
         "model-index": [{"name": about["run"]["name"], "results": results}],
     }
@@ -123,6 +125,8 @@ def _loading(about: dict[str, Any], address: str) -> str:
     sizes = ", ".join(map(str, about["shape"]))
     low, high = about["pixel_range"]
     spread = "" if (low, high) == (0, 1) else f" * {high - low:g} - {-low:g}"
+    drawn = f"torch.randn(4, {sizes})" if about["columns"] else f"torch.rand(4, {sizes}){spread}"
+    given = f"images = {drawn}  # yours instead: {about['images']}"
     made = "made = model.reconstruct(images)"
     if about["conditional"]:
         made = f"labels = torch.zeros(4, dtype=torch.int64)  # classes, below {about['num_classes']}\n"
@@ -138,7 +142,7 @@ import torch
 import vaelab
 
 model = vaelab.load("{address}")
-images = torch.rand(4, {sizes}){spread}  # yours instead: {about["images"]}
+{given}
 {made}
 {sampled}
 ```
@@ -153,5 +157,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _without_places(command: str) -> str:
     """Returns a command with PATH in the place of every folder and file that it names."""
-    words = [re.sub(r"^([^=]*=|)(.*[/\\~].*)$", r"\1PATH", word, flags=re.DOTALL) for word in shlex.split(command)]
+    words = [re.sub(PLACE, r"\1PATH", word, flags=re.DOTALL) for word in shlex.split(command)]
     return shlex.join(words)
