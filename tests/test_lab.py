@@ -181,6 +181,27 @@ def test_pictures_and_texts_are_returned():
     assert run.fit_prior("gmm").sample(3).shape == (3, 1, 8, 8)
 
 
+def test_rows_of_a_table_go_in_and_come_out(tmp_path):
+    columns = {"height": RANDOM.normal(170, 10, 80), "town": RANDOM.choice(["Rome", "Oslo"], 80)}
+    (tmp_path / "people.csv").write_text(
+        "\n".join(["height,town", *(f"{h:.2f},{t}" for h, t in zip(*columns.values(), strict=True))])
+    )
+    run = trained("people.csv", likelihood="table", latent_dim=2)
+    codes = run.encode(columns)
+    assert codes.shape == (80, 2)
+    few = [{"height": h, "town": t} for h, t in zip(columns["height"][:3], columns["town"][:3], strict=True)]
+    assert torch.allclose(run.encode(few), codes[:3])
+    rows = run.sample(50)
+    assert [*rows[0]] == ["height", "town"]
+    assert {row["town"] for row in rows} == {"Rome", "Oslo"}
+    assert 100 < np.mean([row["height"] for row in rows]) < 240
+    assert len(run.reconstruct(columns)) == 80
+    with pytest.raises(UserError, match="no column town"):
+        run.encode({"height": [170.0]})
+    with pytest.raises(UserError, match="the run is of 2 columns: height, town"):
+        run.encode(np.zeros((3, 4)))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vaelab.commands.trained import own_tables
 from vaelab.core.errors import UserError
+from vaelab.core.randomness import seeded
+from vaelab.datasets.own import table_file
 from vaelab.datasets.own.arrays import ArraySplit
+from vaelab.datasets.own.table import cells_to_rows
 from vaelab.datasets.splits import unit
+from vaelab.inference import coding
+from vaelab.lab.show import Table
+from vaelab.nn.likelihoods.columns import Column
 from vaelab.runs.trained import Trained
 
 LAYOUTS = ("nchw", "nhwc", "nhw", "ncl", "nlc", "nd")
@@ -21,8 +30,13 @@ def as_model_sees(trained: Trained, x: Any) -> Tensor:
     """Converts examples to what the model takes, [N, C, H, W] in its range.
 
     x: images of 8 or 16 bits or in [0, 1], or arrays in the units of the training data. Binarised pixels are black or
-    white by 1/2. Raises UserError if they are of another shape.
+    white by 1/2. Of a table: a data frame, columns by name, mappings, a file, or numbers [N, columns]. Raises UserError
+    for what the model does not take.
     """
+    if trained.fields is not None:
+        masked = trained.model.likelihood.missing
+        rows = cells_to_rows(trained.fields, _cells(trained.fields, x), "x", masked)
+        return torch.from_numpy(rows)[:, None, None]
     values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
     values = values.astype(np.float32) if values.dtype.kind == "f" else values
     config, model = trained.dataset, trained.model
@@ -39,7 +53,47 @@ def as_model_sees(trained: Trained, x: Any) -> Tensor:
     raise UserError(f"x: {values.dtype} {list(values.shape)}, and the model takes numbers, [N, {shape}]")
 
 
-def in_own_units(trained: Trained, images: Tensor) -> Tensor:
+def _cells(fields: Sequence[Column], x: Any) -> dict[str, np.ndarray]:
+    """Returns the cells of rows by column, as table_file.read gives them: float64, or texts."""
+    if isinstance(x, str | Path):
+        return table_file.read(str(x), "x")
+    if isinstance(x, list) and x and isinstance(x[0], Mapping):
+        x = {name: [row.get(name) for row in x] for name in x[0]}
+    names = getattr(x, "columns", None)
+    if names is not None:  # of a data frame
+        x = {name: x[name] for name in names}
+    if not isinstance(x, Mapping):
+        values = np.asarray(torch.as_tensor(x).detach().cpu())
+        if values.ndim != 2 or values.shape[1] != len(fields):
+            names = ", ".join(field.name for field in fields)
+            raise UserError(f"x: {list(values.shape)}, and the run is of {len(fields)} columns: {names}")
+        x = {field.name: values[:, i] for i, field in enumerate(fields)}
+    columns = {str(name): np.asarray(values) for name, values in x.items()}
+    return {name: _column(values) for name, values in columns.items()}
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "buif":
+        return values.astype(np.float64)
+    return np.array(["" if value is None or value != value else str(value) for value in values.tolist()])
+
+
+def decoded(trained: Trained, codes: Tensor, labels: Tensor | None, seed: int | None = None) -> Any:
+    """Decodes codes to mean examples in the user's units: images, vectors, sequences, or rows of a table.
+
+    seed: draws rows of a table from p(x|z) by it, since means would vary too little; None for means.
+    """
+    model = trained.model
+    if trained.fields is None:
+        return _in_own_units(trained, coding.decode(model, codes, labels, trained.pixel_range))
+    make = model.likelihood.mean if seed is None else model.likelihood.sample
+    with seeded(seed or 0, model.device), torch.no_grad():
+        rows = torch.cat([make(raw).cpu() for raw in coding.raw(model, codes, labels)])
+    columns = own_tables.columns(trained, rows, labels)
+    return Table(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _in_own_units(trained: Trained, images: Tensor) -> Tensor:
     """Gives unit images, [N, C, H, W], the units and axes of the training data: vectors [N, D], sequences [N, C, L]."""
     if value_range := trained.dataset.get("value_range"):
         low, high = value_range

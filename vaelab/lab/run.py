@@ -52,7 +52,8 @@ class Run:
 
     Images go in as the model was trained on them: 8 or 16 bits, or floats from 0 (black) to 1 (white), [N, C, H, W],
     [N, H, W, C] or [N, H, W]; vectors [N, D] and sequences in the units of the training data. They come out as float32
-    [N, C, H, W] in [0, 1], or as vectors and sequences in their units. Labels are class numbers or names, [N], or one
+    [N, C, H, W] in [0, 1], or as vectors and sequences in their units. Rows of a table go in as a data frame, columns
+    by name, mappings or a file, and come out as a `Table`. Labels are class numbers or names, [N], or one
     for all.
     """
 
@@ -144,11 +145,10 @@ class Run:
         seen = examples.as_model_sees(self.trained, x)
         return coding.codes(self.model, seen, examples.labels_of(self.trained, labels, len(seen)))
 
-    def decode(self, codes: Any, labels: Any = None) -> Tensor:
-        """Decodes codes, as `encode` gives them, to mean images."""
+    def decode(self, codes: Any, labels: Any = None) -> Tensor | Table:
+        """Decodes codes, as `encode` gives them, to mean images; of a table to rows."""
         import torch
 
-        from vaelab.inference import coding
         from vaelab.lab import examples
 
         given = torch.as_tensor(codes)
@@ -156,9 +156,9 @@ class Run:
             shape = ", ".join(map(str, self.model.layout.shape))
             raise UserError(f"codes: {list(given.shape)}, and the model's are [N, {shape}]")
         labels = examples.labels_of(self.trained, labels, len(given))
-        return examples.in_own_units(self.trained, coding.decode(self.model, given, labels, self.trained.pixel_range))
+        return examples.decoded(self.trained, given, labels)
 
-    def reconstruct(self, x: Any, labels: Any = None) -> Tensor:
+    def reconstruct(self, x: Any, labels: Any = None) -> Tensor | Table:
         """Decodes the codes of examples, without sampling."""
         return self.decode(self.encode(x, labels), labels)
 
@@ -170,8 +170,8 @@ class Run:
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 0,
-    ) -> Tensor:
-        """Decodes n draws from the prior to mean images.
+    ) -> Tensor | Table:
+        """Decodes n draws from the prior to mean images; of a table to rows, drawn from p(x|z).
 
         label: a class, or one for each; None takes every class in turn, where samples are of a class. temperature:
         below 1 more typical and less varied. top_k: of codes, only so many of the most probable. The first draws of a
@@ -188,7 +188,7 @@ class Run:
         in_turn = label is None and model.by_class
         labels = model.in_turn(n) if in_turn else examples.labels_of(self.trained, label, n)
         codes = torch.cat(list(coding.draws(model, n, seed, temperature, labels, top_k)))
-        return examples.in_own_units(self.trained, coding.decode(model, codes, labels, self.trained.pixel_range))
+        return examples.decoded(self.trained, codes, labels, seed)
 
     # --- what the commands do -----------------------------------------------------------------
 
@@ -281,6 +281,11 @@ class Run:
     def decompress(self, file: str | Path, out: str | Path, **options: Any) -> Path:
         """Writes the images of a file of `compress` into a folder. options: keys of conf/decompress.yaml."""
         self._do("decompress", {"input": file, "out": out, **options})
+        return Path(out)
+
+    def impute(self, file: str | Path, out: str | Path, **options: Any) -> Path:
+        """Fills in what is missing in a table or an array, a file. options: keys of conf/impute.yaml."""
+        self._do("impute", {"input": file, "out": out, **options})
         return Path(out)
 
     def _do(self, name: str, given: Mapping[str, Any]) -> Any:
