@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
 import vaelab.training.callbacks
+from vaelab.core.errors import UserError
 from vaelab.nn import schedules
 from vaelab.training.callbacks import Anneal
+from vaelab.training.fsdp import FullySharded
 
 
 def test_scheduled_values_reach_the_objective(train):
@@ -222,6 +225,14 @@ def test_a_part_that_is_not_there_has_no_learning_rate(train, finished):
     assert changed.code == 2
     assert "lr_factor: a run goes on with the parts" in changed.err
     assert "Traceback" not in changed.err
+
+
+def test_a_model_in_parts_has_one_learning_rate():
+    """FSDP gathers weights of several parts of the model into one."""
+    trainer, strategy = SimpleNamespace(checkpoint_callbacks=[1]), FullySharded(min_weights=1)
+    strategy.check(trainer, SimpleNamespace(lr_factors={}))
+    with pytest.raises(UserError, match="leave out lr_factor"):
+        strategy.check(trainer, SimpleNamespace(lr_factors={"encoder": 2.0}))
 
 
 def test_plateau_takes_what_a_resume_gives_it(train):
