@@ -278,6 +278,8 @@ def test_faint_pictures_are_not_blank():
     images = torch.rand(16, 1, 8, 8)
     assert diagnose_output(0.5 + 0.05 * images, images) == []
     assert diagnose_output(images, images) == []
+    images[:, :, 0] = torch.nan  # missing
+    assert diagnose_output(0.5 + 0.05 * images.nan_to_num(), images) == []
     assert diagnose_output(0.5 + 0.005 * images, images) != []
 
 

@@ -59,6 +59,8 @@ def test_every_documented_command_composes(page, command, monkeypatch, capsys, t
     if any(w.startswith("resume=") or w.startswith("-") for w in words):
         pytest.skip("refers to an earlier run, or prints help")
     monkeypatch.chdir(tmp_path)
+    if begun := re.search(r"(model|network|dataset|metric)=mine", command):  # what `vaelab new` writes
+        assert main(["new", begun[1], "mine"]) == 0
     # a sweep's lists and spaces become their first value
     words = [re.sub(r"=(?:tag\(\w+, *)?(?:interval|range)\(([^,]*),.*", r"=\1", w) for w in words]
     single = [re.sub(r"=([^\[{(]*?),.*", r"=\1", w) for w in words]

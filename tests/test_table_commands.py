@@ -209,3 +209,14 @@ def test_rows_are_scored_the_least_typical_first(here, capsys):
     assert (len(rows), rows[0]["file"]) == (10, "row 9")
     assert float(next(row for row in rows if row["file"] == "row 10")["reconstruction"]) == pytest.approx(0, abs=1e-6)
     assert not Path("scores.png").exists()
+
+
+def test_rows_of_another_table_are_anomalies_in_the_scale_of_the_training(here):
+    """Told by values that the run has not seen, though the other table, standardised by itself, would look the same."""
+    lines = Path("x.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    other = [[str(float(age) + 500) if age else "", *rest] for age, *rest in rows]
+    Path("other.csv").write_text("\n".join([lines[0], *map(",".join, other)]) + "\n")
+    words = ["sections=[anomaly]", "ood=table", "ood.root=other.csv", "ood.missing=mask", "ood.label=city"]
+    assert main(["eval", "run=run", *words, "importance_samples=20", "device=cpu"]) == 0
+    assert json.loads(Path("run/evaluation.json").read_text())["figures"]["anomaly/auroc_elbo"] > 0.8

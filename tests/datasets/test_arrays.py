@@ -15,6 +15,7 @@ import yaml
 import vaelab
 from tests.test_conf import composed
 from vaelab.cli import main
+from vaelab.core.batch import Batch
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 
@@ -194,3 +195,29 @@ def test_labels_of_other_axes_or_words_end_without_a_traceback(tmp_path, monkeyp
     assert main(["train", *QUICK, "dataset.root=x.npy"]) == 2
     assert "dataset.layout=nchw or nhwc" in (err := capsys.readouterr().err)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint16, 65535), (np.float32, 1)])
+def test_a_reconstruction_is_nearer_than_8_bits_could_be(tmp_path, dtype, white):
+    """Of pictures with two degrees of freedom, by a linear autoencoder with two: rounding to 256 levels errs more."""
+    dice = np.random.default_rng(0)
+    shapes, weights = dice.random((2, 1, 8, 8)), dice.random((300, 2, 1, 1, 1))
+    grey = (weights * shapes).sum(1) / 2
+    x = (grey * white).round().astype(dtype) if white > 1 else grey.astype(dtype)
+    data = opened(saved(tmp_path, x))
+    words = ["model=ae", "network.hidden_dims=[]", "model.latent_dim=2", "likelihood=gaussian", "dataset=arrays"]
+    torch.manual_seed(0)
+    config = composed(*words, f"dataset.root={tmp_path / 'x.npy'}")
+    model = build(config["model"], shape=data.shape, num_classes=None)
+    model.start_from(data.mean_image, data.spread)
+    seen = data.as_model_sees(data.train.batch(torch.arange(len(data.train)))).images
+    optimizer, steps = torch.optim.Adam(model.parameters(), lr=0.01), 600
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
+        optimizer.zero_grad()
+        model.objective(model.terms(Batch(seen), None)).backward()
+        optimizer.step()
+    test = data.as_model_sees(data.test.batch(torch.arange(len(data.test)))).images
+    error = (model.reconstruct(test) - test).square().mean().item()
+    rounding = ((test * 255).round() / 255 - test).square().mean().item()
+    assert error < 0.5 * rounding

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vaelab import runs
 from vaelab.commands import command
 from vaelab.core.errors import UserError
-from vaelab.runs import Files, SweepFiles
+from vaelab.runs import Files, SweepFiles, answers
 
 if TYPE_CHECKING:
     from vaelab.evaluation.subject import Subject
@@ -175,7 +175,11 @@ def _renew_sweeps(folders: list[Path], options: dict[str, Any]) -> None:
 
 
 def _find_other(other: dict[str, Any], given: set[str], root: str | None, own: dict[str, Any]) -> dict[str, Any]:
-    """Says where the other data set lies, unless the user has: beside the run's own; nothing is downloaded."""
+    """Says where the other data set lies, unless the user has: beside the run's own; nothing is downloaded.
+
+    What the run's data have answered, such as the means and scales of columns, holds for the other, too.
+    """
+    other = other | {key: own[key] for key in answers.KEYS if key in own and other.get(key, "") is None}
     beside = {"root": root or own["root"]} if "ood.root" not in given and "download" in own else {}
     still = {} if "ood.download" in given else {"download": False}
     return other | beside | still if "download" in other else other

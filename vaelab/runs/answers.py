@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+KEYS = ("schema", "value_range")
+"""Keys of a data set that its data may answer: numbers mean the same to a model from then on."""
+
 
 def answer(config: dict[str, Any], found: dict[str, Any]) -> None:
     """Puts answers of the data, by key, into the config's section `dataset` where it has null, and notes which.

@@ -173,8 +173,8 @@ def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int, reme
 
 
 def diagnose_output(reconstructions: Tensor, images: Tensor) -> list[Finding]:
-    """Diagnoses decoded pictures, [B, C, H, W], that are blank."""
-    contrast, wanted = reconstructions.std().item(), images.std().item()
+    """Diagnoses decoded pictures, [B, C, H, W], that are blank; values that are missing, NaN, are not looked at."""
+    contrast, wanted = reconstructions.std().item(), images[~images.isnan()].std().item()
     if contrast >= 0.01 * wanted:
         return []
     return [
