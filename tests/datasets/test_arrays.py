@@ -221,3 +221,13 @@ def test_a_reconstruction_is_nearer_than_8_bits_could_be(tmp_path, dtype, white)
     error = (model.reconstruct(test) - test).square().mean().item()
     rounding = ((test * 255).round() / 255 - test).square().mean().item()
     assert error < 0.5 * rounding
+
+
+def test_no_file_of_8_bits_is_prepared_of_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, values(20, 4, 4))
+    assert main(["data", "prepare", "dataset=arrays", "dataset.root=x.npy", "out=x.vaelab"]) == 2
+    assert "8 bits" in capsys.readouterr().err
+    assert not Path("x.vaelab").exists()
+    np.save("x.npy", np.zeros((20, 4, 4), np.uint8))
+    assert main(["data", "prepare", "dataset=arrays", "dataset.root=x.npy", "out=x.vaelab"]) == 0

@@ -137,6 +137,11 @@ def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict
     header = {"shape": list(shape), **about, "size": 0, "parts": {}}
     for name, split in zip(PARTS, splits, strict=True):
         first = split.batch(torch.arange(1))
+        if first.images.dtype != torch.uint8:
+            raise UserError(
+                "dataset: a prepared file holds 8 bits, and these numbers need more: dataset=arrays reads an .npy file "
+                "where it lies"
+            )
         arrays = {
             what: {"dtype": dtype, "shape": [len(split), *tensor.shape[1:]], "offset": 0, "bytes": 0, "crc32": "0" * 8}
             for what, dtype, tensor in zip(
