@@ -84,6 +84,14 @@ def test_a_run_keeps_its_columns_and_sees_other_rows_as_it_saw_those_of_the_trai
     assert vaelab.load("run").likelihood.columns == columns_of(config["dataset"]["schema"])
 
 
+def test_a_network_of_sequences_takes_a_table_too(tmp_path, monkeypatch):
+    """Its output has one bias for all columns, whatever their kinds."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path)
+    words = ["dataset=table", "dataset.root=x.csv", "likelihood=table", "network=conv1d", "trainer.max_epochs=1"]
+    assert main(["train", *words, "report=false", "run.dir=run"]) == 0
+
+
 def test_a_repeated_sweep_finds_its_jobs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     written(tmp_path)

@@ -85,8 +85,10 @@ class Decoder(nn.Module):
         mean: [C, H, W]. raw_from_mean: that of the likelihood.
         """
         bias: Any = self.body[-1].bias
-        target = mean if bias.numel() == math.prod(self.shape) else mean.mean((1, 2), keepdim=True)
-        bias.copy_(raw_from_mean(target).flatten())
+        if bias.numel() == math.prod(self.shape):
+            bias.copy_(raw_from_mean(mean).flatten())
+        else:
+            bias.copy_(raw_from_mean(mean.mean((1, 2), keepdim=True).expand_as(mean))[:, 0, 0])
 
 
 @runtime_checkable
