@@ -48,11 +48,12 @@ def words_of(dataset: str) -> tuple[str, ...]:
 def axes() -> list[list[tuple[str, ...]]]:
     """What there is to choose from, as words of the command line."""
     precisions = get_args(get_args(get_type_hints(Trainer)["precision"])[0])
-    return [
+    found = [
         *([named(group, option) for option in options(group)] for group in ("model", "network", "likelihood")),
         list(dict.fromkeys(map(words_of, options("dataset")))),
         [(f"trainer.precision={precision}",) for precision in precisions],
     ]
+    return [[words for words in axis if words != ("likelihood=table",)] for axis in found]  # of one data set alone
 
 
 def images(root: Path) -> None:
