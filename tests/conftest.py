@@ -138,6 +138,7 @@ def chosen_once() -> Iterator[None]:
     from vaelab.core.conf import CONF
 
     list_, merge = hydra.create_defaults_list, hydra.ConfigLoaderImpl._compose_config_from_defaults_list
+    search = hydra.ConfigLoaderImpl._process_config_searchpath
     lists: dict[Any, Any] = {}
     merged: dict[int, bytes | None] = {}  # by the id of a list's defaults, which are kept
 
@@ -165,7 +166,13 @@ def chosen_once() -> Iterator[None]:
     def look(self: Any, delegate: Any) -> None:
         self.delegate, self.cache = copy.copy(delegate), {}  # sources are replaced as a whole: no deep copy is needed
 
+    def process_config_searchpath(self: Any, config_name: Any, parsed_overrides: list[Any], repo: Any) -> None:
+        """Reads the whole of train.yaml for one key, which none of ours has."""
+        if any(override.get_key_element() == "hydra.searchpath" for override in parsed_overrides):
+            search(self, config_name, parsed_overrides, repo)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hydra.ConfigLoaderImpl, "_process_config_searchpath", process_config_searchpath)
         patch.setattr(CachingConfigRepository, "__init__", look)
         patch.setattr(hydra, "create_defaults_list", create_defaults_list)
         patch.setattr(hydra.ConfigLoaderImpl, "_compose_config_from_defaults_list", compose)

@@ -29,15 +29,14 @@ def started(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", [kind for kind in NEXT if kind != "metric"])
 def test_it_trains_resumes_and_is_looked_at(started, train, kind):
     started(kind)
-    done = train(f"{kind}=deep_mine", "report=true", "trainer.max_epochs=1", small=False)
+    more = [] if kind == "dataset" else ["dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96"]
+    done = train(f"{kind}=deep_mine", *more, "report=true", "trainer.max_epochs=1", small=False)
     assert done.code == 0, done.err
     assert (done.run / "report.html").is_file()
-    again = train(f"resume={done.run}", "trainer.max_epochs=2")
+    again = train(f"resume={done.run}", "trainer.max_epochs=2", "report=false")
     assert again.code == 0, again.err
-    assert main(["eval", f"run={done.run}", *QUICK]) == 0
+    assert main(["eval", f"run={done.run}", "sections=[likelihood]", *QUICK]) == 0
     assert main(["export", f"run={done.run}", "trust=true"]) == 0
-    swept = train("-m", f"{kind}=deep_mine", "seed=0,1", "trainer.max_epochs=1", "sweep.dir=swept", small=False)
-    assert swept.code == 0, swept.err
 
 
 @pytest.mark.slow

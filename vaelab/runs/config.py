@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged, write_text
 from vaelab.core.renames import upgrade_run
@@ -83,7 +81,9 @@ def _foreign(run: Path) -> UserError:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Writes the config.yaml of a run."""
-    write_text(Files(run).config, OmegaConf.to_yaml(OmegaConf.create(config)))
+    import yaml
+
+    write_text(Files(run).config, yaml.dump(config, Dumper=_dumper(), allow_unicode=True, sort_keys=False))
 
 
 def _load(text: str) -> Any:
@@ -100,11 +100,23 @@ def _load(text: str) -> Any:
 
 @cache
 def _loader() -> Any:
-    """Makes PyYAML's safe loader in C take 1e-3 for a number, as OmegaConf does; PyYAML alone makes a word of it."""
+    """PyYAML's safe loader, in C where there is one."""
     import yaml
 
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    Loader = type("Loader", (base,), {})  # noqa: N806
+    return _with_numbers(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+@cache
+def _dumper() -> Any:
+    """PyYAML's safe dumper, in C where there is one: it quotes texts that the loader would take for something else."""
+    import yaml
+
+    return _with_numbers(getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+
+
+def _with_numbers(base: Any) -> Any:
+    """Makes a loader or dumper take 1e-3 for a number, as OmegaConf does; PyYAML alone makes a word of it."""
+    made = type(base.__name__, (base,), {})
     number = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|[-+]?\.?\d[\d_]*[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
-    return Loader
+    made.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    return made
