@@ -269,3 +269,14 @@ def test_a_schedule_that_gives_no_number_is_refused(target):
     schedule = build({"_target_": target, "_partial_": True})
     with pytest.raises(UserError, match="it is no function that gives a number"):
         Anneal({"beta": schedule}).check(None)
+
+
+def test_a_runs_config_is_read_as_it_was_written(tmp_path):
+    from vaelab.runs import read_config, write_config
+
+    twice = [1, 2.5]
+    odd = ["1e-3", "1_000", "true", "null", "0x1f", "1:30", "~", "é", "a: b", "- c", "${x}", "", " ", "2026-11-27", "#"]
+    config = {"run": {"name": "x", "format": 2}, "model": {"a": twice, "b": twice, "c": {}}, "dataset": {"odd": odd}}
+    config |= {"trainer": {"lr": 1e-05, "big": 1e30, "none": None, "yes": True, "long": "word " * 60}}
+    write_config(tmp_path, config)
+    assert read_config(tmp_path) == config

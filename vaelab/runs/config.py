@@ -108,10 +108,16 @@ def _loader() -> Any:
 
 @cache
 def _dumper() -> Any:
-    """PyYAML's safe dumper, in C where there is one: it quotes texts that the loader would take for something else."""
+    """PyYAML's safe dumper, in C where there is one.
+
+    It quotes texts that the loader would take for something else, and writes what stands in two places twice: aliases
+    are refused by the reader.
+    """
     import yaml
 
-    return _with_numbers(getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    made = _with_numbers(getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    made.ignore_aliases = lambda self, data: True
+    return made
 
 
 def _with_numbers(base: Any) -> Any:
