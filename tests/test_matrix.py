@@ -45,11 +45,16 @@ def words_of(dataset: str) -> tuple[str, ...]:
     return "dataset=fake", "dataset.size=100", shape, *(["dataset.classes=null"] if "no labels" in text else [])
 
 
+def of_their_own(group: str) -> list[str]:
+    """Options that are more than other values for another option of the group, as resnet is for conv."""
+    return [name for name in options(group) if "_target_: " in (CONF / group / f"{name}.yaml").read_text()]
+
+
 def axes() -> list[list[tuple[str, ...]]]:
     """What there is to choose from, as words of the command line."""
     precisions = get_args(get_args(get_type_hints(Trainer)["precision"])[0])
     found = [
-        *([named(group, option) for option in options(group)] for group in ("model", "network", "likelihood")),
+        *([named(group, option) for option in of_their_own(group)] for group in ("model", "network", "likelihood")),
         list(dict.fromkeys(map(words_of, options("dataset")))),
         [(f"trainer.precision={precision}",) for precision in precisions],
     ]

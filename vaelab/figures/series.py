@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from vaelab.core.metrics import TRAINING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rows = Sequence[Mapping[str, float]]
 """Rows of metrics.csv: the filled cells of each, by name."""

@@ -74,7 +74,7 @@ def correlations(names: Sequence[str], real: np.ndarray, generated: np.ndarray) 
     matrices = [correlation(x) for x in (real, generated)]
     gap = np.abs(matrices[0] - matrices[1]).mean()
     side = min(9.0, max(3.2, 0.16 * len(names) + 1.2))
-    figure, panels = style.new(2 * side + 0.6, side + 0.5, 1, 2)
+    figure, panels = style.new(2 * side + 1.6, side + 1.4, 1, 2)
     picture: Any = None
     for axes, title, matrix in zip(panels, ("real", "generated"), matrices, strict=True):
         picture = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -82,7 +82,7 @@ def correlations(names: Sequence[str], real: np.ndarray, generated: np.ndarray) 
         ticks = range(0, len(names), max(1, len(names) // 40))
         axes.set_xticks(ticks, [_cut(names[i], 16) for i in ticks], rotation=90, fontsize=6)
         axes.set_yticks(ticks, [_cut(names[i], 16) for i in ticks] if title == "real" else [], fontsize=6)
-    figure.colorbar(picture, ax=list(panels), shrink=0.8)
+    figure.colorbar(picture, ax=list(panels), shrink=0.6).ax.tick_params(labelsize=7)
     figure.suptitle(f"Correlations of columns, which differ by {gap:.2f} on average", x=0.01, ha="left")
     return figure
 
