@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
 
+from tests.conftest import SMALL
 from vaelab.cli import main
 from vaelab.commands.new import NEXT
 
@@ -40,12 +42,13 @@ def test_it_trains_resumes_and_is_looked_at(started, train, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["hydra/launcher=joblib"], ["accelerator=ddp_cpu"]])
-def test_it_goes_with_every_launcher_and_in_several_processes(started, train, more):
+@pytest.mark.parametrize("more", [["-m", "seed=0,1", "hydra/launcher=joblib"], ["accelerator=ddp_cpu"]], ids=" ".join)
+def test_it_goes_with_every_launcher_and_in_several_processes(started, more):
     started("model")
-    sweeping = ["-m", "seed=0,1", "sweep.dir=swept"] if "launcher" in more[0] else []
-    done = train(*sweeping, "model=deep_mine", "trainer.max_epochs=1", *more)
-    assert done.code == 0, done.err
+    words = ["model=deep_mine", *SMALL, "trainer.max_epochs=1", *more]
+    words = [word for word in words if "ddp" not in more[0] or word != "trainer.accelerator=cpu"]
+    done = subprocess.run([sys.executable, "-m", "vaelab", "train", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_metric_is_measured_beside_the_others(started, train, capsys):
