@@ -131,6 +131,7 @@ def test_labels_come_with_the_data(data, names):
         (IMAGES, {"model": "vea"}, "did you mean vae"),
         (IMAGES, {"latent_dimm": 3}, "latent_dim"),
         (IMAGES, {"latent_dim": 0}, "model.latent_dim=0"),
+        (IMAGES, {"optimizer": {"lrr": 1}}, "did you mean optimizer.lr"),
         (IMAGES, {"seed": "a"}, "seed"),
         (IMAGES, {"batch_size": 0}, "dataset.batch_size=0"),
         (IMAGES, {"model": "ae", "beta": 3}, "beta"),
@@ -217,6 +218,10 @@ def test_a_key_is_found_by_its_last_name():
     known = ["seed", "model.beta", "model.size", "likelihood.size", "a.width", "b.width"]
     found = arguments.of_training({"beta": 1, "seed": 2, "size": 3, "b.width": 4}, known=known)
     assert found == ["model.beta=1", "seed=2", "model.size=3", "b.width=4"]
+    assert arguments.of_training({"schedule": {"beta": 1}, "model.beta": 2}, known=known) == [
+        "++schedule.beta=1",
+        "model.beta=2",
+    ]
     with pytest.raises(UserError, match=r"width: a\.width or b\.width\?"):
         arguments.of_training({"width": 1}, known=known)
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ class FileSplit:
     (antialiased). Transparency is dropped; of an animation the first frame is taken.
 
     files: [N] paths. labels: [N] int64 or None. size: (height, width). channels: 1 (grey) or 3 (RGB).
-    crop: side in pixels of the centred square that is cut out first, or None.
+    crop: side in pixels of the centred square that is cut out first, or None. bits: 8, or 16 of grey images, which are
+    read as uint16; 65535 is white.
     fixed: whether to refuse an image whose own size is not `size`, for users who asked for no resizing.
     """
 
@@ -76,11 +78,13 @@ class FileSplit:
         channels: int,
         crop: int | None = None,
         fixed: bool = False,
+        bits: Literal[8, 16] = 8,
     ):
+        self.bits: Literal[8, 16] = bits
         self.files, self.labels = files, labels
         self.size, self.channels, self.crop, self.fixed = size, channels, crop, fixed
         self.shape = (channels, *size)
-        self.nbytes = len(files) * channels * size[0] * size[1]
+        self.nbytes = len(files) * channels * size[0] * size[1] * bits // 8
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,7 +92,7 @@ class FileSplit:
     def subset(self, index: Tensor) -> FileSplit:
         files = [self.files[i] for i in index.tolist()]
         labels = None if self.labels is None else self.labels[index]
-        return FileSplit(files, labels, self.size, self.channels, self.crop, self.fixed)
+        return FileSplit(files, labels, self.size, self.channels, self.crop, self.fixed, self.bits)
 
     def to(self, device: torch.device) -> FileSplit:
         """Returns the split itself: files have no device, and a batch is decoded on the CPU."""
@@ -97,7 +101,7 @@ class FileSplit:
     def batch(self, index: Tensor) -> Batch:
         """Decodes a batch. Raises UserError, naming the file, if an image cannot be decoded or has another size."""
         rows = index.tolist()
-        images = np.empty((len(rows), *self.size, self.channels), dtype=np.uint8)
+        images = np.empty((len(rows), *self.size, self.channels), dtype=np.uint8 if self.bits == 8 else np.uint16)
 
         def decode(part: range) -> None:
             for i in part:
@@ -146,7 +150,7 @@ class FileSplit:
             )
 
     def _decode(self, file: str) -> np.ndarray:
-        """Decodes a file to [H, W, C] uint8."""
+        """Decodes a file to [H, W, C], uint8 or uint16."""
         try:
             with _opened(file) as image:
                 size = _upright_size(image)
@@ -160,14 +164,15 @@ class FileSplit:
         return array
 
     def _fit(self, image: Image.Image) -> np.ndarray:
-        image = _eight_bits(image, "L" if self.channels == 1 else "RGB")
+        image = _sixteen_bits(image) if self.bits == 16 else _eight_bits(image, "L" if self.channels == 1 else "RGB")
         height, width = self.size
         full_width, full_height = (self.crop, self.crop) if self.crop else image.size
         scale = min(full_width / width, full_height / height)
         image = _centre(image, round(scale * width), round(scale * height))
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(height, width, self.channels)
+        pixels = np.asarray(image).reshape(height, width, self.channels)
+        return pixels if self.bits == 8 else np.rint(pixels).astype(np.uint16)
 
 
 def image_size(file: str) -> tuple[int, int]:
@@ -190,7 +195,7 @@ def warn_if_dark(files: list[str], key: str) -> None:
     if 0 < most < 2**14:
         log.warning(
             "%s: images of 16 bits whose brightest value is %d (of %d files): white is 65535, so they come out nearly "
-            "black; write them anew with their values times %d",
+            "black, whatever dataset.bits is; write them anew with their values times %d",
             *(key, most, min(len(files), LOOKED_AT), 65535 // (2 ** most.bit_length() - 1)),
         )
 
@@ -281,6 +286,15 @@ def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels are 32 bits wide; save it with 8 or 16 bits")
     return image if image.mode == mode else image.convert(mode)
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """Converts an image to grey floats, 0 to 65535: PIL resizes no 16 bits."""
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32 bits wide; save it with 8 or 16 bits")
+    deep = image.mode.startswith("I;16")
+    values = np.asarray(image if deep else image.convert("L")).astype(np.float32)
+    return Image.fromarray(values if deep else values * 257)
 
 
 def _tail(file: str, size: int = 64) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from vaelab.datasets.splits import unit
 
 if TYPE_CHECKING:
     from vaelab.datasets.splits import Split
+
+
+Bits = Literal[8, 16]
 
 
 class Found(NamedTuple):
@@ -29,17 +32,17 @@ class Found(NamedTuple):
     labels: Tensor | None
 
 
-def read(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False) -> Tensor:
-    """Reads one image, [1, C, H, W] uint8, turned as its EXIF orientation says; grey or RGB as `shape` has it.
+def read(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False, bits: Bits = 8) -> Tensor:
+    """Reads one image, [1, C, H, W] uint8 or uint16, turned as its EXIF orientation says; grey or RGB as the model's.
 
     shape: (C, H, W) of the model. key: what the user knows the path as. resize: whether to cut an image of
-    another size to the aspect ratio and resize it, as dataset=folder does. Raises UserError, naming
-    the file, if it is missing or broken, or has another size.
+    another size to the aspect ratio and resize it, as dataset=folder does. bits: as `FileSplit` takes them. Raises
+    UserError, naming the file, if it is missing or broken, or has another size.
     """
     file = Path(path).expanduser()
     if file.is_dir():
         raise UserError(f"{key}={path}: this is a folder: name one image file in it")
-    return find(file, shape, key, resize).split.batch(torch.tensor([0])).images
+    return find(file, shape, key, resize, bits).split.batch(torch.tensor([0])).images
 
 
 def read_folder(
@@ -57,7 +60,7 @@ def read_folder(
     return names, split.batch(torch.arange(len(names))).images, classes, labels
 
 
-def find(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False) -> Found:
+def find(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool = False, bits: Bits = 8) -> Found:
     """Finds the image files of a folder or of its class folders, or one file, each checked but not decoded.
 
     The arguments are those of `read`. Raises UserError if there are none, or one is broken or has
@@ -69,7 +72,7 @@ def find(path: str | Path, shape: tuple[int, int, int], key: str, resize: bool =
     if not root.exists():
         raise UserError(f"{key}={path}: there is no such file or folder")
     files, classes, labels = _listed(root, key) if root.is_dir() else ([str(root)], None, None)
-    split = FileSplit(files, labels, (shape[1], shape[2]), shape[0])
+    split = FileSplit(files, labels, (shape[1], shape[2]), shape[0], bits=bits)
     split.verify()
     if not resize:
         _check_sizes(files, shape)

@@ -11,7 +11,7 @@ from vaelab.commands import answers, command
 from vaelab.core.conf import CONF
 from vaelab.core.errors import UserError
 
-BARE = re.compile(r"[A-Za-z_][\w./-]*|-?\d+(\.\d+)?(e-?\d+)?")
+BARE = re.compile(r"[A-Za-z_][\w./-]*")
 """Pattern of texts that Hydra takes without quotes."""
 WORDS = {"true", "false", "null", "nan", "inf"}
 """Texts that would mean something else without quotes."""
@@ -23,7 +23,7 @@ def written(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str | Path):
         text = str(value)
-        return text if re.match(r"[A-Za-z_]", text) and _bare(text) else command.as_text(text)
+        return text if BARE.fullmatch(text) and text.lower() not in WORDS else command.as_text(text)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a number of NumPy or torch
@@ -33,10 +33,6 @@ def written(value: Any) -> str:
     if isinstance(value, Sequence):
         return "[" + ",".join(written(item) for item in value) + "]"
     raise TypeError(f"a {type(value).__name__} cannot stand in a config: numbers, texts, lists and dicts can")
-
-
-def _bare(text: str) -> bool:
-    return BARE.fullmatch(text) is not None and text.lower() not in WORDS
 
 
 def of_command(given: Mapping[str, Any]) -> list[str]:
@@ -80,7 +76,7 @@ def of_training(
     for key, value in given.items():
         if key in groups:
             items = value.items() if isinstance(value, Mapping) else ()
-            chosen += [f"{key}.{inner}={write(item)}" for inner, item in items if inner != ""]
+            chosen += [f"{_place(f'{key}.{inner}', known)}={write(item)}" for inner, item in items if inner != ""]
         else:
             chosen.append(f"{_place(key, known)}={write(value)}")
     return chosen
@@ -95,9 +91,9 @@ def _option(value: Any) -> Any:
 
 
 def _place(key: str, known: Sequence[str]) -> str:
-    """Finds the whole name of a key: `lr` is optimizer.lr."""
+    """Finds the whole name of a key: `lr` is optimizer.lr. One below a section that is not there yet is added."""
     if key in known or "." in key:
-        return key
+        return key if key in known else f"++{key}"
     found = [name for name in known if name.endswith(f".{key}") and name.count(".") == 1]
     if len(found) > 1 and f"model.{key}" in found:
         return f"model.{key}"

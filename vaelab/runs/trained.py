@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,6 +85,11 @@ class Trained:
         """The columns of the table that the run is of; None for a run of anything else. Without reading the data."""
         schema = self.dataset.get("schema")
         return None if schema is None else columns_of(schema)
+
+    @property
+    def bits(self) -> Literal[8, 16]:
+        """Bits of grey levels that image files are read with, as the run's own were."""
+        return self.dataset.get("bits", 8)
 
     def split(self, name: str) -> Any:
         """Returns the train, val or test images. Raises UserError if there are none."""

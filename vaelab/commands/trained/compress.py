@@ -66,7 +66,7 @@ def job(config: Any) -> None:
     discrete = trained.model.layout.codes is not None
     if not discrete:
         bitsback.require(trained.model, trained.dataset["binarize"] != "none")
-    found = images.find(asked.input, trained.model.shape, "input", asked.resize)
+    found = images.find(asked.input, trained.model.shape, "input", asked.resize, trained.bits)
     labels = _needed(
         trained, asked.fitted, own_images.labels_of(found, trained, viewing.class_of(trained, asked.label))
     )

@@ -54,7 +54,7 @@ def job(config: Any) -> None:
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
     label = viewing.class_of(trained, asked.label)
     if trained.fields is None:
-        found = images.find(asked.input, trained.model.shape, "input", asked.resize)
+        found = images.find(asked.input, trained.model.shape, "input", asked.resize, trained.bits)
         labels = own_images.labels_of(found, trained, label)
     else:
         rows = own_tables.read(trained, asked.input, "input", label)

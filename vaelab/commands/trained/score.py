@@ -63,7 +63,7 @@ def job(config: Any) -> dict[str, Path]:
     if rows:
         found, labels = (table := own_tables.read(trained, asked.input, "input", label)).found, table.labels
     else:
-        found = images.find(asked.input, trained.model.shape, "input", asked.resize)
+        found = images.find(asked.input, trained.model.shape, "input", asked.resize, trained.bits)
         labels = own_images.labels_of(found, trained, label)
     given = labels if trained.model.conditional else None
     batches = _batches(trained, found, given)

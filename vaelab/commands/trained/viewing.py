@@ -161,7 +161,7 @@ def _from_file(trained: Trained, path: str, key: str, label: int | None, resize:
     model = trained.model
     if model.conditional and label is None:
         raise UserError(f"label: {type(model).__name__} has to know the class of {path}: give label=0 or another")
-    read = images.read(path, model.shape, key, resize).to(model.device)
+    read = images.read(path, model.shape, key, resize, trained.bits).to(model.device)
     x = images.as_model_sees(read, trained.pixel_range, trained.dataset["binarize"] != "none")
     return Chosen(x, None if label is None else torch.tensor([label], device=model.device), [Path(path).name])
 

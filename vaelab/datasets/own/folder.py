@@ -39,17 +39,21 @@ class Folder(ImageFiles):
         root/*.png
 
     root: the folder. size: a side in pixels, or [height, width]; None keeps the size that all
-    images share. channels: 1 (grey) or 3 (RGB). test_size: images set aside for testing where
-    there is no root/test: a count if 1 or more, a fraction below 1, in every class's proportion.
+    images share. channels: 1 (grey) or 3 (RGB). bits: 16 keeps the levels of grey images of 16 bits.
+    test_size: images set aside for testing where there is no root/test: a count if 1 or more, a
+    fraction below 1, in every class's proportion.
     """
 
     root: str
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None
     channels: Literal[1, 3]
     test_size: PositiveInt | ProperFraction
+    bits: Literal[8, 16] = 8
 
     def load(self) -> tuple[FileSplit, FileSplit]:
         """Lists the images. Raises UserError if there are too few, or one is broken or of another size."""
+        if self.bits == 16 and self.channels == 3:
+            raise UserError("dataset.bits=16: it is for grey images: add dataset.channels=1, or leave it out")
         train, test = self._listings
         warn_if_dark(train.files, f"dataset.root={self.root}")
         fixed = self.size is None
@@ -57,9 +61,13 @@ class Folder(ImageFiles):
             size = (self.size, self.size)
         else:
             size = (self.size[0], self.size[1]) if self.size else image_size(train.files[0])
-        whole = FileSplit(train.files, self._labels(train), size, self.channels, fixed=fixed)
-        if test:
-            return whole, FileSplit(test.files, self._labels(test), size, self.channels, fixed=fixed)
+        parts = [part for part in (train, test) if part]
+        whole, *tested = (
+            FileSplit(part.files, self._labels(part), size, self.channels, fixed=fixed, bits=self.bits)
+            for part in parts
+        )
+        if tested:
+            return whole, tested[0]
         remedy = "put test images into a folder `test`"
         count = count_aside(f"dataset.root={self.root}", len(whole), self.test_size, remedy)
         kept, aside = hold_out(train.labels, count)
