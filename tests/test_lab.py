@@ -243,6 +243,18 @@ def test_it_imports_no_more_than_it_uses(used, unused):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_folder_is_prepared_and_runs_are_listed(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(IMAGES[:30]):
+        Image.fromarray(image).save(tmp_path / f"photos/{i}.png")
+    run = trained(vaelab.prepare("photos", "photos.vaelab", channels=1))
+    assert run.config["dataset"]["root"] == "photos.vaelab"
+    assert [found.folder for found in vaelab.list_runs()] == [run.folder]
+    assert vaelab.new("metric", "mine_too")[0].is_file()
+
+
 def test_jobs_are_planned():
     rows = vaelab.plan(seed=[0, 1], max_epochs=1, plan={"steps": 0})
     assert len(rows) == 2

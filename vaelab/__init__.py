@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
-__all__ = ["Run", "bench", "compare", "doctor", "explain", "load", "open", "plan", "sweep", "train"]
+__all__ = [
+    "Run", "bench", "compare", "doctor", "explain", "list_runs", "load", "new", "open", "plan", "prepare", "sweep",
+    "train",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from vaelab.lab import Run, bench, compare, doctor, explain, plan, sweep, train
+    from vaelab.lab import Run, bench, compare, doctor, explain, list_runs, new, plan, prepare, sweep, train
     from vaelab.lab import open_run as open
     from vaelab.runs import load
 

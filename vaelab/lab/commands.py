@@ -88,6 +88,33 @@ def explain(topic: str | None = None, **options: Any) -> dict[str, Picture]:
     return {path.stem: Picture(path) for path in invoke("explain", {"topic": topic, **options})}
 
 
+def prepare(data: str | Path, out: str | Path, **options: Any) -> Path:
+    """Writes a data set into one file that training can read where it lies, as `vaelab data prepare` does.
+
+    data: a folder of images, or the name of a data set. out: the file. options: keys of the data set, `size=64` say.
+    """
+    from vaelab.commands import command
+    from vaelab.commands import data as preparing
+    from vaelab.lab import data as sources
+
+    words = arguments.of_training({**sources.options_of(data), **options, "out": out}, "data")
+    words = [command.quoted(word) for word in words]
+    command.invoke("data", lambda config: preparing.prepare(config, words), words)
+    return Path(out)
+
+
+def new(kind: str, name: str) -> list[Path]:
+    """Writes a start for a model, network, dataset or metric of your own, as `vaelab new` does. Returns the files."""
+    return invoke("new", {"kind": kind, "name": name})
+
+
+def list_runs(*folder: str | Path) -> list[Run]:
+    """Lists the runs at or below folders, in the order of their paths; those below ./outputs if none is named."""
+    from vaelab.runs.layout import OUTPUTS
+
+    return [Run(path) for path in runs.runs_below([Path(one) for one in folder] or [OUTPUTS])]
+
+
 def doctor(run: str | Path) -> str:
     """Says what may be wrong with a run, and what helps, as `vaelab doctor run=RUN` does."""
     from vaelab.commands.doctor import report
