@@ -283,3 +283,7 @@ def test_parts_stand_in_a_bare_loop():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 10
+
+
+def test_a_notebook_shows_the_message_of_a_refusal_alone():
+    assert UserError("model.beta=-1: no")._render_traceback_() == ["UserError: model.beta=-1: no"]

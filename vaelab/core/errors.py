@@ -7,8 +7,12 @@ class UserError(Exception):
     """Raised where something that the user asked for cannot be done.
 
     The message is one or two lines: the key or file, what is wrong, and the remedy. The command
-    line prints it without a traceback and exits with code 2.
+    line prints it without a traceback and exits with code 2, and a notebook shows it alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """Returns the lines that IPython shows in the place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class DivergenceError(RuntimeError):
