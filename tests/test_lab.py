@@ -203,6 +203,21 @@ def test_rows_of_a_table_go_in_and_come_out(tmp_path):
         run.encode(np.zeros((3, 4)))
 
 
+class Frame:
+    """What is taken for a data frame of pandas."""
+
+    iloc = None
+
+    def to_csv(self, index):
+        return "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("beside", [{"labels": [0]}, {"test": Frame()}])
+def test_a_data_frame_takes_no_arrays_beside_it(beside):
+    with pytest.raises(UserError, match="of a data frame, label= names the column"):
+        trained(Frame(), **beside)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

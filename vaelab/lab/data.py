@@ -31,6 +31,11 @@ def options_of(data: Any, labels: Any = None, test: Any = None) -> dict[str, Any
             raise UserError("labels=, test=: they are for arrays: of a file or a folder, leave them out")
         return _named(data)
     if hasattr(data, "to_csv") and hasattr(data, "iloc"):  # a data frame of pandas
+        if labels is not None or test is not None:
+            raise UserError(
+                "labels=, test=: they are for arrays: of a data frame, label= names the column of the classes, and "
+                "test_size= says how much is set aside"
+            )
         return {"dataset": "table", "dataset.root": _keep_table(data)}
     arrays = _parts(data, "")
     if labels is not None:
