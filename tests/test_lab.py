@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import vaelab
 from vaelab.core.errors import UserError
-from vaelab.lab import arguments
+from vaelab.lab import arguments, data
 
 QUICK = {"max_epochs": 1, "report": False, "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 RANDOM = np.random.default_rng(0)
@@ -216,6 +217,12 @@ class Frame:
 def test_a_data_frame_takes_no_arrays_beside_it(beside):
     with pytest.raises(UserError, match="of a data frame, label= names the column"):
         trained(Frame(), **beside)
+
+
+def test_pictures_with_a_palette_are_of_their_colours():
+    colours = [Image.fromarray(np.full((8, 8, 3), (i, 255 - i, 0), np.uint8)) for i in range(20)]
+    kept = data.options_of([picture.quantize(4) for picture in colours])
+    assert np.array_equal(np.load(kept["dataset.root"]), np.stack([np.asarray(picture) for picture in colours]))
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,8 @@ def _numbers(values: Any, what: str) -> np.ndarray:
     """Makes an array of numbers of a tensor, a picture or lists. Raises UserError for anything else."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+    if getattr(values, "mode", None) == "P":  # a picture of PIL that holds places in its palette, not colours
+        values = values.convert("RGB")
     if isinstance(values, str | bytes):
         raise UserError(f"{what} is a text, {values[:40]!r}: numbers or pictures are wanted")
     try:
