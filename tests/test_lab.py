@@ -127,6 +127,7 @@ def test_labels_come_with_the_data(data, names):
         (Hub([]), {}, "data: it is empty"),
         (3, {}, "a int cannot be trained on"),
         ({"y": IMAGES}, {}, "name one of them x"),
+        ({"x": IMAGES, "label": np.zeros(96)}, {}, "holds label: known are x, labels"),
         ("nowhere/photos", {}, "no folder of images"),
         (IMAGES, {"labels": [1, 2]}, r"labels: \[2\] for 96 examples"),
         (IMAGES, {"model": "vea"}, "did you mean vae"),

@@ -17,6 +17,8 @@ FOLDER = OUTPUTS / "arrays"
 """Folder of the files that data from Python are kept in, one for each content."""
 BY_SUFFIX = {".npy": "arrays", ".npz": "arrays", ".csv": "table", ".parquet": "table", ".vaelab": "prepared"}
 """Data sets that read a file of such a suffix."""
+NAMES = ("x", "labels", "factors", "class_names", "test_x", "test_labels", "test_factors")
+"""Names of arrays that are trained on together."""
 IMAGES, LABELS = ("image", "img", "x", "pixel_values"), ("label", "labels", "y", "target", "fine_label")
 """Names by which a data set of mappings is known to hold images, and labels."""
 
@@ -65,6 +67,8 @@ def _parts(data: Any, of: str) -> dict[str, np.ndarray]:
     if isinstance(data, Mapping):
         if "x" not in data:
             raise UserError(f"{of}data: it holds {', '.join(map(str, data)) or 'nothing'}: name one of them x")
+        if unknown := [str(name) for name in data if name not in NAMES]:
+            raise UserError(f"{of}data: it holds {', '.join(unknown)}: known are {', '.join(NAMES)}")
         x = _numbers(data["x"], f"{of}data: x")
         others = {name: _numbers(values, f"{of}data: {name}") for name, values in data.items() if name != "x"}
         return {"x": x, **others}
