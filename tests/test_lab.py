@@ -226,6 +226,14 @@ def test_pictures_with_a_palette_are_of_their_colours():
     assert np.array_equal(np.load(kept["dataset.root"]), np.stack([np.asarray(picture) for picture in colours]))
 
 
+def test_names_may_stand_in_an_array_of_objects():
+    names = np.array(["a", "b", "c"])[LABELS]
+    kept = data.options_of(IMAGES, names.astype(object))
+    assert kept == data.options_of(IMAGES, names)
+    with pytest.raises(UserError, match="labels is a ndarray"):
+        data.options_of(IMAGES, np.array([None, *names[1:]], dtype=object))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -167,6 +167,9 @@ def _numbers(values: Any, what: str) -> np.ndarray:
 
 
 def _labels(labels: Any, count: int, what: str) -> np.ndarray:
+    array = np.asarray(labels) if getattr(labels, "dtype", None) is not None and not hasattr(labels, "detach") else None
+    if array is not None and array.dtype.kind in "OT" and all(isinstance(name, str) for name in array.flat):
+        labels = array.astype(str)  # names in an array of objects, or in a column of a data frame
     array = _numbers(labels, what)
     if array.shape != (count,):
         raise UserError(f"{what}: {list(array.shape)} for {count:,} examples: give one for each")
