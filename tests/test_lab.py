@@ -125,6 +125,7 @@ def test_labels_come_with_the_data(data, names):
         ([[1, 2], [3]], {}, "no array"),
         (Hub([{"image": "a text"}]), {}, "data: item 0 is a text"),
         (Hub([]), {}, "data: it is empty"),
+        ([(IMAGES[0], 1), (IMAGES[1], None)], {}, "item 1 has no label, and others have one"),
         (3, {}, "a int cannot be trained on"),
         ({"y": IMAGES}, {}, "name one of them x"),
         ({"x": IMAGES, "label": np.zeros(96)}, {}, "holds label: known are x, labels"),

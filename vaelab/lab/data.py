@@ -108,7 +108,10 @@ def _gathered(data: Any, of: str) -> dict[str, np.ndarray]:
         raise UserError(f"{of}data: it is empty")
     parts = {"x": np.stack(xs)}
     known = [label for label in labels if label is not None]
-    if len(known) == len(xs):
+    if known and len(known) < len(xs):
+        first = next(i for i, label in enumerate(labels) if label is None)
+        raise UserError(f"{of}data: item {first} has no label, and others have one: give one to each, or to none")
+    if known:
         parts["labels"] = np.array(known)
         if of_classes := _class_names(data, names):
             parts["class_names"] = np.array(of_classes)
