@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import vaelab
 from vaelab.core.errors import UserError
@@ -127,6 +127,7 @@ def test_labels_come_with_the_data(data, names):
         (Hub([]), {}, "data: it is empty"),
         ([(IMAGES[0], 1), (IMAGES[1], None)], {}, "item 1 has no label, and others have one"),
         (3, {}, "a int cannot be trained on"),
+        (DataLoader(TensorDataset(torch.zeros(8, 1, 8, 8))), {}, r"gives batches: give its data set, loader\.dataset"),
         ({"y": IMAGES}, {}, "name one of them x"),
         ({"x": IMAGES, "label": np.zeros(96)}, {}, "holds label: known are x, labels"),
         ("nowhere/photos", {}, "no folder of images"),

@@ -78,6 +78,8 @@ def _parts(data: Any, of: str) -> dict[str, np.ndarray]:
     of_numbers = isinstance(data, list) and data and isinstance(data[0], list | int | float)
     if hasattr(data, "__array__") or of_numbers:
         return {"x": _numbers(data, f"{of}data")}
+    if hasattr(data, "collate_fn") and hasattr(data, "dataset"):
+        raise UserError(f"{of}data: a {type(data).__name__} gives batches: give its data set, loader.dataset")
     if not hasattr(data, "__getitem__") and not isinstance(data, Iterable):
         raise UserError(f"{of}data: a {type(data).__name__} cannot be trained on: give arrays, a Dataset or a folder")
     return _gathered(data, of)
