@@ -132,6 +132,7 @@ def test_labels_come_with_the_data(data, names):
         ({"x": IMAGES, "label": np.zeros(96)}, {}, "holds label: known are x, labels"),
         ("nowhere/photos", {}, "no folder of images"),
         (IMAGES, {"labels": [1, 2]}, r"labels: \[2\] for 96 examples"),
+        (IMAGES, {"test": IMAGES[:5] / np.float32(255)}, "test_x is float32 beside x, uint8"),
         (IMAGES, {"model": "vea"}, "did you mean vae"),
         (IMAGES, {"latent_dimm": 3}, "latent_dim"),
         (IMAGES, {"latent_dim": 0}, "model.latent_dim=0"),

@@ -140,6 +140,10 @@ class Arrays(ImageData):
         if "test_x" in arrays and arrays["test_x"].shape[1:] != x.shape[1:]:
             shapes = f"{list(arrays['test_x'].shape)} beside x, {list(x.shape)}"
             raise self._error(f"test_x is {shapes}", "make them alike but for their first axis")
+        if "test_x" in arrays and {x.dtype, arrays["test_x"].dtype} & set(KEPT) and x.dtype != arrays["test_x"].dtype:
+            raise self._error(
+                f"test_x is {arrays['test_x'].dtype} beside x, {x.dtype}", "make them of one type: white is one value"
+            )
         for name, of in (("labels", "x"), ("factors", "x"), ("test_labels", "test_x"), ("test_factors", "test_x")):
             if name not in arrays:
                 if name.startswith("test_") and of in arrays and name.removeprefix("test_") in arrays:
