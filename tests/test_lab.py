@@ -134,6 +134,8 @@ def test_labels_come_with_the_data(data, names):
         (IMAGES, {"labels": [1, 2]}, r"labels: \[2\] for 96 examples"),
         (IMAGES, {"test": IMAGES[:5] / np.float32(255)}, "test_x is float32 beside x, uint8"),
         (IMAGES, {"model": "vea"}, "did you mean vae"),
+        (IMAGES, {"schedule": 4}, "schedule=4: it takes the name of an option"),
+        (IMAGES, {"optimizer": torch.optim.Adam}, "optimizer=<class .*: it takes the name of an option"),
         (IMAGES, {"latent_dimm": 3}, "latent_dim"),
         (IMAGES, {"latent_dim": 0}, "model.latent_dim=0"),
         (IMAGES, {"optimizer": {"lrr": 1}}, "did you mean optimizer.lr"),

@@ -68,6 +68,12 @@ def of_training(
     """
     groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
     write = _choices if sweeping else written
+    for key, value in given.items():
+        for option in value if sweeping and isinstance(value, list) else [value]:
+            if key in groups and not isinstance(option, str | Mapping | Sequence | None):
+                raise UserError(f"{key}={option!r:.60}: it takes the name of an option, a mapping of its keys, or both")
+        if sweeping and isinstance(value, list) and not value:
+            raise UserError(f"{key}=[]: a sweep needs values")
     options = {key: _option(value) for key, value in given.items() if key in groups}
     chosen = [f"{key}={write(option)}" for key, option in options.items() if option is not None]
     if known is None:
