@@ -240,6 +240,20 @@ def test_names_may_stand_in_an_array_of_objects():
 
 
 @pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (IMAGES[:2].astype(np.float32), "and floats are from 0, black, to 1, white"),
+        (IMAGES[:2].astype(np.int64), "and floats are from 0, black, to 1, white"),
+        (np.full((2, 8, 8), np.nan), "NaN or infinite"),
+    ],
+)
+def test_pixels_out_of_range_are_refused_by_a_trained_run(x, said):
+    run = trained(latent_dim=2)
+    with pytest.raises(UserError, match=said):
+        run.encode(x)
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (True, "true"), (None, "null"), (0.1, "0.1"), (np.int64(3), "3"), ("conv", "conv"), ("true", "'true'"),

@@ -14,7 +14,7 @@ from vaelab.commands.trained import own_tables
 from vaelab.core.errors import UserError
 from vaelab.core.randomness import seeded
 from vaelab.datasets.own import table_file
-from vaelab.datasets.own.arrays import ArraySplit
+from vaelab.datasets.own.arrays import KEPT, ArraySplit
 from vaelab.datasets.own.table import cells_to_rows
 from vaelab.datasets.splits import unit
 from vaelab.inference import coding
@@ -38,19 +38,36 @@ def as_model_sees(trained: Trained, x: Any) -> Tensor:
         rows = cells_to_rows(trained.fields, _cells(trained.fields, x), "x", masked)
         return torch.from_numpy(rows)[:, None, None]
     values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
-    values = values.astype(np.float32) if values.dtype.kind == "f" else values
     config, model = trained.dataset, trained.model
+    kind = values.dtype.kind
+    unknown = (
+        kind in "bui" and values.dtype not in KEPT and config.get("value_range") is None
+    )  # white is none of theirs
+    values = values.astype(np.float32) if kind == "f" or unknown else values
     for layout in (config.get("layout"), *LAYOUTS):
         if layout is None or len(layout) != values.ndim or values.dtype.kind not in "buif" or not len(values):
             continue
         split = ArraySplit(values, layout, config.get("value_range"))
         if split.shape == model.shape:
             images = unit(split.batch(torch.arange(len(split))).images)
+            _check(images, config)
             images = (images > 0.5).float() if config["binarize"] != "none" else images
             low, high = trained.pixel_range
             return images.mul_(high - low).add_(low)
     shape = ", ".join(map(str, model.shape))
     raise UserError(f"x: {values.dtype} {list(values.shape)}, and the model takes numbers, [N, {shape}]")
+
+
+def _check(images: Tensor, config: Mapping[str, Any]) -> None:
+    """Raises UserError for values that are no number, or where white is 1, no brightness."""
+    if not (torch.isfinite(images) | (images.isnan() & (config.get("missing") == "mask"))).all():
+        raise UserError("x: it has a value that is NaN or infinite")
+    low, high = images.nan_to_num(0.5).aminmax()
+    if config.get("value_range") is None and (low < 0 or high > 1):
+        raise UserError(
+            f"x: its values go from {low:.6g} to {high:.6g}, and floats are from 0, black, to 1, white\n"
+            "bytes may be given as uint8: x.astype(numpy.uint8), x.to(torch.uint8)"
+        )
 
 
 def _cells(fields: Sequence[Column], x: Any) -> dict[str, np.ndarray]:
