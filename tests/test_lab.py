@@ -253,6 +253,17 @@ def test_pixels_out_of_range_are_refused_by_a_trained_run(x, said):
         run.encode(x)
 
 
+def test_codes_and_numbers_of_samples_that_cannot_be_are_refused():
+    run = trained(model="vqvae", num_embeddings=8)
+    codes = run.encode(IMAGES[:2])
+    for wrong in (codes + 8, codes - 8, codes.float()):
+        with pytest.raises(UserError, match="whole numbers from 0 to 7"):
+            run.decode(wrong)
+    for wrong in (0, -1, "x", 2.5):
+        with pytest.raises(UserError, match="1 or more"):
+            run.sample(wrong)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -155,6 +155,9 @@ class Run:
         if given.shape[1:] != self.model.layout.shape:
             shape = ", ".join(map(str, self.model.layout.shape))
             raise UserError(f"codes: {list(given.shape)}, and the model's are [N, {shape}]")
+        size = self.model.layout.codes
+        if size and (given.is_floating_point() or (given.numel() and not 0 <= given.min() <= given.max() < size)):
+            raise UserError(f"codes: the model's are whole numbers from 0 to {size - 1}")
         labels = examples.labels_of(self.trained, labels, len(given))
         return examples.decoded(self.trained, given, labels)
 
@@ -183,6 +186,8 @@ class Run:
         from vaelab.inference import coding
         from vaelab.lab import examples
 
+        if not isinstance(n, int) or n < 1:
+            raise UserError(f"n={n!r}: a number of samples, 1 or more, is wanted")
         model = self.model
         model.require_prior().check_sampling(temperature, top_k, type(model).__name__)
         in_turn = label is None and model.by_class
