@@ -94,6 +94,18 @@ def test_what_does_not_fit_is_said_with_its_sizes(encoder, decoder, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        ("ownnet.Encoder", "network.encoder: 'ownnet.Encoder' is no module, nor a class or a function"),
+        (lambda shape: None, "network.encoder: what makes it gives a NoneType"),
+    ],
+)
+def test_what_makes_no_module_is_refused(encoder, said):
+    with pytest.raises(UserError, match=said):
+        Modules(encoder, Decoder).encoder((1, 8, 8), 6)
+
+
 def test_a_feature_map_is_quantised():
     network = Modules(Mapping, lambda inputs: nn.ConvTranspose2d(inputs, 1, 2, stride=2))
     assert network.map_size((1, 8, 6)) == (4, 3)

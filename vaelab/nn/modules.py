@@ -63,7 +63,7 @@ class Modules:
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
         seen = (shape[0] + context, *shape[1:])
-        body = _make(self._encoder, shape=seen, outputs=outputs)
+        body = _make("encoder", self._encoder, shape=seen, outputs=outputs)
         made = _tried("encoder", body, seen)
         if made.flatten(1).shape != (EXAMPLES, outputs):
             raise UserError(
@@ -86,7 +86,7 @@ class Modules:
         return self._decoding((channels, *self.map_size(shape)), shape, channels)
 
     def _mapped(self, shape: Shape, channels: int) -> tuple[nn.Module, torch.Size]:
-        body = _make(self._encoder, shape=shape, outputs=channels)
+        body = _make("encoder", self._encoder, shape=shape, outputs=channels)
         made = _tried("encoder", body, shape)
         if made.ndim != 4:
             raise UserError(
@@ -95,7 +95,7 @@ class Modules:
         return body, made.shape[2:]
 
     def _decoding(self, latents: tuple[int, ...], shape: Shape, inputs: int) -> Decoder:
-        body = _make(self._decoder, inputs=inputs, shape=shape)
+        body = _make("decoder", self._decoder, inputs=inputs, shape=shape)
         made = _tried("decoder", body, latents)
         if made[0].numel() != torch.Size(shape).numel():
             raise UserError(f"network.decoder: {_sizes(body, latents, made)}, and it must give {list(shape)} of each")
@@ -110,10 +110,9 @@ class Decoding(Decoder):
         pass
 
 
-def _make(maker: Maker, **sizes: Any) -> nn.Module:
+def _make(role: str, maker: Maker, **sizes: Any) -> nn.Module:
     """Makes a module, which is told those of the sizes that its constructor has arguments for."""
     if isinstance(maker, functools.partial) and maker.func is Given:
-        role = maker.keywords["role"]
         if role not in _given.get():
             raise UserError(
                 f"network.{role}: it was given in Python, as an object, and is in no file\n"
@@ -122,12 +121,17 @@ def _make(maker: Maker, **sizes: Any) -> nn.Module:
         maker = _given.get()[role]
     if isinstance(maker, nn.Module):
         return copy.deepcopy(maker)
+    if not callable(maker):
+        raise UserError(f"network.{role}: {maker!r:.60} is no module, nor a class or a function that makes one")
     set_already = maker.keywords if isinstance(maker, functools.partial) else {}
     try:
         known = inspect.signature(maker).parameters
     except ValueError:
         known = {}
-    return maker(**{name: size for name, size in sizes.items() if name in known and name not in set_already})
+    made = maker(**{name: size for name, size in sizes.items() if name in known and name not in set_already})
+    if not isinstance(made, nn.Module):
+        raise UserError(f"network.{role}: what makes it gives a {type(made).__name__}: a module of torch is wanted")
+    return made
 
 
 @torch.no_grad()
