@@ -170,7 +170,7 @@ def test_a_parquet_file_is_the_same_table(tmp_path):
         ("id,b\n" + "".join(f"p{i},{i}\n" for i in range(40)), [], ["column id holds 40 different texts", "id: none"]),
         (CSV, ["dataset.columns={aeg: poisson}"], ["dataset.columns.aeg", "it has age, smoker"]),
         (CSV, ["dataset.columns={age: poisson}"], ["dataset.columns.age=poisson", "whole numbers"]),
-        (CSV, ["dataset.columns={colour: gaussian}"], ["dataset.columns.colour=gaussian", "texts"]),
+        (CSV, ["dataset.columns={colour: gaussian}"], ["dataset.columns.colour=gaussian", "such as '"]),
         (CSV, ["dataset.columns={colour: bernoulli}"], ["dataset.columns.colour=bernoulli", "3 different"]),
         (CSV, ["dataset.label=town"], ["dataset.label=town", "it has age"]),
         (CSV.replace(",Rome", ",", 1), ["dataset.label=city"], ["dataset.label=city", "row 1"]),

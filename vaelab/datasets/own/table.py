@@ -144,7 +144,7 @@ class Table(ImageData):
                 values = [f"not {values[0]}", *values]
             return Column(name, kind, values=tuple(values))
         if known.dtype.kind != "f":
-            raise UserError(f"dataset.columns.{name}={kind}: it holds texts, such as {known[0]!r}")
+            raise UserError(f"dataset.columns.{name}={kind}: it holds texts, such as {str(known[0])!r}")
         if not np.isfinite(known).all():
             raise UserError(f"{self._source}: column {name} has infinite values: remove them")
         if kind in COUNTS and ((known < 0) | (known != known.round())).any():
