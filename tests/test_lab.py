@@ -136,6 +136,7 @@ def test_labels_come_with_the_data(data, names):
         (IMAGES, {"model": "vea"}, "did you mean vae"),
         (IMAGES, {"schedule": 4}, "schedule=4: it takes the name of an option"),
         (IMAGES, {"optimizer": torch.optim.Adam}, "optimizer=<class .*: it takes the name of an option"),
+        (IMAGES, {"latent_dim": nn.Linear(2, 3)}, r"Linear\(in_features=2.* cannot stand in a config"),
         (IMAGES, {"latent_dimm": 3}, "latent_dim"),
         (IMAGES, {"latent_dim": 0}, "model.latent_dim=0"),
         (IMAGES, {"optimizer": {"lrr": 1}}, "did you mean optimizer.lr"),

@@ -18,7 +18,7 @@ WORDS = {"true", "false", "null", "nan", "inf"}
 
 
 def written(value: Any) -> str:
-    """Writes a value in Hydra's grammar. Raises TypeError for one that a config cannot hold."""
+    """Writes a value in Hydra's grammar. Raises UserError for one that a config cannot hold."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str | Path):
@@ -32,7 +32,8 @@ def written(value: Any) -> str:
         return repr(value)
     if isinstance(value, Sequence):
         return "[" + ",".join(written(item) for item in value) + "]"
-    raise TypeError(f"a {type(value).__name__} cannot stand in a config: numbers, texts, lists and dicts can")
+    what = f"{value!r:.60}".replace("\n", " ")
+    raise UserError(f"{what} cannot stand in a config: numbers, texts, lists and dicts can")
 
 
 def of_command(given: Mapping[str, Any]) -> list[str]:
