@@ -265,6 +265,13 @@ def test_codes_and_numbers_of_samples_that_cannot_be_are_refused():
             run.sample(wrong)
 
 
+def test_keys_of_the_data_may_stand_in_a_mapping():
+    run = trained("fake", dataset={"val_size": 0.25})
+    assert run.config["dataset"]["_target_"].endswith("Fake")
+    assert run.config["dataset"]["val_size"] == 0.25
+    assert trained(dataset={"val_size": 0.25}).config["dataset"]["root"].startswith("outputs/arrays")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

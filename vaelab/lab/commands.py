@@ -37,7 +37,7 @@ def sweep(data: Any = "digits", *, out: str | Path | None = None, **options: Any
     from vaelab.commands import train as trainings
     from vaelab.lab import data as sources
 
-    words = arguments.of_training(sources.options_of(data) | options, sweeping=True)
+    words = arguments.of_training(sources.with_options(sources.options_of(data), options), sweeping=True)
     folder, failed = trainings.swept([*words, *arguments.of_command({"sweep.dir": out})])
     if failed:
         raise RuntimeError(f"{folder}: jobs have failed: {', '.join(failed)}")
@@ -64,7 +64,7 @@ def plan(data: Any = "digits", **options: Any) -> Table:
     from vaelab.commands import plan as planning
     from vaelab.lab import data as sources
 
-    words = arguments.of_training(sources.options_of(data) | options, "plan", sweeping=True)
+    words = arguments.of_training(sources.with_options(sources.options_of(data), options), "plan", sweeping=True)
     return Table(command.invoke("plan", planning.job, ["-m", *words]))
 
 
@@ -77,7 +77,9 @@ def bench(data: Any = "digits", **options: Any) -> dict[str, Any]:
     from vaelab.commands import command
     from vaelab.lab import data as sources
 
-    return command.invoke("bench", benching.job, arguments.of_training(sources.options_of(data) | options, "bench"))
+    return command.invoke(
+        "bench", benching.job, arguments.of_training(sources.with_options(sources.options_of(data), options), "bench")
+    )
 
 
 def explain(topic: str | None = None, **options: Any) -> dict[str, Picture]:

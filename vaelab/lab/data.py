@@ -47,6 +47,13 @@ def options_of(data: Any, labels: Any = None, test: Any = None) -> dict[str, Any
     return {"dataset": "arrays", "dataset.root": _keep(arrays)}
 
 
+def with_options(found: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins what `options_of` has found with a user's options, of which `dataset` may be a mapping of further keys."""
+    keys = options.get("dataset")
+    named = {"dataset": {"": found["dataset"], **keys}} if isinstance(keys, Mapping) else {}
+    return found | options | named
+
+
 def _named(data: str | Path) -> dict[str, Any]:
     path = Path(data).expanduser()
     if path.is_dir():

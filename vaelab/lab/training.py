@@ -44,7 +44,7 @@ def train(
     """
     from vaelab.lab import data as sources
 
-    given = sources.options_of(data, labels, test) | {"model": model} | options
+    given = sources.with_options(sources.options_of(data, labels, test), {"model": model} | options)
     parts = {name: part for name, part in {"encoder": encoder, "decoder": decoder}.items() if part is not None}
     with _handed_over(parts) as words:
         words = [*arguments.of_training(given), *words, *arguments.of_command({"run.dir": out})]
