@@ -272,6 +272,16 @@ def test_keys_of_the_data_may_stand_in_a_mapping():
     assert trained(dataset={"val_size": 0.25}).config["dataset"]["root"].startswith("outputs/arrays")
 
 
+def test_truth_values_of_a_data_frame_are_read_as_its_file_has_them(tmp_path):
+    height, there = RANDOM.normal(170, 10, 80), RANDOM.random(80) > 0.5
+    lines = ["height,there", *(f"{h:.2f},{t}" for h, t in zip(height, there, strict=True))]
+    (tmp_path / "people.csv").write_text("\n".join(lines))
+    run = trained("people.csv", likelihood="table", latent_dim=2)
+    columns = {"height": height, "there": there}
+    assert torch.allclose(run.encode(columns), run.encode({"height": height, "there": there.astype(str)}))
+    assert len(run.reconstruct(columns)) == 80
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -86,11 +86,13 @@ def _cells(fields: Sequence[Column], x: Any) -> dict[str, np.ndarray]:
             raise UserError(f"x: {list(values.shape)}, and the run is of {len(fields)} columns: {names}")
         x = {field.name: values[:, i] for i, field in enumerate(fields)}
     columns = {str(name): np.asarray(values) for name, values in x.items()}
-    return {name: _column(values) for name, values in columns.items()}
+    texts = {field.name for field in fields if field.kind == "categorical"}
+    return {name: _column(values, name in texts) for name, values in columns.items()}
 
 
-def _column(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind in "buif":
+def _column(values: np.ndarray, texts: bool) -> np.ndarray:
+    """Returns a column's cells. texts: the truth values of a data frame stand as True and False in its CSV file."""
+    if values.dtype.kind in "buif" and not (texts and values.dtype.kind == "b"):
         return values.astype(np.float64)
     return np.array(["" if value is None or value != value else str(value) for value in values.tolist()])
 
