@@ -53,6 +53,15 @@ def test_an_error_in_it_shows_its_own_lines_alone(train, mine):
     assert (swept.code, "mine.py" in swept.err, "loop.py" in swept.err) == (1, True, False)
 
 
+def test_an_option_that_is_no_yaml_is_named(train, mine, tmp_path):
+    mine()
+    (tmp_path / "conf/model/mine.yaml").write_text("defaults: [beta, _self_]\nbeta: [\n")
+    done = train("model=mine")
+    assert done.code == 2
+    assert "conf/model/mine.yaml, line 3: no YAML" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_an_error_while_it_is_imported_names_its_line(train, mine):
     mine("+")
     done = train("model=mine")

@@ -189,6 +189,9 @@ def invoke(name: str, task: Callable[[Any], Any], arguments: list[str]) -> Any:
     except ValueError as error:
         raise error if error in failures else UserError(str(error)) from error  # an error of Hydra's, about its flags
     except Exception as error:
+        place = getattr(error, "problem_mark", None)  # of YAML
+        if error not in failures and place is not None:
+            raise UserError(f"{place.name}, line {place.line + 1}: no YAML: {getattr(error, 'problem', '')}") from error
         if error in failures or not answers.raised_by_hydra(error):
             raise
         text = answers.message(error, name, arguments)
