@@ -24,7 +24,8 @@ def commands() -> list[tuple[str, str]]:
     """(page, command) for each `vaelab …` line of a code block, with continuation lines joined."""
     found = []
     for page in PAGES:
-        for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.S):
+        blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", page.read_text(), re.S | re.M)
+        for block in (text for language, text in blocks if language in ("", "bash", "sh", "console")):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.strip().removeprefix("$ ").partition("  #")[0].strip()
                 if line.startswith(tuple(f"vaelab {command}" for command in COMMANDS)):
@@ -65,6 +66,10 @@ def test_every_documented_command_composes(page, command, monkeypatch, capsys, t
     words = [re.sub(r"=(?:tag\(\w+, *)?(?:interval|range)\(([^,]*),.*", r"=\1", w) for w in words]
     single = [re.sub(r"=([^\[{(]*?),.*", r"=\1", w) for w in words]
     assert main([*single, "--cfg", "job"]) == 0, capsys.readouterr().err
+
+
+def test_documented_evaluations_name_their_run():
+    assert not [at for at in commands() if at[1].startswith("vaelab eval") and "run=" not in at[1]]
 
 
 @pytest.mark.parametrize("word", COMMANDS)
