@@ -61,6 +61,7 @@ def test_another_process_opens_it_resumes_it_and_evaluates_it():
     first = trained()
     run = vaelab.open("last")
     assert run.folder.samefile(first.folder)
+    assert vaelab.open(first).folder == first.folder
     assert run.resume(max_epochs=2).summary["epochs"] == 2
     metrics = run.evaluate(["likelihood"], importance_samples=4, gap_images=4)
     assert metrics["likelihood/elbo"] == run.evaluation["likelihood/elbo"]
@@ -173,10 +174,23 @@ def test_modules_of_ones_own_are_given_as_objects_or_classes():
         trained(encoder=encoder, decoder=enlarged, latent_dim=4)
 
 
+def test_both_halves_of_a_network_are_wanted_and_no_other():
+    for given in ({"encoder": nn.Flatten()}, {"encoder": nn.Flatten(), "decoder": nn.Flatten(), "network": "conv"}):
+        with pytest.raises(UserError, match="give both"):
+            trained(**given)
+    with pytest.raises(UserError, match="has a mask"):
+        trained(np.ma.masked_less(IMAGES / 255, 0.1))
+
+
+def test_a_job_of_a_sweep_that_is_refused_says_why():
+    with pytest.raises(RuntimeError, match=r"1-vae-arrays: .*must be greater than 0"):
+        vaelab.sweep(IMAGES, latent_dim=[2, -3], **QUICK)
+
+
 def test_a_sweep_takes_lists():
     runs = vaelab.sweep(IMAGES, model=["vae", "beta"], seed=[0, 1], latent_dim=2, **QUICK, out="swept")
     assert [run.config["seed"] for run in runs] == [0, 1, 0, 1]
-    rows = vaelab.compare("swept")
+    rows = vaelab.compare(runs)
     assert len(rows) == 2
     assert "<table>" in rows._repr_html_()
 
@@ -203,6 +217,7 @@ def test_rows_of_a_table_go_in_and_come_out(tmp_path):
     rows = run.sample(50)
     assert [*rows[0]] == ["height", "town"]
     assert {row["town"] for row in rows} == {"Rome", "Oslo"}
+    assert type(rows[0]["height"]) is float
     assert 100 < np.mean([row["height"] for row in rows]) < 240
     assert len(run.reconstruct(columns)) == 80
     with pytest.raises(UserError, match="no column town"):

@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
         return command.end_of_pipe()
 
 
-def swept(arguments: list[str]) -> tuple[Path, list[str]]:
-    """Trains a sweep as `vaelab train -m` does. Returns its folder, and the names of the jobs that are not done."""
+def swept(arguments: list[str]) -> tuple[Path, dict[str, str]]:
+    """Trains a sweep as `vaelab train -m` does. Returns its folder, and the errors of jobs that are not done."""
     from vaelab import runs
     from vaelab.runs import jobs
     from vaelab.sweeps import sweep as sweeps
@@ -55,7 +55,8 @@ def swept(arguments: list[str]) -> tuple[Path, list[str]]:
             sweeps.close(sweep, code)
             folder = sweep.folder
     assert folder is not None
-    return folder, [path.name for path in runs.jobs_of(folder) if jobs.state_of(path) != "done"]
+    undone = [path for path in runs.jobs_of(folder) if jobs.state_of(path) != "done"]
+    return folder, {path.name: jobs.summary_of(path).get("error") or "it is not finished" for path in undone}
 
 
 def for_hydra(arguments: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import json
+import logging
 import math
 import os
 import re
@@ -182,6 +183,7 @@ def target_of(config: dict[str, Any], key: str) -> Any:
     for name in RESERVED.keys() & config.keys():
         _check_plain(RESERVED[name], config[name], f"{key}.{name}")
     make_importable(config["_target_"])
+    logging.getLogger("hydra.utils").disabled = True  # it prints an error that is raised as well
     try:
         target = get_object(config["_target_"])
     except Exception as error:

@@ -40,17 +40,20 @@ def sweep(data: Any = "digits", *, out: str | Path | None = None, **options: Any
     words = arguments.of_training(sources.with_options(sources.options_of(data), options), sweeping=True)
     folder, failed = trainings.swept([*words, *arguments.of_command({"sweep.dir": out})])
     if failed:
-        raise RuntimeError(f"{folder}: jobs have failed: {', '.join(failed)}")
+        raise RuntimeError("\n".join(f"{folder / name}: {why}" for name, why in failed.items()))
     return [Run(job, trust=True) for job in runs.jobs_of(folder)]
 
 
-def compare(*run: str | Path, figures: Sequence[str] | str = "main", split: str = "test", **options: Any) -> Table:
+def compare(
+    *run: str | Path | Run | list[Run], figures: Sequence[str] | str = "main", split: str = "test", **options: Any
+) -> Table:
     """Compares runs, or the runs of a sweep, as `vaelab compare` does. Returns a row per configuration.
 
     run: run folders, sweeps, or `vaelab.open`ed runs. figures: which metrics. split: of which images. options: keys of
     conf/compare.yaml.
     """
-    named = [str(getattr(one, "folder", one)) for one in run]
+    several = [one for given in run for one in (given if isinstance(given, list) else [given])]
+    named = [str(getattr(one, "folder", one)) for one in several]
     content = invoke("compare", {"runs": named, "figures": figures, "split": split, **options})
     return Table(content["configurations"])
 
@@ -117,7 +120,7 @@ def list_runs(*folder: str | Path) -> list[Run]:
     return [Run(path) for path in runs.runs_below([Path(one) for one in folder] or [OUTPUTS])]
 
 
-def doctor(run: str | Path) -> str:
+def doctor(run: str | Path | Run) -> str:
     """Says what may be wrong with a run, and what helps, as `vaelab doctor run=RUN` does."""
     from vaelab.commands.doctor import report
 

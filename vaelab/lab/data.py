@@ -51,7 +51,7 @@ def with_options(found: dict[str, Any], options: Mapping[str, Any]) -> dict[str,
     """Joins what `options_of` has found with a user's options, of which `dataset` may be a mapping of further keys."""
     keys = options.get("dataset")
     named = {"dataset": {"": found["dataset"], **keys}} if isinstance(keys, Mapping) else {}
-    return found | options | named
+    return {**found, **options, **named}
 
 
 def _named(data: str | Path) -> dict[str, Any]:
@@ -165,6 +165,8 @@ def _numbers(values: Any, what: str) -> np.ndarray:
     """Makes an array of numbers of a tensor, a picture or lists. Raises UserError for anything else."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+    if isinstance(values, np.ma.MaskedArray):
+        raise UserError(f'{what} has a mask: put NaN in its place, x.filled(numpy.nan), and add missing="mask"')
     if getattr(values, "mode", None) == "P":  # a picture of PIL that holds places in its palette, not colours
         values = values.convert("RGB")
     if isinstance(values, str | bytes):

@@ -109,7 +109,8 @@ def decoded(trained: Trained, codes: Tensor, labels: Tensor | None, seed: int | 
     with seeded(seed or 0, model.device), torch.no_grad():
         rows = torch.cat([make(raw).cpu() for raw in coding.raw(model, codes, labels)])
     columns = own_tables.columns(trained, rows, labels)
-    return Table(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    cells = (np.asarray(column).tolist() for column in columns.values())  # of Python's types
+    return Table(dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True))
 
 
 def _in_own_units(trained: Trained, images: Tensor) -> Tensor:

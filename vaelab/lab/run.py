@@ -25,7 +25,7 @@ Checkpoint = Literal["best", "last"]
 
 
 def open_run(
-    run: str | Path = "last",
+    run: str | Path | Run = "last",
     *,
     checkpoint: Checkpoint = "best",
     device: str = "auto",
@@ -44,7 +44,8 @@ def open_run(
     Raises UserError if there is no such run.
     """
     parts = {name: part for name, part in {"encoder": encoder, "decoder": decoder}.items() if part is not None}
-    return Run(runs.find(run), checkpoint, device, root, prior, trust, parts)
+    folder = run.folder if isinstance(run, Run) else runs.find(run)
+    return Run(folder, checkpoint, device, root, prior, trust, parts)
 
 
 class Run:

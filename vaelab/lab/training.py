@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vaelab.core.errors import UserError
 from vaelab.lab import arguments
 from vaelab.lab.run import Run
 
@@ -46,6 +47,8 @@ def train(
 
     given = sources.with_options(sources.options_of(data, labels, test), {"model": model} | options)
     parts = {name: part for name, part in {"encoder": encoder, "decoder": decoder}.items() if part is not None}
+    if len(parts) == 1 or (parts and "network" in options):
+        raise UserError("encoder=, decoder=: give both, and no network= beside them: they are the network")
     with _handed_over(parts) as words:
         words = [*arguments.of_training(given), *words, *arguments.of_command({"run.dir": out})]
         return Run(run(words), trust=True, parts=parts)
