@@ -381,3 +381,12 @@ def test_parts_stand_in_a_bare_loop():
 
 def test_a_notebook_shows_the_message_of_a_refusal_alone():
     assert UserError("model.beta=-1: no")._render_traceback_() == ["UserError: model.beta=-1: no"]
+
+
+def test_arrays_of_one_shape_and_other_values_are_other_data_and_keep_their_units():
+    x = RANDOM.normal(5, 2, (80, 6)).astype(np.float32)
+    run, other = (trained(values, latent_dim=2, likelihood="gaussian_learned") for values in (x, x[::-1]))
+    assert run.config["dataset"]["root"] != other.config["dataset"]["root"]
+    made = run.reconstruct(x)
+    assert made.shape == x.shape
+    assert abs(made.mean().item() - x.mean()) < 1

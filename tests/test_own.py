@@ -80,6 +80,11 @@ def test_a_folder_of_another_program_is_none_of_ours(tmp_path, monkeypatch):
     assert own.options_folder() == tmp_path / "conf"
 
 
+def test_the_labs_own_options_are_nobodys_own(monkeypatch):
+    monkeypatch.chdir(own.CONF.parent)
+    assert own.options_folder() is None
+
+
 def test_the_working_folder_takes_no_library_its_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
