@@ -230,7 +230,7 @@ def test_a_part_that_is_not_there_has_no_learning_rate(train, finished):
 def test_a_model_in_parts_has_one_learning_rate():
     """FSDP gathers weights of several parts of the model into one."""
     trainer, strategy = SimpleNamespace(checkpoint_callbacks=[1]), FullySharded(min_weights=1)
-    strategy.check(trainer, SimpleNamespace(lr_factors={}))
+    strategy.check(trainer, SimpleNamespace(lr_factors={}, own_options={}))
     with pytest.raises(UserError, match="leave out lr_factor"):
         strategy.check(trainer, SimpleNamespace(lr_factors={"encoder": 2.0}))
 

@@ -214,7 +214,7 @@ def test_without_hidden_layers_encoder_and_decoder_are_linear():
 def test_a_fresh_vae_decodes_the_mean_image(mean_image, likelihood):
     torch.manual_seed(0)
     model = VAE((1, 28, 28), None, network("mlp"), likelihood, 20)
-    model.start_from(mean_image, 0.3)
+    model.start_from(mean_image, 0.3, 1)
     decoded = model.sample(64)
     assert squares(decoded.mean(0), mean_image) < 0.2 * squares(mean_image.mean(), mean_image)
 
@@ -225,14 +225,14 @@ def test_a_fresh_convolutional_vae_decodes_the_mean_colour(mean_image, name, lik
     torch.manual_seed(0)
     image = torch.cat([mean_image, mean_image / 2, 1 - mean_image])
     model = VAE((3, 28, 28), None, network(name), likelihood, 20)
-    model.start_from(image, 0.3)
+    model.start_from(image, 0.3, 1)
     torch.testing.assert_close(model.sample(64).mean((0, 2, 3)), image.mean((1, 2)), rtol=0, atol=0.05)
 
 
 def test_a_fresh_linear_decoder_has_the_mean_image_at_the_origin():
     model = VAE((3, 5, 6), None, network("mlp", "network.hidden_dims=[]"), Gaussian(1.0), 4)
     image = torch.rand(3, 5, 6)
-    model.start_from(image, 0.3)
+    model.start_from(image, 0.3, 1)
     torch.testing.assert_close(model.decode(torch.zeros(2, 4)), image.expand(2, -1, -1, -1))
 
 

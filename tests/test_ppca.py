@@ -85,7 +85,7 @@ def test_a_linear_vae_of_a_table_reaches_the_optimum_of_ppca(tmp_path, missing):
     seen = data.as_model_sees(data.train.batch(torch.arange(len(data.train)))).images
     assert missing - 0.03 < seen.isnan().double().mean() < missing + 0.03
     optimizer, steps = torch.optim.Adam(model.parameters(), lr=0.02), 1000
-    model.start_from(data.mean_image, data.spread)
+    model.start_from(data.mean_image, data.spread, len(data.train))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
         optimizer.zero_grad()

@@ -209,7 +209,7 @@ def test_a_reconstruction_is_nearer_than_8_bits_could_be(tmp_path, dtype, white)
     torch.manual_seed(0)
     config = composed(*words, f"dataset.root={tmp_path / 'x.npy'}")
     model = build(config["model"], shape=data.shape, num_classes=None)
-    model.start_from(data.mean_image, data.spread)
+    model.start_from(data.mean_image, data.spread, len(data.train))
     seen = data.as_model_sees(data.train.batch(torch.arange(len(data.train)))).images
     optimizer, steps = torch.optim.Adam(model.parameters(), lr=0.01), 600
     for step in range(steps):

@@ -79,6 +79,23 @@ def global_mean(mean: Tensor, share: Share | None) -> Tensor:
     return total + (mean - mean.detach())
 
 
+def all_rows(x: Tensor, share: Share | None) -> Tensor:
+    """Returns the rows of all processes, [total, ...], in the global batch's order, with the gradient of one's own.
+
+    A function f of them has the same value on all processes. The gradient of this process's rows is scaled so that
+    what `global_mean` says of the mean holds of f: weighted and averaged, it is exact. x: [count, ...]. share: None
+    where the process has them all.
+    """
+    if share is None:
+        return x
+    start, end = share.offset, share.offset + share.count
+    rows = x.new_zeros(share.total, *x.shape[1:])
+    rows[start:end] = x.detach()
+    all_sum(rows)
+    mine = x.detach() + (x - x.detach()) * (share.total / share.count)
+    return torch.cat([rows[:start], mine, rows[end:]])
+
+
 def random_rows(x: Tensor, count: int, share: Share | None) -> Tensor:
     """Draws `count` random rows of all processes' `x`, [N, D] on each: returns [count, D], the same everywhere.
 

@@ -47,6 +47,9 @@ class Variant(nn.Module):
     scalars: dict[str, float] = {}
     """Names and first values of scalars that a schedule or a controller may set, to 0 or more. Each becomes a 0-dim
     buffer: saved, moved with the device, logged under its name, and changed without recompiling a compiled model."""
+    own_options: dict[str, dict[str, Any]] = {}
+    """Options of the optimiser, such as `lr` and `betas`, of parts that have their own, by the part's name. All parts
+    learn in one step: an adversary's terms are cut off from the weights of what it judges, and the reverse."""
     layout: Layout
     """Description of the latents: their levels, shapes and axes."""
     prior: Prior | None
@@ -176,11 +179,11 @@ class Variant(nn.Module):
         """Puts another prior in the place of the model's own: one that was fitted to its codes afterwards."""
         self.prior, self.layout = prior, replace(self.layout, standard=prior.standard)
 
-    def start_from(self, mean_image: Tensor, spread: float) -> None:
-        """Starts a fresh model at the training set's mean image.
+    def start_from(self, mean_image: Tensor, spread: float, count: int) -> None:
+        """Tells a fresh model of its training images, and starts it at their mean.
 
         mean_image: [C, H, W] in the data's range, which the output bias is set to. spread: the
-        pixels' standard deviation around it, where a learned noise level starts.
+        pixels' standard deviation around it, where a learned noise level starts. count: number of images.
         """
         self.decoder.start_from(mean_image, self.likelihood.raw_from_mean)
         self.likelihood.start_from(spread)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.batch import Batch
-from vaelab.core.errors import DivergenceError
+from vaelab.core.errors import DivergenceError, UserError
 from vaelab.core.means import Means
 from vaelab.core.randomness import seed_global, seed_of
 from vaelab.core.renames import upgrade_tensors
@@ -45,19 +45,35 @@ class Model(Variant, pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None, "set model.optimizer to a function of the parameters first"
-        if not self.lr_factors:
+        names = self._parts_apart()
+        if not names:
             return self.optimizer(self.parameters())
-        parts = {name: list(self.get_submodule(name).parameters()) for name in self.lr_factors}
-        theirs = {weight for weights in parts.values() for weight in weights}
+        parts = [list(self.get_submodule(name).parameters()) for name in names]
+        theirs = {weight for weights in parts for weight in weights}
         others = [weight for weight in self.parameters() if weight not in theirs]
-        optimizer = self.optimizer([{"params": weights} for weights in (others, *parts.values())])
-        for group, rate in zip(optimizer.param_groups, self.learning_rates(optimizer), strict=True):
-            group["lr"] = rate
+        optimizer = self.optimizer([{"params": weights} for weights in (others, *parts)])
+        for group, options in zip(optimizer.param_groups, self.group_options(optimizer), strict=True):
+            if unknown := [name for name in options if name not in group]:
+                kind = type(optimizer).__name__
+                raise UserError(f"optimizer: {kind} has no {unknown[0]}, which {type(self).__name__} sets: use adam")
+            group.update(options)
         return optimizer
+
+    def _parts_apart(self) -> list[str]:
+        """Names of the parts that have a group of the optimiser for themselves, in the groups' order."""
+        return list(dict.fromkeys((*self.own_options, *self.lr_factors)))
+
+    def group_options(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+        """Returns what each of the optimiser's groups is given beside its defaults, before a schedule lowers `lr`."""
+        groups: list[dict[str, Any]] = [{"lr": optimizer.defaults["lr"]}]
+        for name in self._parts_apart():
+            options = groups[0] | self.own_options.get(name, {})
+            groups.append(options | {"lr": options["lr"] * self.lr_factors.get(name, 1.0)})
+        return groups
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> list[float]:
         """Returns the learning rate of each of the optimiser's groups, before a schedule lowers it."""
-        return [optimizer.defaults["lr"] * factor for factor in (1.0, *self.lr_factors.values())]
+        return [options["lr"] for options in self.group_options(optimizer)]
 
     def compile_terms(self, batch_size: int) -> None:
         """Has torch.compile make `terms` faster for training batches of `batch_size` images.
@@ -79,8 +95,8 @@ class Model(Variant, pl.LightningModule):
             means.to(self.device)
         self._report_if_due()
         for optimizer in self.trainer.optimizers:
-            for group, rate in zip(optimizer.param_groups, self.learning_rates(optimizer), strict=True):
-                group.update({key: value for key, value in optimizer.defaults.items() if key in group} | {"lr": rate})
+            for group, options in zip(optimizer.param_groups, self.group_options(optimizer), strict=True):
+                group.update({key: value for key, value in optimizer.defaults.items() if key in group} | options)
             for weight, state in optimizer.state.items():  # fused kernels read both in the order they lie in memory
                 for key, value in state.items():
                     if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():

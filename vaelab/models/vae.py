@@ -60,11 +60,16 @@ class VAE(Model):
         return torch.randn(count, self.latent_dim, device=self.device)
 
     def terms(self, batch: Batch, noise: Tensor | None) -> Terms:
+        return self.measured(batch, noise)[0]
+
+    def measured(self, batch: Batch, noise: Tensor | None) -> tuple[Terms, Posterior, Tensor]:
+        """Computes the ELBO's terms; returns them with the posterior and the draws of z, [B, d], for further ones."""
         assert noise is not None
         x, labels = batch.images, batch.labels
-        z, kl = self.encode(x, labels).sample_with_kl(noise, self.prior, labels)
+        posterior = self.encode(x, labels)
+        z, kl = posterior.sample_with_kl(noise, self.prior, labels)
         terms = {"reconstruction": -self.likelihood.log_prob(self.decode(z, labels), x), "kl": kl.total}
-        return terms if kl.per_dim is None else terms | {"kl_per_dim": kl.per_dim}
+        return terms if kl.per_dim is None else terms | {"kl_per_dim": kl.per_dim}, posterior, z
 
     def objective(self, terms: Terms) -> Tensor:
         return terms["reconstruction"].mean() + self.beta * terms["kl"].mean()

@@ -132,7 +132,7 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     data.setup()
     model = build_model(config, data)
     if checkpoint is None:
-        model.start_from(data.mean_image, data.spread)
+        model.start_from(data.mean_image, data.spread, len(data.train))
     trainer = _build_trainer(config, run, model, data, checkpoint)
     if isinstance(trainer.strategy, FullySharded):
         trainer.strategy.check(trainer, model)

@@ -40,6 +40,11 @@ class FullySharded(OpenFSDP):
             raise UserError("accelerator=fsdp: trainer.enable_checkpointing=true is needed to put the model together")
         if model.lr_factors:
             raise UserError("accelerator=fsdp: weights are gathered without regard to their part: leave out lr_factor")
+        if model.own_options:
+            name = next(iter(model.own_options))
+            raise UserError(
+                f"accelerator=fsdp: weights are gathered without regard to their part, and {name} has its own options"
+            )
         if isinstance(getattr(getattr(model, "codebook", None), "codes", None), nn.Parameter):
             raise UserError(
                 "accelerator=fsdp: codebook=gradient moves single codes, which are in parts: use codebook=ema"
