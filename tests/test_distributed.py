@@ -90,6 +90,12 @@ RUNS |= {
     "vqvae2, sgd": ([*VQVAE, "model=vqvae2"], SGD),
     "lfq, sgd": (["model=vqvae", "likelihood=gaussian", "codebook=lfq", "codebook.bits=4"], SGD),
 }
+RUNS |= {  # whose objectives are of the whole batch
+    "tcvae, sgd": (["model=tcvae"], SGD),
+    "dip, sgd": (["model=dip"], SGD),
+    "factor, adam": (["model=factor", "model.discriminator_dims=[32]"], ADAM),
+    "geco, adam": (["model=geco"], ADAM),
+}
 RUNS |= {"sharded learned noise, adam": (LEARNED, ADAM)}  # whose one number FSDP does not take
 STOPPED = {
     "lagrangian, adam, SIGINT": (VARIANTS["lagrangian"], ADAM),

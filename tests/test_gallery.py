@@ -13,6 +13,7 @@ from PIL import Image
 import vaelab
 from vaelab.datasets import TensorSplit
 from vaelab.figures import style
+from vaelab.models.base import Variant
 from vaelab.report import discrete, gallery
 from vaelab.report.scene import FEW, many
 from vaelab.runs import read_config
@@ -38,7 +39,8 @@ def expected(run):
     several = len(model.layout.levels) > 1
     found |= (LEVELS if several else ONE_LEVEL) if model.layout.codes else {"levels"} if several else set()
     found |= {"classes"} if model.conditional and model.prior is not None else set()
-    return found | ({"schedule"} if config["schedule"] else set())
+    controlled = {"beta", "capacity"} & model.scalars.keys() and type(model).learn is not Variant.learn
+    return found | ({"schedule"} if config["schedule"] or controlled else set())
 
 
 def assert_drawn(run):

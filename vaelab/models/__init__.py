@@ -2,10 +2,38 @@
 
 from vaelab.models.ae import AE
 from vaelab.models.cvae import CVAE
+from vaelab.models.iwae import IWAE
 from vaelab.models.module import Model
-from vaelab.models.regularised import BetaVAE, CapacityVAE
+from vaelab.models.regularised import (
+    DIPVAE,
+    GECO,
+    TCVAE,
+    WAE,
+    BetaVAE,
+    CapacityVAE,
+    ControlVAE,
+    FactorVAE,
+    InfoVAE,
+)
 from vaelab.models.vae import VAE
 from vaelab.models.vqvae import VQVAE
 from vaelab.models.vqvae2 import VQVAE2
 
-__all__ = ["AE", "CVAE", "VAE", "VQVAE", "VQVAE2", "BetaVAE", "CapacityVAE", "Model"]
+__all__ = [
+    "AE",
+    "CVAE",
+    "DIPVAE",
+    "GECO",
+    "IWAE",
+    "TCVAE",
+    "VAE",
+    "VQVAE",
+    "VQVAE2",
+    "WAE",
+    "BetaVAE",
+    "CapacityVAE",
+    "ControlVAE",
+    "FactorVAE",
+    "InfoVAE",
+    "Model",
+]

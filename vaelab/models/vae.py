@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from vaelab.core.batch import Batch
-from vaelab.core.types import PositiveInt, Shape
+from vaelab.core.distributed import global_mean
+from vaelab.core.errors import UserError
+from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
 from vaelab.nn.conditions import Condition, beside
 from vaelab.nn.layouts import vector
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
-from vaelab.nn.posteriors import Diagonal, Head, Posterior
+from vaelab.nn.posteriors import KL, Diagonal, Head, Posterior
 from vaelab.nn.priors import Prior, StandardNormal
 
 
@@ -23,12 +27,16 @@ class VAE(Model):
     beta is 1; a schedule may warm it up to 1.
 
     latent_dim: number d of latent dimensions. posterior: q(z|x), given d; a diagonal Gaussian if None.
-    prior: p(z), given d; N(0, I) if None.
+    prior: p(z), given d; N(0, I) if None. estimator: of the KL: `closed` form where there is one, `draws`, or `stl`,
+    by draws whose gradients stick the landing (Roeder, Wu & Duvenaud 2017). free_bits: nats of each dimension's mean KL
+    that cost nothing less (Kingma et al. 2016, appendix C.8).
     """
 
     scalars = {"beta": 1.0}
     beta: Tensor
     prior: Prior
+    estimator: Literal["closed", "draws", "stl"] = "closed"
+    free_bits: float = 0.0
 
     def __init__(
         self,
@@ -40,14 +48,31 @@ class VAE(Model):
         posterior: Build[Head] = None,
         prior: Build[Prior] = None,
         condition: Build[Condition] = None,
+        estimator: Literal["closed", "draws", "stl"] = "closed",
+        free_bits: NonNegativeFloat = 0.0,
     ):
         super().__init__(shape, num_classes, likelihood, condition)
+        self.estimator, self.free_bits = estimator, free_bits
         self.latent_dim = latent_dim
         self.posterior = (posterior or Diagonal)(latent_dim)
         self.prior = (prior or StandardNormal)(latent_dim)
         self.layout = vector(latent_dim, self.prior.standard)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
         self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
+        if estimator == "stl":
+            self.check_path("model.estimator=stl")
+        if free_bits and not (estimator == "closed" and self.posterior.example().has_kl(self.prior)):
+            raise UserError(
+                f"model.free_bits={free_bits} needs the KL of each dimension in closed form: posterior=diagonal, "
+                "prior=standard, model.estimator=closed"
+            )
+
+    def check_path(self, setting: str) -> None:
+        """Raises UserError for a setting that needs `Posterior.draw_by_path` where the posterior has none."""
+        if not self.posterior.example().density or any(True for _ in self.posterior.parameters()):
+            raise UserError(
+                f"{setting} needs a density whose parameters are all the encoder's: use posterior=diagonal or full"
+            )
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
         return self.posterior(self.encoder(self.seen(x), self.condition(labels)))
@@ -67,12 +92,23 @@ class VAE(Model):
         assert noise is not None
         x, labels = batch.images, batch.labels
         posterior = self.encode(x, labels)
-        z, kl = posterior.sample_with_kl(noise, self.prior, labels)
+        if self.estimator == "closed":
+            z, kl = posterior.sample_with_kl(noise, self.prior, labels)
+        else:
+            draw = posterior.draw if self.estimator == "draws" else posterior.draw_by_path
+            z, log_ratio = draw(noise, self.prior, labels)
+            kl = KL(-log_ratio, None, exact=False)
         terms = {"reconstruction": -self.likelihood.log_prob(self.decode(z, labels), x), "kl": kl.total}
-        return terms if kl.per_dim is None else terms | {"kl_per_dim": kl.per_dim}, posterior, z
+        if kl.per_dim is not None:
+            terms["kl_per_dim"] = kl.per_dim
+            if self.free_bits:
+                each = global_mean(kl.per_dim.mean(0), batch.share)
+                terms["kl_floored"] = each.clamp_min(self.free_bits).sum()
+        return terms, posterior, z
 
     def objective(self, terms: Terms) -> Tensor:
-        return terms["reconstruction"].mean() + self.beta * terms["kl"].mean()
+        kl = terms["kl_floored"] if self.free_bits else terms["kl"].mean()
+        return terms["reconstruction"].mean() + self.beta * kl
 
     def vectors(self, terms: Terms) -> dict[str, Tensor]:
         return {"kl_per_dim": terms["kl_per_dim"].sum(0)} if "kl_per_dim" in terms else {}

@@ -17,3 +17,17 @@ def multiplicative(value: Tensor, error: Tensor, rate: Tensor, least: float, mos
     that is fast enough while the value is large is noise once it is small.
     """
     return torch.minimum((value * (rate * error).exp()).clamp(min=least), most)
+
+
+def proportional_integral(
+    summed: Tensor, error: Tensor, proportional: float, integral: float, least: float, most: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the next value, and the next sum of errors times the integral gain; all 0-dim tensors.
+
+    The value is least + proportional * sigmoid(error) + the sum, between `least` and `most`; where it would leave
+    them the sum stands still, so that it finds back at once (Shao et al. 2020, algorithm 1).
+    """
+    moved = summed + integral * error
+    value = least + proportional * error.sigmoid() + moved
+    within = (value >= least) & (value <= most)
+    return value.clamp(least, most), torch.where(within, moved, summed)

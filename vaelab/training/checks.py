@@ -186,6 +186,8 @@ def check_accelerator(name: str) -> None:
 
 def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
     """Says in a line each what is allowed but hardly meant: trained it is all the same."""
+    from vaelab.models import BetaVAE
+
     found, (low, high), scale = [], data.pixel_range, model.likelihood.fixed_scale
     if data.batch_size > len(data.train):
         found.append(f"dataset.batch_size={data.batch_size}: a batch is all {len(data.train):,} training images")
@@ -194,7 +196,7 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
             f"dataset.pixel_range={[low, high]} with noise of width {scale:g} (likelihood): the KL hardly counts "
             "beside the reconstruction: widen the noise in proportion, or use likelihood=gaussian_learned"
         )
-    if config["model"].get("beta") == 1 and "beta" in model.scalars:
+    if isinstance(model, BetaVAE) and config["model"]["beta"] == 1:
         found.append("model.beta=1: the objective is that of model=vae")
     vectors = data.batch_size * math.prod(model.layout.shape)
     if config["codebook"].get("restart_after", 0) is None and model.layout.codes and model.layout.codes > vectors:

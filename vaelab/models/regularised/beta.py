@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build
 from vaelab.models.vae import VAE
@@ -18,7 +20,7 @@ class BetaVAE(VAE):
     Both terms are sums over pixels and dimensions, as in the paper's equation. With terms averaged
     over D pixels and d dimensions, as many code bases do, the same beta weighs D / d times more.
 
-    beta: weight of the KL, where no schedule sets it.
+    beta: weight of the KL, where no schedule sets it. estimator, free_bits: as in `VAE`.
     """
 
     def __init__(
@@ -32,6 +34,9 @@ class BetaVAE(VAE):
         posterior: Build[Head] = None,
         prior: Build[Prior] = None,
         condition: Build[Condition] = None,
+        estimator: Literal["closed", "draws", "stl"] = "closed",
+        free_bits: NonNegativeFloat = 0.0,
     ):
-        super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
+        parts = network, likelihood, latent_dim, posterior, prior, condition
+        super().__init__(shape, num_classes, *parts, estimator, free_bits)
         self.beta.fill_(beta)

@@ -6,7 +6,7 @@ density.
 """
 
 from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
-from vaelab.nn.posteriors.deterministic import Codes, Point
+from vaelab.nn.posteriors.deterministic import Codes, Deterministic, Point
 from vaelab.nn.posteriors.gaussian import Diagonal, DiagonalGaussian
 
-__all__ = ["KL", "Codes", "Diagonal", "DiagonalGaussian", "Head", "Point", "Posterior", "Usage"]
+__all__ = ["KL", "Codes", "Deterministic", "Diagonal", "DiagonalGaussian", "Head", "Point", "Posterior", "Usage"]

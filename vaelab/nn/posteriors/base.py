@@ -71,6 +71,15 @@ class Posterior:
         z = self.rsample(noise)
         return z, prior.log_prob(z, labels) - self.log_prob(z)
 
+    def draw_by_path(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Does as `draw`, with gradients that reach the parameters by way of z alone (Roeder et al. 2017).
+
+        What is left out, the derivative of log q(z|x) in its parameters at a fixed z, is 0 in expectation and all of
+        the noise where q is the true posterior. It holds for posteriors whose parameters are all their fields.
+        """
+        z = self.rsample(noise)
+        return z, prior.log_prob(z, labels) - self.map(Tensor.detach).log_prob(z)
+
     def sample_with_kl(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, KL]:
         """Draws z, [B, d], and computes the KL: in closed form where there is one, else by this draw."""
         if self.has_kl(prior):
@@ -142,3 +151,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Posterior:
         """Makes the posterior of B images of what the encoder says of them, [B, features]."""
         raise NotImplementedError
+
+    def example(self) -> Posterior:
+        """Makes the posterior of one image from zeros, while a model is built: its type shows what it is able to."""
+        return self(torch.zeros(1, self.features))

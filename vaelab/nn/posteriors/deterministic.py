@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vaelab.nn.posteriors.base import Posterior
+from vaelab.core.types import PositiveInt
+from vaelab.nn.posteriors.base import Head, Posterior
 
 
 @dataclass(eq=False)
@@ -39,3 +40,18 @@ class Codes(Posterior):
 
     def rsample(self, noise: Tensor) -> Tensor:
         return self.indices
+
+
+class Deterministic(Head):
+    """Takes an encoder's output as the code itself, without a density.
+
+    latent_dim: size d of the code.
+    """
+
+    def __init__(self, latent_dim: PositiveInt):
+        super().__init__()
+        self.features = latent_dim
+
+    def forward(self, features: Tensor) -> Point:
+        """Returns features, [B, d], as points; float32 from here on under autocast."""
+        return Point(features.float())
