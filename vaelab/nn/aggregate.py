@@ -1,4 +1,4 @@
-"""The aggregate posterior q(z), estimated from a batch: its log-density, its distance to another sample, its moments."""
+"""The aggregate posterior q(z), estimated from a batch: its log-density, its moments, its distance to a sample."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def stratified(batch: int, images: Tensor) -> Tensor:
 def log_aggregate(z: Tensor, mean: Tensor, logvar: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Estimates log q(z) and sum_j log q(z_j) at each z from the posteriors of its batch, [B] each, nats.
 
-    z: [B, d], a draw from the posterior of each image. mean, logvar: [B, d]. log_weights: of posterior j
-    at z i, [B, B], or one for all.
+    z: [B, d], a draw from the posterior of each image. mean, logvar: [B, d]. log_weights: of posterior j at z i,
+    [B, B], or one for all.
     """
     standardised = (z[:, None] - mean) * (-0.5 * logvar).exp()
     each = -0.5 * (standardised.square() + logvar + math.log(2 * math.pi))
@@ -49,8 +49,8 @@ def log_aggregate(z: Tensor, mean: Tensor, logvar: Tensor, log_weights: Tensor) 
 def imq(squared: Tensor, width: float) -> Tensor:
     """Computes the inverse multiquadratic kernel of squared distances, summed over SCALES.
 
-    C / (C + r^2), with C = scale * width: Tolstikhin et al. 2018, section 4, where width is 2 d sigma^2, the mean squared
-    distance of two draws from the prior.
+    C / (C + r^2), with C = scale * width: Tolstikhin et al. 2018, section 4, where width is 2 d sigma^2, the mean
+    squared distance of two draws from the prior.
     """
     return torch.stack([scale * width / (scale * width + squared) for scale in SCALES]).sum(0)
 
@@ -64,7 +64,7 @@ KERNELS = {"imq": imq, "rbf": rbf}
 
 
 def mmd(x: Tensor, y: Tensor, kernel: str) -> Tensor:
-    """Estimates the squared maximum mean discrepancy of two samples, a scalar, without bias (Gretton et al. 2012, eq. 3).
+    """Estimates the squared maximum mean discrepancy of two samples without bias, a scalar (Gretton et al. 2012, eq. 3).
 
     It is 0 in expectation if both are of one distribution, and can be below 0. x, y: [B, d], B at least 2 (0 for a
     single one). kernel: `imq` or `rbf`, of width 2 d.
