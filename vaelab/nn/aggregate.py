@@ -64,7 +64,7 @@ KERNELS = {"imq": imq, "rbf": rbf}
 
 
 def mmd(x: Tensor, y: Tensor, kernel: str) -> Tensor:
-    """Estimates the squared maximum mean discrepancy of two samples without bias, a scalar (Gretton et al. 2012, eq. 3).
+    """Estimates the squared maximum mean discrepancy of two samples, without bias (Gretton et al. 2012, eq. 3).
 
     It is 0 in expectation if both are of one distribution, and can be below 0. x, y: [B, d], B at least 2 (0 for a
     single one). kernel: `imq` or `rbf`, of width 2 d.

@@ -17,8 +17,8 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "schedule": (
             "Schedules",
-            "What a schedule or a controller set, beside the KL that it steers: the KL should follow a capacity, and fall "
-            "as β grows.",
+            "What a schedule or a controller set, beside the KL that it steers: the KL should follow a capacity, and "
+            "fall as β grows.",
         ),
         "kl_per_dim": (
             "KL per latent dimension",
