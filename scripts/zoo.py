@@ -3,8 +3,8 @@
     python scripts/zoo.py DATA                          DATA is the folder of dataset=mnist
     python scripts/zoo.py DATA --epochs 30 --only vae "iwae, K = 5"
 
-Binarised images, an MLP of 512 and 256, 20 latents, one seed. What follows `--train` goes to all runs. Prints a Markdown
-table and writes it to outputs/zoo/table.md, beside the runs; one that is there already is not trained again.
+Binarised images, an MLP of 512 and 256, 20 latents, one seed. What follows `--train` goes to all runs. Prints a
+Markdown table and writes it to outputs/zoo/table.md, beside the runs; one that is there already is not trained again.
 """
 
 from __future__ import annotations
