@@ -3,16 +3,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vaelab.core.words import ANY_CODEBOOK, Remedy
+from vaelab.core.words import ANY_CODEBOOK, Finding, Remedy
 from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
 from vaelab.evaluation.findings.health import (
-    Finding,
-    diagnose_capacity,
     diagnose_codebook,
     diagnose_latents,
     diagnose_output,
     judged_from,
 )
+from vaelab.models import GECO, CapacityVAE, ControlVAE, FactorVAE
+from vaelab.models.regularised.capacity import HELD
+from vaelab.models.regularised.held import diagnose
 from vaelab.nn.likelihoods import Bernoulli
 from vaelab.training.callbacks import Health
 
@@ -163,7 +164,7 @@ def test_the_dimensions_of_a_collapsed_posterior_are_not_listed_again():
 
 
 def missed(kl, capacity, end):
-    return [finding.code for finding in diagnose_capacity(kl, capacity, end)] == ["capacity_missed"]
+    return [finding.code for finding in diagnose(HELD, kl, capacity, end)] == ["capacity_missed"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_kl_may_run_after_a_capacity_that_moves_but_not_be_lost(kl, capacity, il
 
 @pytest.mark.parametrize(("kl", "remedy"), [(30.0, "model.gamma"), (20.0, "smaller model.capacity")])
 def test_a_missed_capacity_says_both_numbers(kl, remedy):
-    (finding,) = diagnose_capacity(kl, 25.0, 25.0)
+    (finding,) = diagnose(HELD, kl, 25.0, 25.0)
     assert finding.evidence == f"KL is {kl:.4g} nats where C is 25"
     assert remedy in finding.remedy
     assert "schedule.capacity.over" in finding.remedy
@@ -211,6 +212,7 @@ def look(constraint, conditional, train, val, capacity):
             "epoch_vectors": {"val": {"kl_per_dim": None}},
         },
     )
+    model.diagnose = (lambda figures: CapacityVAE.diagnose(model, figures)) if capacity is not None else lambda _: []
     data = SimpleNamespace(
         sample_batch=lambda count, device: SimpleNamespace(images=images, labels=None),
         mean_image=torch.full((1, 2, 4), 0.5),
@@ -237,6 +239,21 @@ def test_the_capacity_is_judged_on_the_images_that_the_constraint_is_on():
     lagging = train | {"kl": 22.0}
     assert "capacity_missed" in look("lagrangian", False, lagging, unseen, 25.0)
     assert "capacity_missed" not in look("lagrangian", False, lagging, unseen, 26.0)
+
+
+def test_what_a_variant_holds_or_tells_apart_is_judged_by_it():
+    """A reconstruction off its target, a KL off its C, dimensions that a discriminator sees hang together."""
+    geco = SimpleNamespace(target=torch.tensor(80.0))
+    (finding,) = GECO.diagnose(geco, {"reconstruction": 90.0, "target": 80.0})
+    assert finding.evidence == "the reconstruction is 90 nats where its target is 80"
+    assert "larger model.target" in finding.remedy
+    assert not GECO.diagnose(geco, {"reconstruction": 80.4, "target": 80.0})
+    control = SimpleNamespace(capacity=torch.tensor(20.0))
+    (finding,) = ControlVAE.diagnose(control, {"kl": 12.0, "capacity": 20.0})
+    assert "model.integral" in finding.remedy
+    (finding,) = FactorVAE.diagnose(None, {"discriminator_accuracy": 0.9})
+    assert finding.code == "codes_not_factorised"
+    assert not FactorVAE.diagnose(None, {"discriminator_accuracy": 0.55})
 
 
 def test_no_model_is_judged_before_a_fifth_of_its_run():

@@ -15,7 +15,7 @@ from vaelab.core.files import damaged, read_json
 from vaelab.runs import Files
 
 if TYPE_CHECKING:
-    from vaelab.evaluation.findings.health import Finding
+    from vaelab.core.words import Finding
 
 SPLITS = ("test", "val", "train")
 """Splits in order of preference: the evaluation of the first that was evaluated is looked at."""
@@ -120,7 +120,7 @@ def _lacks(folder: Path, name: str) -> str:
 
 def _diagnose_checkpoints(folder: Path) -> list[Finding]:
     """Diagnoses best.ckpt and last.ckpt that are missing or empty."""
-    from vaelab.evaluation.findings.health import Finding
+    from vaelab.core.words import Finding
 
     lacking = {name: lacks for name in CHECKPOINTS if (lacks := _lacks(folder, name))}
     if not lacking:
@@ -137,7 +137,8 @@ def _diagnose_checkpoints(folder: Path) -> list[Finding]:
 def _stored(summary: dict[str, Any], folder: Path) -> list[Finding] | None:
     """Reads the findings that training wrote into summary.json; None if it was not judged."""
     from vaelab import runs
-    from vaelab.evaluation.findings.health import Finding, findings_of
+    from vaelab.core.words import Finding
+    from vaelab.evaluation.findings.health import findings_of
 
     if (stored := findings_of(summary)) is None:
         return None
@@ -153,8 +154,8 @@ def _stored(summary: dict[str, Any], folder: Path) -> list[Finding] | None:
 
 def _evaluation(folder: Path, best: dict[str, Any]) -> tuple[str | None, list[Finding]]:
     """Returns what was evaluated and its findings; None and none without an evaluation."""
+    from vaelab.core.words import Finding
     from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
-    from vaelab.evaluation.findings.health import Finding
 
     path = next((path for split in SPLITS if (path := Files(folder).evaluation(split)).is_file()), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""Numbers, durations, paragraphs and remedies as the terminal and the pages show them."""
+"""Numbers, durations, paragraphs, findings and remedies as the terminal and the pages show them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ def wrapped(text: str, indent: int = 2) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+class Finding(NamedTuple):
+    """A diagnosis: a code that stays the same across runs, the evidence in numbers, the remedy."""
+
+    code: str
+    evidence: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.evidence}. Remedy: {self.remedy}."
 
 
 class Remedy(NamedTuple):

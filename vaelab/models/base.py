@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Shape
+from vaelab.core.words import Finding
 from vaelab.nn.conditions import Condition, Unconditional
 from vaelab.nn.layouts import Layout
 from vaelab.nn.likelihoods import Likelihood
@@ -133,6 +134,13 @@ class Variant(nn.Module):
         Called once per optimiser step, between the gradients and the step. observed: what
         `observe` gave for each of its batches, of which there are several where gradients are accumulated.
         """
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        """Says what is wrong with a training that no other variant has; figures: means over a training epoch, by name.
+
+        It is looked for at the end of each epoch, once a run is judged.
+        """
+        return []
 
     def seen(self, x: Tensor) -> Tensor:
         """Returns images as an encoder is given them: 0, the mean of a standardised column, for what is missing."""

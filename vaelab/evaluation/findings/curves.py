@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vaelab.evaluation.findings.health import Finding
+from vaelab.core.words import Finding
 
 LEAST_POINTS = 5
 """Fewest epochs that a trend is judged from: with fewer, a line fits whatever happened."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vaelab.core.words import ANY_CODEBOOK, Remedy
+from vaelab.core.words import ANY_CODEBOOK, Finding, Remedy
 from vaelab.evaluation.findings.curves import diagnose_schedules, diagnose_training
 from vaelab.evaluation.findings.health import (
     CODEBOOK_COLLAPSE,
     CODEBOOK_HEALTHY,
     COLLAPSED_KL,
-    Finding,
     diagnose_codebook,
     diagnose_collapse,
 )

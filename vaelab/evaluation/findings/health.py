@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vaelab.core.metrics import DEAD_DIMENSION
-from vaelab.core.words import Remedy
+from vaelab.core.words import Finding, Remedy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,23 +16,8 @@ COLLAPSED_KL = 0.5
 """Nats of KL below which a posterior has collapsed: it says nothing of the image."""
 MUCH_KL, LITTLE_EXPLAINED = 5.0, 1 / 3
 """Nats of KL that count as much, and fraction of the way from the mean picture to the images that they must explain."""
-FAR_OFF, FAR_BEHIND = (0.5, 0.05), (1.0, 0.25)
-"""Limits of the KL's distance from C, as nats and fraction of C: for a C that stands still, and one that moves."""
-STANDS = 0.001
-"""Fraction of C by which its mean over an epoch may differ from its last value if it stood still."""
 CODEBOOK_COLLAPSE, CODEBOOK_HEALTHY = 0.10, (0.30, 0.70)
 """Fraction of the codes in use that counts as collapse, and the healthy range."""
-
-
-class Finding(NamedTuple):
-    """A diagnosis: a code that stays the same across runs, the evidence in numbers, the remedy."""
-
-    code: str
-    evidence: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.evidence}. Remedy: {self.remedy}."
 
 
 def judged_from(steps: float) -> float:
@@ -135,24 +120,6 @@ def _diagnose_information(
     }
     other = "a lower optimizer.lr; if train/reconstruction is much lower, more images or a smaller network"
     return [Finding("kl_without_information", evidence, remedies.get(constraint or "", other))]
-
-
-def diagnose_capacity(kl: float, capacity: float, end: float) -> list[Finding]:
-    """Diagnoses a KL that does not follow the capacity.
-
-    kl, capacity: means over a training epoch, nats. end: C at the epoch's end. While C moves, the
-    KL runs after it and may be further away.
-    """
-    moving = abs(end - capacity) > STANDS * abs(end)
-    least, part = FAR_BEHIND if moving else FAR_OFF
-    gap = kl - capacity
-    if abs(gap) <= max(least, part * capacity):
-        return []
-    if gap < 0:
-        remedy = "a slower ramp (schedule.capacity.over), or a smaller model.capacity or larger model.latent_dim"
-    else:
-        remedy = "a slower ramp (schedule.capacity.over), or a larger model.penalty or model.gamma"
-    return [Finding("capacity_missed", f"KL is {kl:.4g} nats where C is {capacity:.4g}", remedy)]
 
 
 def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int, remedy: Remedy) -> list[Finding]:

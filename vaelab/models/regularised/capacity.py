@@ -11,7 +11,9 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
+from vaelab.models.regularised.held import Held, diagnose
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import multiplicative
@@ -22,6 +24,12 @@ from vaelab.nn.priors import Prior
 
 LEAST = 1e-6
 """Smallest value of the multiplier: a factor cannot bring it back from zero, where a C out of reach leads it."""
+
+HELD = Held(
+    "capacity_missed", "KL", "C",
+    below="a slower ramp (schedule.capacity.over), or a smaller model.capacity or larger model.latent_dim",
+    above="a slower ramp (schedule.capacity.over), or a larger model.penalty or model.gamma",
+)  # fmt: skip
 
 
 class CapacityVAE(VAE):
@@ -99,3 +107,6 @@ class CapacityVAE(VAE):
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         return super().derived(means, vectors) | {"capacity_gap": means["kl"] - means["capacity"]}
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        return diagnose(HELD, figures["kl"], figures["capacity"], self.capacity.item())

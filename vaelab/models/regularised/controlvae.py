@@ -10,8 +10,10 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
 from vaelab.models.regularised.geco import PRICE
+from vaelab.models.regularised.held import Held, diagnose
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import proportional_integral
@@ -19,6 +21,12 @@ from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 from vaelab.nn.posteriors import Head
 from vaelab.nn.priors import Prior
+
+HELD = Held(
+    "capacity_missed", "KL", "C",
+    below="more epochs or a larger model.integral; if beta is at model.beta_min, a smaller model.capacity",
+    above="more epochs or a larger model.integral; if beta is at model.beta_max, a larger one",
+)  # fmt: skip
 
 
 class ControlVAE(VAE):
@@ -77,3 +85,6 @@ class ControlVAE(VAE):
         gap = means["kl"] - means["capacity"]
         constrained = means["reconstruction"] + PRICE * abs(gap)
         return super().derived(means, vectors) | {"capacity_gap": gap, "constrained": constrained}
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        return diagnose(HELD, figures["kl"], figures["capacity"], self.capacity.item())

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import all_rows
 from vaelab.core.types import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
 from vaelab.models.vae import VAE
 from vaelab.nn.aggregate import permuted
@@ -20,6 +21,9 @@ from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 from vaelab.nn.posteriors import Head
 from vaelab.nn.priors import Prior
+
+TOLD_APART = 0.8
+"""Accuracy of the discriminator from which on the aggregate posterior is far from the product of its marginals."""
 
 
 class FactorVAE(VAE):
@@ -83,3 +87,12 @@ class FactorVAE(VAE):
     def objective(self, terms: Terms) -> Tensor:
         own = super().objective(terms) + self.gamma * terms["total_correlation"].mean()
         return own + terms["discriminator"].mean()
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        accuracy = figures["discriminator_accuracy"]
+        if accuracy < TOLD_APART:
+            return []
+        evidence = f"the discriminator tells {accuracy:.0%} of the draws: the dimensions of z hang together"
+        return [
+            Finding("codes_not_factorised", evidence, "a larger model.gamma; if the loss swings, a lower rate for both")
+        ]

@@ -10,7 +10,9 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.types import Decay, PositiveFloat, PositiveInt, Real, Shape
+from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
+from vaelab.models.regularised.held import Held, diagnose
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import multiplicative
@@ -23,6 +25,12 @@ MOST = 1e4
 """Greatest value of beta, and the inverse of the least: a factor brings it back from neither zero nor infinity."""
 PRICE = 10.0
 """What a nat off the constraint costs, in nats of the objective, where epochs are compared to choose the best."""
+
+HELD = Held(
+    "target_missed", "the reconstruction", "its target",
+    below="more epochs or a larger model.rate; a smaller model.target if beta is still rising and the KL near 0",
+    above="more epochs or a larger model.rate; a larger model.target if beta is near 0: the network does not reach it",
+)  # fmt: skip
 
 
 class GECO(VAE):
@@ -84,3 +92,6 @@ class GECO(VAE):
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         gap = means["reconstruction"] - means["target"]
         return super().derived(means, vectors) | {"target_gap": gap, "constrained": means["kl"] + PRICE * abs(gap)}
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        return diagnose(HELD, figures["reconstruction"], figures["target"], self.target.item())

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 
+from vaelab.core.words import Finding
 from vaelab.evaluation.findings.health import (
-    Finding,
-    diagnose_capacity,
     diagnose_codebook,
     diagnose_latents,
     diagnose_output,
@@ -76,9 +75,6 @@ class Health(pl.Callback):
             how = getattr(model, "constraint", None)
             beta = figures.get("beta", 1.0)
             findings += diagnose_latents(figures, per_dim, baseline, perfect, beta, how, model.conditional)
-        if "capacity" in figures:  # the constraint is on the training images
-            kl, capacity = (trainer.callback_metrics[f"train/{k}"].item() for k in ("kl", "capacity"))
-            findings += diagnose_capacity(kl, capacity, model.capacity.item())
         if "codebook_usage" in figures:
             # usage in the training epoch: a small validation set cannot choose every code
             usage, perplexity = (
@@ -86,4 +82,5 @@ class Health(pl.Callback):
             )
             codebook = model.codebook
             findings += diagnose_codebook(usage, perplexity, codebook.num_embeddings, codebook.remedy)
-        return findings
+        trained = trainer.callback_metrics.items()
+        return findings + model.diagnose({k.removeprefix("train/"): v.item() for k, v in trained if "train/" in k})
