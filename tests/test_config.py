@@ -1,11 +1,13 @@
 import functools
 import itertools
 from copy import deepcopy
+from typing import Annotated
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vaelab.core import config as checks
 from vaelab.core.conf import CONF
 from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
@@ -175,6 +177,23 @@ def test_a_target_that_is_not_there_is_refused(target):
 
 def test_plain_values_are_nobodys_to_check():
     check({"seed": 1, "list": [1, "a", None], "none": None}, "")
+
+
+def test_what_checks_a_type_is_made_once(monkeypatch):
+    check(BETA, "model")
+    monkeypatch.setattr(checks, "TypeAdapter", None)
+    check(BETA, "model")
+    assert "latent_dim=0" in refusal(BETA | {"latent_dim": 0}, "model")
+
+
+def noted(size: Annotated[int, ["an annotation that is no key"]]) -> int:
+    return size
+
+
+def test_any_annotation_is_checked():
+    node = {"_target_": f"{__name__}.noted", "size": 3}
+    check(node, "key")
+    assert "key.size='a'" in refusal(node | {"size": "a"}, "key")
 
 
 def test_a_built_object_gets_plain_python():

@@ -252,11 +252,23 @@ def _check_plain(hint: Any, value: Any, key: str) -> None:
 
     Values are checked as JSON, because there a list may stand for a tuple and an integer for a float, as in YAML.
     """
-    adapter = TypeAdapter(hint, config=None if _has_own_config(hint) else NO_CONFIG)
     try:
-        adapter.validate_json(json.dumps(value), strict=True)
+        _adapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         _refuse(error, value, key)
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    """Returns what checks values against a type: made once, for a config has the same types again and again."""
+    try:
+        return _kept_adapter(hint)
+    except TypeError:  # an annotation with a list in it, say, which is no key
+        return _kept_adapter.__wrapped__(hint)
+
+
+@functools.cache
+def _kept_adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=None if _has_own_config(hint) else NO_CONFIG)
 
 
 def _refuse(error: ValidationError, value: Any, key: str) -> NoReturn:
