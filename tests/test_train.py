@@ -15,6 +15,7 @@ import vaelab.training.callbacks
 from tests.conftest import terms_of
 from vaelab.core.config import build
 from vaelab.runs import read_config
+from vaelab.training import fit
 from vaelab.training.loggers import MetricsFile
 
 
@@ -171,6 +172,13 @@ def test_the_test_is_of_the_best_checkpoint(train, spoil):
         )
     assert result.series("test/reconstruction")[0] == pytest.approx(best, rel=1e-5)
     assert abs(best - last) > 1e-3 * best
+
+
+def test_the_best_checkpoint_is_read_once(train, monkeypatch):
+    read, paths = fit.runs.read_checkpoint, []
+    monkeypatch.setattr(fit.runs, "read_checkpoint", lambda path: paths.append(path.name) or read(path))
+    assert train().code == 0
+    assert paths == ["best.ckpt"]
 
 
 def test_without_validation_images_training_selects(train):

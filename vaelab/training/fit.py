@@ -233,9 +233,11 @@ def _take_best_weights(trainer: pl.Trainer, model: Model) -> dict[str, Any]:
     Without a validated checkpoint the model stays as it ended. (`trainer.test(ckpt_path=...)` would
     give a model with averaged weights its raw ones back.)
     """
-    if callback := _best_checkpoint(trainer):
-        model.load_state_dict(runs.read_checkpoint(Path(callback.best_model_path))["state_dict"])
-    return _best(trainer)
+    if not (callback := _best_checkpoint(trainer)):
+        return _best(trainer)
+    saved = runs.read_checkpoint(Path(callback.best_model_path))
+    model.load_state_dict(saved["state_dict"])
+    return _best(trainer, saved)
 
 
 def _whole(config: dict[str, Any], run: Path, trainer: pl.Trainer) -> Any:
@@ -252,11 +254,11 @@ def _best_checkpoint(trainer: pl.Trainer) -> RunCheckpoint | None:
     return None
 
 
-def _best(trainer: pl.Trainer) -> dict[str, Any]:
-    """Describes the best weights: epoch, metric and value."""
+def _best(trainer: pl.Trainer, saved: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Describes the best weights: epoch, metric and value. saved: their checkpoint, where it has been read."""
     if callback := _best_checkpoint(trainer):
-        epoch = runs.read_checkpoint(Path(callback.best_model_path))["epoch"]
-        return {"epoch": epoch + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
+        saved = saved or runs.read_checkpoint(Path(callback.best_model_path))
+        return {"epoch": saved["epoch"] + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
     return {"epoch": trainer.current_epoch, "by": None, "value": None}
 
 
