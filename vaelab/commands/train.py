@@ -135,7 +135,7 @@ def job(config: Any) -> str:
     summary.json, and the next job goes on.
     """
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     from vaelab import runs
@@ -146,6 +146,7 @@ def job(config: Any) -> str:
 
     hydra: Any = HydraConfig.get()
     instance: Any = HydraConfig.instance()
+    whole = instance.cfg
     os.chdir(hydra.runtime.cwd)  # paths are meant from where the command was given, with hydra.job.chdir=true, too
     run = runs.shown(hydra.runtime.output_dir)
     in_sweep = hydra.mode.name == "MULTIRUN"
@@ -174,5 +175,5 @@ def job(config: Any) -> str:
         print(f"\n{title}\nvaelab: {error}", file=sys.stderr)
     finally:
         launch.discard_unused(run)
-        instance.cfg = OmegaConf.create({"hydra": hydra})
+        instance.cfg = whole
     return str(run)
