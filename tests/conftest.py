@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -176,6 +177,16 @@ def chosen_once() -> Iterator[None]:
         patch.setattr(CachingConfigRepository, "__init__", look)
         patch.setattr(hydra, "create_defaults_list", create_defaults_list)
         patch.setattr(hydra.ConfigLoaderImpl, "_compose_config_from_defaults_list", compose)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def looked_up_once() -> Iterator[None]:
+    """Spares each of Lightning's trainers a search through all installed packages for callbacks that they bring."""
+    from lightning_fabric.utilities import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
         yield
 
 
