@@ -5,24 +5,17 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
 
 from tests.conftest import fit
+from tests.correlated import LATENTS, Correlated, seeded
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.evaluation.metrics.likelihood import importance_weighted, mean_and_error
-from vaelab.models import VAE
-from vaelab.nn.likelihoods import Gaussian
-from vaelab.nn.networks import MLP
 from vaelab.nn.posteriors.flow import Flow
 from vaelab.nn.priors import StandardNormal
 
 pytest.importorskip("zuko")
-SHAPE, PIXELS, LATENTS, SIGMA, MEMORY = (1, 3, 3), 9, 2, 0.5, 2**20
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+MEMORY = 2**20
 
 
 def flow(latent_dim=LATENTS, passes=None, stirred=True, context_dim=4):
@@ -79,43 +72,12 @@ def test_the_kl_by_draws_is_right_in_expectation_and_has_no_noise_at_the_identit
         assert abs(mean.mean) < 4 * mean.error
 
 
-class Linear(VAE):
-    """Probabilistic PCA whose directions are not orthogonal: latents are correlated given the image.
-
-    The decoder is W, which stays; encoder and flow are free.
-    """
-
-    def __init__(self, posterior=None):
-        torch.manual_seed(0)
-        super().__init__(SHAPE, None, MLP([], "relu", False), Gaussian(SIGMA), LATENTS, posterior)
-        self.weight = torch.randn(PIXELS, LATENTS, generator=seeded(4)) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
-        decoder = self.decoder.body[-1]
-        with torch.no_grad():
-            decoder.weight.copy_(self.weight)
-            decoder.bias.zero_()
-        self.precision = torch.eye(LATENTS) + self.weight.t() @ self.weight / SIGMA**2
-
-    def images(self, count, seed):
-        noise = seeded(seed)
-        z = torch.randn(count, LATENTS, generator=noise)
-        return (z @ self.weight.t() + SIGMA * torch.randn(count, PIXELS, generator=noise)).view(-1, *SHAPE)
-
-    def log_evidence(self, x):
-        covariance = self.weight @ self.weight.t() + SIGMA**2 * torch.eye(PIXELS)
-        return MultivariateNormal(torch.zeros(PIXELS).double(), covariance.double()).log_prob(x.flatten(1).double())
-
-    @property
-    def lost_by_a_diagonal(self):
-        """KL of the best diagonal Gaussian to the posterior, nats."""
-        return 0.5 * (self.precision.diagonal().log().sum() - self.precision.logdet()).item()
-
-
 def of_flow(**options):
     return lambda latent_dim: Flow(latent_dim, 2, [16], 4, None, **options)
 
 
 def test_at_the_identity_all_bounds_are_the_diagonal_gaussians():
-    diagonal, flowing = Linear(), Linear(of_flow())
+    diagonal, flowing = Correlated(), Correlated(of_flow())
     with torch.no_grad():
         head, wider = diagonal.encoder.body[-1], flowing.encoder.body[-1]
         wider.weight[: 2 * LATENTS], wider.bias[: 2 * LATENTS] = head.weight, head.bias
@@ -130,7 +92,7 @@ def test_at_the_identity_all_bounds_are_the_diagonal_gaussians():
 
 def test_after_training_the_bound_lies_between_the_best_diagonal_gaussians_and_the_evidence():
     """All of the gap can be closed: the flow is affine, with a correlation, and so is the posterior."""
-    model = Linear(of_flow())
+    model = Correlated(of_flow())
     assert model.lost_by_a_diagonal > 0.3
     fit(model, [*model.encoder.parameters(), *model.posterior.parameters()], 600)
     x = model.images(2000, 7)

@@ -7,6 +7,18 @@ density.
 
 from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
 from vaelab.nn.posteriors.deterministic import Codes, Deterministic, Point
-from vaelab.nn.posteriors.gaussian import Diagonal, DiagonalGaussian
+from vaelab.nn.posteriors.gaussian import Diagonal, DiagonalGaussian, Full, FullGaussian
 
-__all__ = ["KL", "Codes", "Deterministic", "Diagonal", "DiagonalGaussian", "Head", "Point", "Posterior", "Usage"]
+__all__ = [
+    "KL",
+    "Codes",
+    "Deterministic",
+    "Diagonal",
+    "DiagonalGaussian",
+    "Full",
+    "FullGaussian",
+    "Head",
+    "Point",
+    "Posterior",
+    "Usage",
+]
