@@ -23,7 +23,7 @@ SHAPE, CLASSES = (1, 8, 8), 3
 PARTS = [
     *([f"model={name}"] for name in options("model")),
     *(["model=vqvae", f"codebook={name}"] for name in options("codebook") if name != "none"),
-    *(["model=vae", f"posterior={name}"] for name in options("posterior") if name != "none"),
+    *(["model=vae", f"posterior={name}", "model.latent_dim=4"] for name in options("posterior") if name != "none"),
     *(["model=vae", f"condition={name}"] for name in options("condition")),
 ]
 """Every variant, and every option of each group of parts in a variant that takes it."""

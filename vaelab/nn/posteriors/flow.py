@@ -1,23 +1,23 @@
-"""Posteriors of any shape: a diagonal Gaussian carried along a normalising flow (Kingma et al. 2016)."""
+"""Posteriors of any shape: a diagonal Gaussian carried along a normalising flow (Rezende & Mohamed 2015)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt
+from vaelab.nn import flows
 from vaelab.nn.posteriors.base import Head, Posterior
 from vaelab.nn.posteriors.gaussian import DiagonalGaussian
 from vaelab.nn.priors import Prior
 
-LEAST_SCALE = 0.1
-"""Smallest factor by which a transform scales a latent, its inverse being the largest: a wider range makes a step that
-goes astray cost thousands of nats."""
+Bins = Annotated[int, Field(ge=2, lt=2**15)]
+"""Number of the pieces of a spline."""
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class FlowPosterior(Posterior):
     base_mean: Tensor
     base_logvar: Tensor
     context: Tensor
-    flow: Flow
+    flow: FlowHead
     name = "flow"
 
     @property
@@ -39,23 +39,33 @@ class FlowPosterior(Posterior):
         """The distribution of z0, before the flow."""
         return DiagonalGaussian(self.base_mean, self.base_logvar)
 
+    def carry(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Makes z of standard normal noise, [..., B, d] both, and computes log |det dz/dnoise|, [..., B]."""
+        z, log_det = self.flow.carry(self.base.rsample(noise), self.context)
+        return z, log_det + 0.5 * self.base_logvar.sum(-1)
+
+    def back(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Finds the noise that `carry` makes z of, [..., B, d] both, and log |det dnoise/dz|, [..., B]."""
+        start, log_det = self.flow.back(z, self.context)
+        noise = (start - self.base_mean) * (-0.5 * self.base_logvar).exp()
+        return noise, log_det - 0.5 * self.base_logvar.sum(-1)
+
     @property
     def code(self) -> Tensor:
-        return self.flow.carry(self.base_mean, self.context)[0]
+        return self.carry(torch.zeros_like(self.base_mean))[0]
 
     def rsample(self, noise: Tensor) -> Tensor:
-        return self.flow.carry(self.base.rsample(noise), self.context)[0]
+        return self.carry(noise)[0]
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Computes log q(z|x), nats: the flow is run backwards, in d passes unless `passes` says fewer."""
-        start, log_det = self.flow.back(z, self.context)
-        return self.base.log_prob(start) + log_det
+        """Computes log q(z|x), nats, for which the flow is run backwards."""
+        noise, log_det = self.back(z)
+        return _log_normal(noise) + log_det
 
     def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Computes log q(z|x) on the way from the noise to z: the flow is not run backwards."""
-        start = self.base.rsample(noise)
-        z, log_det = self.flow.carry(start, self.context)
-        return z, prior.log_prob(z, labels) - self.base.log_prob(start) + log_det
+        z, log_det = self.carry(noise)
+        return z, prior.log_prob(z, labels) - _log_normal(noise) + log_det
 
     def control_variate(self, noise: Tensor, prior: Prior) -> Tensor | float:
         """Computes the base's KL in closed form less that by this draw: all noise while the flow is the identity."""
@@ -67,7 +77,42 @@ class FlowPosterior(Posterior):
         return {"z": self.code} | self.arrays
 
 
-class Flow(Head):
+def _log_normal(noise: Tensor) -> Tensor:
+    return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
+
+
+class FlowHead(Head):
+    """Base class of the heads that make a flow posterior of an encoder's output.
+
+    latent_dim: number d of latent dimensions. context_dim: numbers that the encoder tells the flow of an image. A
+    subclass sets `transforms`, or implements `carry` and `back`.
+    """
+
+    kind: type[FlowPosterior] = FlowPosterior
+    transforms: flows.Flow
+
+    def __init__(self, latent_dim: PositiveInt, context_dim: PositiveInt):
+        super().__init__()
+        self.latent_dim, self.features = latent_dim, 2 * latent_dim + context_dim
+
+    def forward(self, features: Tensor) -> FlowPosterior:
+        """Makes the posterior of features, [B, 2d + c]: base means, base log-variances, context.
+
+        All is float32 from here on under any autocast.
+        """
+        mean, logvar, context = features.float().tensor_split((self.latent_dim, 2 * self.latent_dim), 1)
+        return self.kind(mean, logvar, context, self)
+
+    def carry(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the flow: f(z; context), [..., B, d], and log |det df/dz|, [..., B]."""
+        return self.transforms.carry(z, context)
+
+    def back(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the flow backwards: the z0 that f carries to z, [..., B, d], and log |det dz0/dz|, [..., B]."""
+        return self.transforms.back(z, context)
+
+
+class Flow(FlowHead):
     """Makes a flow posterior of an encoder's output (Kingma et al. 2016, section 3; flows by the library zuko).
 
     The flow is inverse autoregressive: each latent is scaled and shifted by functions of those before it and
@@ -88,46 +133,43 @@ class Flow(Head):
         context_dim: PositiveInt,
         passes: PositiveInt | None,
     ):
-        super().__init__()
-        try:
-            from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-            from zuko.transforms import MonotonicAffineTransform
-        except ImportError:
-            raise UserError('posterior=flow needs another package: pip install "vaelab[flow]"') from None
-        self.latent_dim, self.features = latent_dim, 2 * latent_dim + context_dim
-        self.transforms = nn.ModuleList()
-        order: Any = torch.arange(latent_dim)
-        for _ in range(transforms):
-            sizes: Any = {"features": latent_dim, "context": context_dim, "passes": passes, "order": order}
-            affine = partial(MonotonicAffineTransform, slope=LEAST_SCALE)
-            transform: Any = MaskedAutoregressiveTransform(**sizes, univariate=affine, hidden_features=hidden_dims)
-            last = transform.hyper[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-            self.transforms.append(transform)
-            order = order.flip(0)
+        super().__init__(latent_dim, context_dim)
+        self.transforms = flows.Flow("posterior=flow", latent_dim, transforms, hidden_dims, context_dim, passes)
 
-    def forward(self, features: Tensor) -> FlowPosterior:
-        """Makes the posterior of features, [B, 2d + c]: base means, base log-variances, context.
 
-        All is float32 from here on under any autocast.
-        """
-        mean, logvar, context = features.float().tensor_split((self.latent_dim, 2 * self.latent_dim), 1)
-        return FlowPosterior(mean, logvar, context, self)
+@dataclass(eq=False)
+class ScaledFlowPosterior(FlowPosterior):
+    """Posterior of z = base_mean + exp(base_logvar / 2) f(noise; context): the flow comes before the Gaussian."""
 
-    def carry(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the flow: f(z; context), [..., B, d], and log |det df/dz|, [..., B]."""
-        return self._through([transform(context) for transform in self.transforms], z)
+    def carry(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        shaped, log_det = self.flow.carry(noise, self.context)
+        return self.base.rsample(shaped), log_det + 0.5 * self.base_logvar.sum(-1)
 
-    def back(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the flow backwards: the z0 that f carries to z, [..., B, d], and log |det dz0/dz|, [..., B]."""
-        return self._through([transform(context).inv for transform in reversed(self.transforms)], z)
+    def back(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        noise, log_det = self.flow.back((z - self.base_mean) * (-0.5 * self.base_logvar).exp(), self.context)
+        return noise, log_det - 0.5 * self.base_logvar.sum(-1)
 
-    @staticmethod
-    def _through(steps: list[Any], z: Tensor) -> tuple[Tensor, Tensor]:
-        total = z.new_zeros(z.shape[:-1])
-        with torch.autocast(z.device.type, enabled=False):
-            for step in steps:
-                z, log_det = step.call_and_ladj(z)
-                total = total + log_det
-        return z, total
+
+class Spline(FlowHead):
+    """Makes a flow posterior whose transforms are monotonic splines (Durkan et al. 2019; by the library zuko).
+
+    Each latent of the noise is carried along a rational-quadratic spline of functions of those before it and of the
+    image; outside [-5, 5] it stays. Mean and scale come after that, so that the knots lie where the posterior does. It
+    starts as the identity.
+
+    bins: pieces of each spline. The rest as of `Flow`. Raises UserError if zuko is not installed.
+    """
+
+    kind = ScaledFlowPosterior
+
+    def __init__(
+        self,
+        latent_dim: PositiveInt,
+        transforms: PositiveInt,
+        hidden_dims: list[PositiveInt],
+        context_dim: PositiveInt,
+        passes: PositiveInt | None,
+        bins: Bins,
+    ):
+        super().__init__(latent_dim, context_dim)
+        self.transforms = flows.Flow("posterior=spline", latent_dim, transforms, hidden_dims, context_dim, passes, bins)
