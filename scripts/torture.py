@@ -38,7 +38,7 @@ KINDS: dict[str, list[str]] = {
     "vqvae": ["model=vqvae", "codebook=ema", "codebook.restart_after=3"],
     "averaged": ["averaging=ema", "trainer.val_check_interval=4"],
     "bf16": ["network=conv", "trainer.precision=bf16-mixed", "trainer.limit_train_batches=5"],
-    "accumulation": ["network.batch_norm=true", "trainer.accumulate_grad_batches=3"],
+    "accumulation": ["network.norm=batch", "trainer.accumulate_grad_batches=3"],
     "midepoch": ["trainer.val_check_interval=5", "lr_schedule=plateau", "lr_schedule.patience=0"],
     "frequent": ["model=cvae", "checkpoint.every_steps=4", "dataset.val_size=0"],
 }

@@ -111,7 +111,7 @@ CASES = {
     "trainer.profiler=xla": ("trainer.profiler",),
     "trainer.max_time=5": ("trainer.max_time=5",),
     "trainer.overfit_batches=1 dataset.storage=stream": ("trainer.overfit_batches", "dataset.storage=resident"),
-    "network.batch_norm=true dataset.batch_size=1": ("dataset.batch_size=1", "network.batch_norm"),
+    "network.norm=batch dataset.batch_size=1": ("dataset.batch_size=1", "network.norm"),
     # what was meant
     "vqvae": ("as in model=vqvae",),
     "--model vqvae": ("write model=vqvae",),

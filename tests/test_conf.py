@@ -72,7 +72,7 @@ def test_every_model_takes_any_image_or_refuses(train, model, shape):
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_trains_in_bf16(train, model):
     """With batch norm, too; the figures stay close to those in float32."""
-    arguments = (f"model={model}", "network.batch_norm=true", "trainer.max_epochs=1")
+    arguments = (f"model={model}", "network.norm=batch", "trainer.max_epochs=1")
     half, full = train(*arguments, "trainer.precision=bf16-mixed"), train(*arguments)
     assert half.code == 0, half.err
     assert half.series("train/reconstruction") == pytest.approx(full.series("train/reconstruction"), rel=0.05)
@@ -80,7 +80,7 @@ def test_every_model_trains_in_bf16(train, model):
 
 @pytest.mark.parametrize("network", options("network"))
 def test_every_network_trains(train, network):
-    size = {"burgess": "64,64", "conv1d": "1,16"}.get(network, "8,8")
+    size = {"burgess": "64,64", "conv1d": "1,16", "resnet_64": "64,64"}.get(network, "8,8")
     result = train(*named("network", network), f"dataset.image_shape=[1,{size}]", "trainer.max_epochs=1")
     assert result.code == 0, result.err
 

@@ -16,7 +16,7 @@ from vaelab.nn.schedules import Progress
 from vaelab.training.callbacks import Anneal
 from vaelab.training.checks import check_run
 
-MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [4, 3], "activation": "relu", "batch_norm": False}
+MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [4, 3], "activation": "relu", "norm": "none", "skip": False}
 BETA = {
     "_target_": "vaelab.models.BetaVAE",
     "network": MLP,
@@ -87,9 +87,9 @@ def test_every_model_is_accepted_as_shipped(option):
         (MLP, "hidden_dims", 400),
         (MLP, "hidden_dims", "400"),
         (MLP, "hidden_dims", None),
-        (MLP, "batch_norm", "maybe"),
-        (MLP, "batch_norm", "off"),
-        (MLP, "batch_norm", 1),
+        (MLP, "skip", "maybe"),
+        (MLP, "skip", "off"),
+        (MLP, "skip", 1),
         (LINEAR, "unit", "minutes"),
         (LINEAR, "over", -1),
         (ADAM, "lr", "fast"),
@@ -229,7 +229,7 @@ def test_a_constructors_own_error_comes_out_as_it_was_raised():
                 "_target_": "vaelab.nn.networks.Conv",
                 "hidden_dims": [],
                 "activation": "relu",
-                "batch_norm": False,
+                "norm": "none",
                 "residual_blocks": 0,
             }
         )

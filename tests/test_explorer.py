@@ -159,7 +159,7 @@ def page(browser):
 @pytest.mark.parametrize(("case", "likelihood"), [(c, LIKELIHOODS[i % len(LIKELIHOODS)]) for i, c in enumerate(CASES)])
 def test_a_control_changes_the_picture_to_the_models_own(page, case, likelihood):
     pixel_range = (-1.0, 1.0) if likelihood in ("gaussian", "laplace") else (0.0, 1.0)
-    normed = ["network.batch_norm=true"] if case[0] == "vae" and case[1] != "burgess" else []
+    normed = ["network.norm=batch"] if case[0] == "vae" and case[1] != "burgess" else []
     given = [f"likelihood={likelihood}", f"dataset.pixel_range={list(pixel_range)}".replace(" ", ""), *normed]
     model = made(*case, *given, shape=(3, 8, 9) if case[1] == "resnet" else (1, 9, 13))
     page.open(payload(model, pixel_range)).shows(model, pixel_range=pixel_range)
@@ -177,7 +177,7 @@ def test_a_control_changes_the_picture_to_the_models_own(page, case, likelihood)
 
 def test_every_activation_is_the_models(page):
     kinds = list(networks._ACTIVATIONS.values())
-    given = ["network.hidden_dims=[12,12,12,12,12,12]", "network.batch_norm=true"]
+    given = ["network.hidden_dims=[12,12,12,12,12,12]", "network.norm=batch"]
     model = copy.deepcopy(made("vae", "mlp", *given))
     body: nn.Sequential = model.decoder.body
     places = [i for i, layer in enumerate(body) if isinstance(layer, nn.ReLU)]

@@ -17,10 +17,10 @@ from vaelab.core.config import build
 from vaelab.inference import onnx
 
 ROOT = Path(__file__).parent.parent
-NORM = "network.batch_norm=true"
+NORM = "network.norm=batch"
 MLP = ["network=mlp", NORM, "network.hidden_dims=[16]"]
 CONV = ["network=conv", NORM, "network.hidden_dims=[4,8]", "network.activation=gelu"]
-RESNET = ["network=resnet", NORM, "network.hidden_dims=[4,8]", "network.activation=silu"]
+RESNET = ["network=resnet", NORM, "network.hidden_dims=[4,8]", "network.attention=true", "network.skip=true"]
 SMALL = ["model.latent_dim=3"]
 CODES = ["codebook.restart_after=null", "model.num_embeddings=7", "model.embedding_dim=4"]
 CASES = {

@@ -394,7 +394,7 @@ def test_a_network_of_ones_own_takes_a_word(train, tmp_path, monkeypatch, capsys
     (tmp_path / "mynet.py").write_text("from vaelab.nn.networks import MLP\nclass Net(MLP): pass\n")
     (tmp_path / "mine" / "network").mkdir(parents=True)
     (tmp_path / "mine/network/net.yaml").write_text(
-        "_target_: mynet.Net\nhidden_dims: [4]\nactivation: relu\nbatch_norm: false\n"
+        "_target_: mynet.Net\nhidden_dims: [4]\nactivation: relu\nnorm: none\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     run = train("--config-dir", "mine", "network=net", "trainer.max_epochs=1").run

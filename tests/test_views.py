@@ -12,7 +12,7 @@ from vaelab.core.errors import UserError
 from vaelab.inference import coding, paths
 from vaelab.nn.posteriors import DiagonalGaussian
 
-MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [16], "activation": "relu", "batch_norm": False}
+MLP = {"_target_": "vaelab.nn.networks.MLP", "hidden_dims": [16], "activation": "relu", "norm": "none"}
 UNIT = (0.0, 1.0)
 
 

@@ -41,6 +41,9 @@ PARTS: dict[str, dict[str, Any]] = {
 DEFAULTS = {"vaelab.models.VQVAE": {"commitment_cost": 0.25}}
 """Defaults of model options that are others today: runs that began with them go on with them."""
 
+NETWORKS = {f"vaelab.nn.networks.{name}" for name in ("MLP", "Conv", "Conv1d")}
+"""Networks that had `batch_norm: true` where they have `norm: batch` today."""
+
 TENSORS = {"embedding.weight": "condition.embedding.weight"}
 """Today's names of renamed tensors in a model's state: a conditional VAE's label vectors became a part."""
 
@@ -62,6 +65,8 @@ def upgrade(node: Any) -> Any:
     upgraded = {key: upgrade(value) for key, value in node.items()}
     if isinstance(upgraded.get("_target_"), str):
         upgraded["_target_"] = target(upgraded["_target_"])
+    if upgraded.get("_target_") in NETWORKS and "batch_norm" in upgraded:
+        upgraded["norm"] = "batch" if upgraded.pop("batch_norm") else "none"
     return upgraded
 
 

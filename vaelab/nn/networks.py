@@ -15,10 +15,12 @@ from itertools import pairwise
 from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt, PositiveInt, Shape
+from vaelab.nn.layers import LatentLinear, Norm, Residual, SelfAttention, normalisation
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -29,18 +31,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-
-
-class LatentLinear(nn.Linear):
-    """A linear layer next to the latents: from an encoder's last features, or into a decoder's first.
-
-    It is computed in float32 under any autocast. These layers are small, and in 16 bits a mean, a
-    log-variance or a draw of z would be rounded to two or three digits before anything is made of it.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(self.weight.dtype))
 
 
 class Encoder(nn.Module):
@@ -91,6 +81,42 @@ class Decoder(nn.Module):
             bias.copy_(raw_from_mean(mean.mean((1, 2), keepdim=True).expand_as(mean))[:, 0, 0])
 
 
+class SkipDecoder(Decoder):
+    """Decoder that is given its latents at each of its layers (Dieng, Kim, Rush & Blei 2019, section 3).
+
+    To what each layer after the first makes of the layer before it, a linear function of the latents is added: what
+    the concatenation of the two would come to. The channels of a map are added at every position alike, those of
+    latents that are a map at the nearest one (deviation: the paper has latents that are vectors).
+
+    inputs: entries of the latents, or channels of their map.
+    """
+
+    def __init__(self, body: nn.Sequential, shape: Shape, inputs: int):
+        super().__init__(body, shape)
+        layers = [(str(place), layer) for place, layer in enumerate(body) if _outputs(layer)]
+        self.skips = nn.ModuleDict({place: LatentLinear(inputs, _outputs(layer), False) for place, layer in layers[1:]})
+
+    def forward(self, z: Tensor) -> Tensor:
+        features = z
+        for place, layer in enumerate(self.body):
+            features = layer(features)
+            if str(place) in self.skips:
+                features = features + self._added(self.skips[str(place)], z, features)
+        return features.view(-1, *self.shape)
+
+    @staticmethod
+    def _added(skip: nn.Module, z: Tensor, features: Tensor) -> Tensor:
+        if z.ndim == 4:
+            return F.interpolate(skip(z.movedim(1, -1)).movedim(-1, 1), features.shape[2:])
+        return skip(z)[(...,) + (None,) * (features.ndim - 2)]
+
+
+def _outputs(layer: nn.Module) -> int:
+    """Counts the entries or channels that a layer gives; 0 of one without weights, or that only rescales."""
+    last = layer.body[-1] if isinstance(layer, Residual) else layer
+    return getattr(last, "out_features", getattr(last, "out_channels", 0))
+
+
 @runtime_checkable
 class Network(Protocol):
     """Protocol of a network: the parts that a model may ask it for. Channels of `shape` come first: (C, H, W)."""
@@ -104,6 +130,10 @@ class Network(Protocol):
     def map_encoder(self, shape: Shape, channels: int) -> nn.Module: ...
 
     def map_decoder(self, channels: int, shape: Shape) -> Decoder: ...
+
+
+def _decoder(body: nn.Sequential, shape: Shape, inputs: int, skip: bool) -> Decoder:
+    return SkipDecoder(body, shape, inputs) if skip else Decoder(body, shape)
 
 
 class NoFeatureMap:
@@ -128,11 +158,13 @@ class MLP(NoFeatureMap):
     """Network of fully connected layers on flattened images.
 
     hidden_dims: sizes from the image inwards; the decoder uses them in reverse. Empty makes encoder
-    and decoder linear. batch_norm: batch normalisation before each activation.
+    and decoder linear. norm: the normalisation before each activation. skip: whether each layer of the
+    decoder is given the latents.
     """
 
-    def __init__(self, hidden_dims: list[PositiveInt], activation: Activation, batch_norm: bool):
-        self.hidden_dims, self.batch_norm = list(hidden_dims), batch_norm
+    def __init__(self, hidden_dims: list[PositiveInt], activation: Activation, norm: Norm, skip: bool = False):
+        self.norm: Norm = norm
+        self.hidden_dims, self.skip = list(hidden_dims), skip
         self.activation = _ACTIVATIONS[activation]
 
     def _layers(self, sizes: list[int], latent: Literal[0, -1]) -> nn.Sequential:
@@ -142,37 +174,24 @@ class MLP(NoFeatureMap):
             at_latents = place == (0 if latent == 0 else len(sizes) - 2)
             layers.append((LatentLinear if at_latents else nn.Linear)(inputs, outputs))
             if place < len(sizes) - 2:
-                layers += [*([nn.BatchNorm1d(outputs)] if self.batch_norm else []), self.activation()]
+                layers += [*normalisation(self.norm, outputs, nn.BatchNorm1d), self.activation()]
         return nn.Sequential(*layers)
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
         return Encoder(self._layers([math.prod(shape) + context, *self.hidden_dims, outputs], latent=-1), flat=True)
 
     def decoder(self, inputs: int, shape: Shape) -> Decoder:
-        return Decoder(self._layers([inputs, *reversed(self.hidden_dims), math.prod(shape)], latent=0), shape)
-
-
-class Residual(nn.Module):
-    """Residual block of VQ-VAE, x + conv1x1(act(conv3x3(act(x)))) (van den Oord et al. 2017, section 4.1).
-
-    high: the height of the first kernel; 1 for sequences.
-    """
-
-    def __init__(self, channels: int, activation: type[nn.Module], high: int = 3):
-        super().__init__()
-        first = nn.Conv2d(channels, channels, (high, 3), padding=(high // 2, 1))
-        self.body = nn.Sequential(activation(), first, activation(), nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        body = self._layers([inputs, *reversed(self.hidden_dims), math.prod(shape)], latent=0)
+        return _decoder(body, shape, inputs, self.skip)
 
 
 class Conv:
     """Network of stride-2 convolutions (kernel 4, padding 1), each halving the image, for any size.
 
-    hidden_dims: channels after each halving. residual_blocks: residual blocks after the last
-    halving (0: a plain convolutional network; more: a small ResNet). batch_norm: batch
-    normalisation before each activation.
+    hidden_dims: channels after each halving. norm: the normalisation before each activation.
+    residual_blocks: residual blocks after the last halving, or after each (0: a plain convolutional
+    network; more: a ResNet), as residual_at says. attention: whether a block of self-attention follows
+    those at the smallest size. skip: whether each layer of the decoder is given the latents.
     """
 
     FORM: tuple[Any, Any, Any] = 4, 2, 1
@@ -184,12 +203,17 @@ class Conv:
         self,
         hidden_dims: list[PositiveInt],
         activation: Activation,
-        batch_norm: bool,
+        norm: Norm,
         residual_blocks: NonNegativeInt,
+        residual_at: Literal["last", "each"] = "last",
+        attention: bool = False,
+        skip: bool = False,
     ):
         if not hidden_dims:
             raise UserError("network.hidden_dims=[]: a convolutional network needs at least one stride-2 block")
-        self.hidden_dims, self.batch_norm, self.residual_blocks = list(hidden_dims), batch_norm, residual_blocks
+        self.norm: Norm = norm
+        self.hidden_dims, self.skip = list(hidden_dims), skip
+        self.residual_blocks, self.residual_at, self.attention = residual_blocks, residual_at, attention
         self.activation = _ACTIVATIONS[activation]
 
     def _sizes(self, shape: Shape) -> list[tuple[int, int]]:
@@ -210,31 +234,32 @@ class Conv:
             )
         return sizes
 
-    def _norm(self, channels: int) -> list[nn.Module]:
-        return [nn.BatchNorm2d(channels)] if self.batch_norm else []
-
     def _down(self, shape: Shape, context: int = 0) -> list[nn.Module]:
         self._sizes(shape)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip([shape[0] + context, *self.hidden_dims], self.hidden_dims, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, *self.FORM), *self._norm(outputs), self.activation()]
-        return layers[:-1] + self._residual(self.hidden_dims[-1])  # the blocks begin with the activation
+        for stage, (inputs, outputs) in enumerate(pairwise([shape[0] + context, *self.hidden_dims])):
+            layers += [nn.Conv2d(inputs, outputs, *self.FORM), *normalisation(self.norm, outputs, nn.BatchNorm2d)]
+            layers += self._at_a_size(outputs, smallest=stage == len(self.hidden_dims) - 1)
+        return layers
 
-    def _residual(self, channels: int) -> list[nn.Module]:
-        blocks = [Residual(channels, self.activation, self.HIGH) for _ in range(self.residual_blocks)]
-        return [*blocks, self.activation()]
+    def _at_a_size(self, channels: int, smallest: bool) -> list[nn.Module]:
+        """Makes what changes no size: the blocks, which begin with the activation, and the activation after them."""
+        count = self.residual_blocks if smallest or self.residual_at == "each" else 0
+        blocks = [Residual(channels, self.activation, self.HIGH) for _ in range(count)]
+        attention = [SelfAttention(channels)] if smallest and self.attention else []
+        return [*blocks, *attention, self.activation()]
 
     def _up(self, shape: Shape) -> list[nn.Module]:
         sizes = self._sizes(shape)
         channels = [*reversed(self.hidden_dims), shape[0]]
-        layers: list[nn.Module] = self._residual(channels[0])
+        layers: list[nn.Module] = self._at_a_size(channels[0], smallest=True)
         for stage, (inputs, outputs) in enumerate(pairwise(channels)):
             target = sizes[-2 - stage]
             # gives back the row or column that an odd size lost
             high, wide = (one % 2 if half < one else 0 for one, half in zip(target, sizes[-1 - stage], strict=True))
             layers.append(nn.ConvTranspose2d(inputs, outputs, *self.FORM, output_padding=(high, wide)))
             if stage < len(self.hidden_dims) - 1:
-                layers += [*self._norm(outputs), self.activation()]
+                layers += normalisation(self.norm, outputs, nn.BatchNorm2d) + self._at_a_size(outputs, smallest=False)
         return layers
 
     def encoder(self, shape: Shape, outputs: int, context: int = 0) -> Encoder:
@@ -245,9 +270,8 @@ class Conv:
     def decoder(self, inputs: int, shape: Shape) -> Decoder:
         height, width = self._sizes(shape)[-1]
         size = (self.hidden_dims[-1], height, width)
-        return Decoder(
-            nn.Sequential(LatentLinear(inputs, math.prod(size)), nn.Unflatten(1, size), *self._up(shape)), shape
-        )
+        body = nn.Sequential(LatentLinear(inputs, math.prod(size)), nn.Unflatten(1, size), *self._up(shape))
+        return _decoder(body, shape, inputs, self.skip)
 
     def map_size(self, shape: Shape) -> tuple[int, int]:
         """Computes (h, w) of the feature map."""
@@ -260,7 +284,7 @@ class Conv:
     def map_decoder(self, channels: int, shape: Shape) -> Decoder:
         """Makes the decoder from a feature map: [B, channels, h, w] -> [B, C, H, W]."""
         first = nn.Conv2d(channels, self.hidden_dims[-1], (self.HIGH, 3), padding=(self.HIGH // 2, 1))
-        return Decoder(nn.Sequential(first, *self._up(shape)), shape)
+        return _decoder(nn.Sequential(first, *self._up(shape)), shape, channels, self.skip)
 
 
 class Conv1d(Conv):

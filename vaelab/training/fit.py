@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vaelab import runs
 from vaelab.core.config import build
@@ -120,7 +121,7 @@ def lightning_errors() -> Iterator[None]:
         if isinstance(error, MisconfigurationException) or "val_check_interval" in str(error):
             raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
         if "more than 1 value per channel" in str(error):
-            raise UserError("dataset.batch_size=1: network.batch_norm=true needs more images in a batch") from error
+            raise UserError("dataset.batch_size=1: network.norm=batch needs more images in a batch") from error
         raise
 
 
@@ -136,8 +137,19 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     trainer = _build_trainer(config, run, model, data, checkpoint)
     if isinstance(trainer.strategy, FullySharded):
         trainer.strategy.check(trainer, model)
+    check_batch_norm(config, model, trainer)
     hasten(config, model, data, trainer.strategy.root_device.type)
     return data, model, trainer
+
+
+def check_batch_norm(config: dict[str, Any], model: Model, trainer: pl.Trainer) -> None:
+    """Raises UserError for a batch norm that should see the batch of several processes, which only GPUs have."""
+    several = trainer.world_size > 1 and trainer.strategy.root_device.type != "cuda"
+    if several and config["trainer"]["sync_batchnorm"] and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise UserError(
+            "network.norm=batch: of several processes it sees the whole batch on GPUs only: use network.norm=group, or "
+            "trainer.sync_batchnorm=false, with which each process has a norm of its own part"
+        )
 
 
 def build_model(config: dict[str, Any], data: ImageData) -> Any:
