@@ -85,8 +85,9 @@ def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
             config.setdefault(name, part)
     for name in LATER_PARTS:
         config.setdefault(name, {})
+    config.setdefault("augment", {})
     if isinstance(config.get("dataset"), dict):
-        config["dataset"].setdefault("leave_out", None)
+        config["dataset"] = {"leave_out": None, "balance": False} | config["dataset"]
     config.setdefault("lr_factor", {"encoder": 1.0, "decoder": 1.0})
     return config
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Portion, PositiveInt, Real, Seed
-from vaelab.datasets.classes import without
+from vaelab.datasets.classes import balanced_order, labels_of, without
 from vaelab.datasets.splits import (
     WHITE,
     IndexBatches,
@@ -28,6 +28,7 @@ from vaelab.datasets.splits import (
     streaming_loader,
     unit,
 )
+from vaelab.nn.augment import Augment
 from vaelab.nn.likelihoods.columns import Column
 
 MOMENTS_SAMPLE = 10_000
@@ -54,6 +55,7 @@ class ImageData(pl.LightningDataModule):
     seed: seed of the batch order and of `static`. split_seed: seed of the choice of validation images, kept
         apart so that runs which differ in `seed` are validated on the same images.
     leave_out: classes, by name or number, that are in no part of the data; their test images are `left_out`.
+    balance: whether an epoch of training has as many images of each class, those of rare classes several times.
     """
 
     batch_size: PositiveInt
@@ -65,6 +67,7 @@ class ImageData(pl.LightningDataModule):
     seed: Seed
     split_seed: Seed
     leave_out: list[Annotated[int, Field(ge=0)] | str] | None = None
+    balance: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class ImageData(pl.LightningDataModule):
         if not low < high:
             raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
         self.pixel_range = (float(low), float(high))
+        self.augment: Augment | None = None  # what changes training images at each visit
         self.left_out: Split | None = None  # test images of the classes that were left out
         self._loaded = False
         self._seen = 0  # images already seen of an epoch that is resumed in its middle
@@ -132,6 +136,8 @@ class ImageData(pl.LightningDataModule):
         self.train = train.subset(order[val_count:].sort().values) if val_count else train
         self.val = train.subset(order[:val_count].sort().values)
         self.test = test
+        if self.balance and self.num_classes is None:
+            raise UserError("dataset.balance=true: these data have no classes: leave it out")
         self._loaded = True
 
     def _val_count(self, size: int) -> int:
@@ -196,10 +202,15 @@ class ImageData(pl.LightningDataModule):
         index = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
         return self.as_model_sees(split.batch(index).to(device))
 
-    def as_model_sees(self, batch: Batch) -> Batch:
-        """Converts stored images to floats in the data's range, on the device they are on."""
+    def as_model_sees(self, batch: Batch, augment: Augment | None = None) -> Batch:
+        """Converts stored images to floats in the data's range, on the device they are on.
+
+        augment: what changes them on the way, drawing from torch's global generators.
+        """
         x = unit(batch.images)
-        if self.binarize == "threshold":
+        if augment is not None:
+            x = augment(x)
+        if self.binarize == "threshold" or (self.binarize == "static" and augment is not None):
             x = (x > 0.5).float()
         elif self.binarize == "dynamic":
             x = torch.bernoulli(x)
@@ -258,7 +269,13 @@ class ImageData(pl.LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
         epoch = 0 if self.trainer.overfit_batches else self.trainer.current_epoch  # type: ignore[attr-defined]
+        if self.balance:
+            return balanced_order(self._train_labels, self.seed, epoch), start
         return self.order_of(epoch), start
+
+    @cached_property
+    def _train_labels(self) -> Tensor:
+        return labels_of(self.train)
 
     def order_of(self, epoch: int) -> Tensor:
         """Computes the training images' order in an epoch, [N] int64: a function of the seed and the epoch alone."""
@@ -299,7 +316,8 @@ class ImageData(pl.LightningDataModule):
         return batch if batch.images.device == device else batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return self.as_model_sees(batch)
+        training = self.trainer is not None and self.trainer.training
+        return self.as_model_sees(batch, self.augment if training else None)
 
 
 def gather(split: Split) -> TensorSplit:

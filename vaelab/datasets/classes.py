@@ -1,4 +1,4 @@
-"""Classes that are left out of a data set, for anomaly detection."""
+"""Classes of a data set: those that are left out, for anomaly detection, and all of them as often in training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def without(
     gone = torch.tensor(_numbers(classes, names))
     kept, out = [], parts[1]
     for split in parts:
-        leaves = torch.isin(_labels_of(split), gone)
+        leaves = torch.isin(labels_of(split), gone)
         kept.append(split.subset((~leaves).nonzero().flatten()))
         out = split.subset(leaves.nonzero().flatten())
     if not len(kept[0]) or not len(kept[1]):
@@ -42,10 +42,28 @@ def _numbers(classes: Sequence[int | str], names: list[str] | None) -> list[int]
     return known
 
 
-def _labels_of(split: Split) -> Tensor:
+def labels_of(split: Split) -> Tensor:
     """Returns the labels of a whole split, [N] int64 on the processor; images are read only if they must be."""
     labels = getattr(split, "labels", None)
     if labels is None:
         parts = [split.batch(part).labels for part in torch.arange(len(split)).split(256)]
         labels = torch.cat([part for part in parts if part is not None])
     return labels.cpu()
+
+
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """Draws the order of an epoch of as many images as there are, in which every class comes as often as any other.
+
+    The images of a class take turns: none comes again before all others of it have. labels: [N]. Returns indices,
+    [N] int64, as a function of the arguments alone.
+    """
+    dice = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    classes = labels.unique()
+    quotas = torch.full((len(classes),), len(labels) // len(classes))
+    quotas[torch.randperm(len(classes), generator=dice)[: len(labels) % len(classes)]] += 1
+    parts = []
+    for label, quota in zip(classes, quotas.tolist(), strict=True):
+        members = (labels == label).nonzero().flatten()
+        rounds = [members[torch.randperm(len(members), generator=dice)] for _ in range(-(-quota // len(members)))]
+        parts += [torch.cat(rounds)[:quota]] if rounds else []
+    return torch.cat(parts)[torch.randperm(len(labels), generator=dice)]

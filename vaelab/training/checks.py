@@ -42,6 +42,7 @@ MADE = {
     "checkpoint": "pytorch_lightning.Callback",
     "lr_schedule": "pytorch_lightning.Callback",
     "averaging": "pytorch_lightning.Callback",
+    "augment": "vaelab.nn.augment.Augment",
     "callbacks": "pytorch_lightning.Callback",
     "logger": "pytorch_lightning.loggers.Logger",
     "dataset": "vaelab.datasets.ImageData",

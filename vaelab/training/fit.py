@@ -131,6 +131,9 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = build(config["dataset"])
     data.setup()
+    if augment := build(config["augment"] or {}):
+        augment.check(data.shape, data.fields is None and not data.masked)
+        data.augment = augment
     model = build_model(config, data)
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread, len(data.train))

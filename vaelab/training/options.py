@@ -80,6 +80,7 @@ class Training(TypedDict):
     schedule: dict[str, Node] | None
     lr_schedule: Node | None
     averaging: Node | None
+    augment: Node | None
 
 
 class Trainer(TypedDict):
