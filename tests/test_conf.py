@@ -140,7 +140,7 @@ def test_trainer_lists_all_of_lightnings_arguments():
 
 def test_one_model_one_file():
     models = Path(vaelab.__file__).parent / "models"
-    assert {p.stem for p in models.glob("*.py")} - {"__init__", "base", "module"} == set(options("model"))
+    assert {p.stem for p in models.rglob("*.py")} - {"__init__", "base", "module", "held"} == set(options("model"))
 
 
 def test_a_users_own_folder_of_options(train, tmp_path):
