@@ -74,7 +74,7 @@ def main() -> int:
         if label not in (options.only or ROWS):
             continue
         if not (run / "evaluation.json").exists():
-            evaluate = [f"run={run}", "sections=[likelihood,latents,samples]", "importance_samples=200"]
+            evaluate = [f"run={run}", "sections=[likelihood,latents,samples]", "importance_samples=100", "gap_images=8"]
             for command in (["train", *words, *data, f"run.dir={run}", *options.train], ["eval", *evaluate]):
                 subprocess.run([sys.executable, "-m", "vaelab", *command], check=True)
         lines.append(row(label, run))
