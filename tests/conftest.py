@@ -190,6 +190,19 @@ def looked_up_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def parsed_once() -> Iterator[None]:
+    """Spares each export to ONNX parsing the thousand functions that torch's operations are written in there.
+
+    They depend on the version of ONNX's operations alone.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def written_without_waiting() -> Iterator[None]:
     """Spares waiting for the disk: no test looks at what a power cut leaves."""

@@ -16,6 +16,7 @@ from tests.test_conf import composed
 from vaelab.core.config import build
 from vaelab.inference import onnx
 
+pytestmark = pytest.mark.usefixtures("parsed_once")
 ROOT = Path(__file__).parent.parent
 NORM = "network.norm=batch"
 MLP = ["network=mlp", NORM, "network.hidden_dims=[16]"]

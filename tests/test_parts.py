@@ -63,6 +63,7 @@ def test_it_trains_and_goes_on_exactly_after_an_interruption(train, monkeypatch,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("parsed_once")
 @every_option
 def test_it_is_evaluated_drawn_and_exported(train, capsys, monkeypatch, shared, words):
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
