@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+from collections import Counter
 from itertools import combinations, product
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -68,11 +70,17 @@ def images(root: Path) -> None:
         Image.fromarray(pixels).save(root / name / f"{i}.png")
 
 
+def pairs_of(row: dict[int, tuple[str, ...]]) -> set[Any]:
+    """Pairs of choices, each with its axis, in a row of such choices."""
+    return set(combinations(sorted(row.items()), 2))
+
+
 @pytest.mark.slow
 def test_every_pair_trains_or_is_refused_with_its_reason(train, tmp_path):
     """Rows are drawn, each with a pair that no trained row has had, until there is none but those always refused.
 
-    Of several rows with such a pair, the one is trained that has most pairs that have been in no row before.
+    Of several rows with such a pair, the one is tried from which most newly trained pairs are to be expected: each
+    refusal that such a pair was in, whatever its reason, makes the next less likely to be none.
     """
     images(tmp_path / "photos")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((80, 2, 16)), labels=np.arange(80) % 2)
@@ -82,15 +90,21 @@ def test_every_pair_trains_or_is_refused_with_its_reason(train, tmp_path):
         == 0
     )
     chosen, dice = axes(), random.Random(0)
-    pairs = [{a: x, b: y} for a, b in combinations(range(len(chosen)), 2) for x, y in product(chosen[a], chosen[b])]
-    trained, refused, new = [], {}, list(pairs)
+    pairs = [((a, x), (b, y)) for a, b in combinations(range(len(chosen)), 2) for x, y in product(chosen[a], chosen[b])]
+    trained: set[Any] = set()
+    refusals: Counter[Any] = Counter()
+    rows, refused = 0, {}
+
+    def worth(row: dict[int, tuple[str, ...]]) -> float:
+        new = pairs_of(row) - trained
+        return len(new) * math.prod(1 / (1 + refusals[pair] / 2) for pair in new)
+
     for pair in pairs:
         for _ in range(TRIES):
-            if any(pair.items() <= row.items() for row in trained):
+            if pair in trained:
                 break
-            drawn = [{a: pair.get(a, dice.choice(values)) for a, values in enumerate(chosen)} for _ in range(DRAWN)]
-            row = max(drawn, key=lambda row: sum(p.items() <= row.items() for p in new))
-            new = [p for p in new if not p.items() <= row.items()]
+            drawn = [{a: dice.choice(values) for a, values in enumerate(chosen)} | dict(pair) for _ in range(DRAWN)]
+            row = max(drawn, key=worth)
             line = [word for words in row.values() for word in words]
             result = train(
                 *line,
@@ -102,16 +116,17 @@ def test_every_pair_trains_or_is_refused_with_its_reason(train, tmp_path):
             )
             if result.code == 0:
                 assert result.summary["status"] == "finished"
-                trained.append(row)
+                trained |= pairs_of(row)
+                rows += 1
             else:
                 assert result.code == 2, (line, result.err)
                 said = [text for text in result.err.splitlines() if text.startswith("vaelab: ")]
                 assert len(said) == 1, (line, result.err)
                 refused[" ".join(line)] = said[0]
-    for axis, values in enumerate(chosen):
-        assert {row[axis] for row in trained} == set(values)
+                refusals.update(pairs_of(row))
+    assert {choice for pair in trained for choice in pair} == {choice for pair in pairs for choice in pair}
     print(
-        f"{len(pairs)} pairs, {len(trained)} rows trained, {len(refused)} refused",
+        f"{len(pairs)} pairs, {len(trained)} trained in {rows} rows, {len(refused)} rows refused",
         *sorted(set(refused.values())),
         sep="\n",
     )
