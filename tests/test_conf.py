@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import math
 from pathlib import Path
@@ -28,6 +30,12 @@ def named(group: str, option: str) -> tuple[str, ...]:
 
 
 def composed(*overrides: str) -> dict:
+    """The config of a run in the folder x, resolved; the caller may change it."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@functools.cache
+def _composed(*overrides: str) -> dict:
     from omegaconf import OmegaConf, open_dict
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
