@@ -11,10 +11,12 @@ from PIL import Image
 
 import vaelab
 from vaelab.cli import main
+from vaelab.commands.trained.sample import _folders
 from vaelab.figures import walks
 from vaelab.figures.pixels import save_png
 from vaelab.inference import coding, paths
 from vaelab.report import gallery
+from vaelab.runs.classes import Classes
 from vaelab.runs.trained import Trained
 
 COMMANDS = ("sample", "reconstruct", "traverse", "interpolate")
@@ -86,6 +88,31 @@ def test_a_folder_holds_a_png_per_image_and_is_not_mixed_with_another(run):
     with Image.open("made/000000-2.png") as image:
         assert (image.size, image.mode) == ((8, 8), "L")
     refused(run.command("sample", "n=2", "out=made"), "out=made")
+
+
+def test_class_folders_are_a_balanced_set_to_train_on(run, train):
+    run("cvae")
+    assert run.command("sample", "n=60", "out=made/", "class_folders=true")[0] == 0
+    assert {path.name: len(list(path.iterdir())) for path in Path("made").iterdir()} == {"0": 20, "1": 20, "2": 20}
+    assert Path("made/1/000001.png").is_file()
+    again = train("dataset=folder", "dataset.root=made", "dataset.channels=1", "trainer.max_epochs=1", small=False)
+    assert again.code == 0, again.err
+    assert again.summary["data"]["class_names"] == ["0", "1", "2"]
+    refused(run.command("sample", "n=6", "out=made/", "class_folders=true"), "out=made")
+    refused(run.command("sample", "n=6", "out=x.npz", "class_folders=true"), "class_folders")
+    refused(run.command("sample", "n=6", "class_folders=true"), "class_folders")
+
+
+def test_class_folders_need_classes(run):
+    run("vae")
+    refused(run.command("sample", "n=6", "out=made/", "class_folders=true"), "class_folders")
+
+
+def test_a_class_whose_name_is_no_folder_has_its_number():
+    assert _folders(Classes(2, ["cat", "dog"])) == ["cat", "dog"]
+    assert _folders(Classes(2, ["a/b", "c"])) == ["0", "1"]
+    assert _folders(Classes(11, [".."] + 10 * ["x"])) == [f"{number:02}" for number in range(11)]
+    assert _folders(Classes(2, ["A", "a"])) == ["0", "1"]  # one folder on some systems
 
 
 def test_all_classes_are_drawn_from_the_same_codes(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -15,11 +16,10 @@ from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from vaelab.core.words import counted
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from vaelab.models import Model
+    from vaelab.runs.classes import Classes
     from vaelab.runs.trained import Trained
 
 IN_A_FIGURE = 1024
@@ -37,6 +37,7 @@ class Options(viewing.Options):
     temperature: NonNegativeFloat
     top_k: PositiveInt | None
     level: str | None
+    class_folders: bool
     prior: dict[Literal["name"], str | None]
 
     @property
@@ -60,6 +61,8 @@ def job(config: Any) -> Path:
         raise UserError(
             f"n={asked.n}: a figure holds at most {IN_A_FIGURE:,} images: out=FOLDER/ or out=FILE.npz takes more"
         )
+    if asked.class_folders:
+        _check_folder(kind, str(asked.out))
     trained = viewing.opened(asked, asked.fitted)
     asked = _checked(trained, replace(asked, prior={"name": asked.fitted or _only_fitted(trained)}))
     name = f"sample-{asked.fitted}" if asked.fitted else "sample"
@@ -74,7 +77,7 @@ def job(config: Any) -> Path:
 
         style.save(_drawing(trained, asked, list(batches)), path)
     else:
-        viewing.write_images(path, kind, count, batches)
+        viewing.write_images(path, kind, count, batches, _folders(trained.classes) if asked.class_folders else None)
     source = [f"drawn from {trained.model.require_prior().words}"] if asked.fitted else []
     rounded = f" (n={asked.n} is no multiple of the {trained.model.classes} classes)" if count != asked.n else ""
     words = [
@@ -84,6 +87,24 @@ def job(config: Any) -> Path:
     print(", ".join([*words, *_manner(asked), *source]))
     print(f"{kind}: {path}")
     return path
+
+
+def _check_folder(kind: str, out: str) -> None:
+    """Raises UserError unless class folders can be made in `out`: a folder that is new or empty."""
+    if kind != "folder":
+        raise UserError(f"class_folders=true: it is for a folder of images: out=FOLDER/, not out={out}")
+    path = Path(out).expanduser()
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"out={out}: this folder is not empty, and its images would be mixed up: name another")
+
+
+def _folders(classes: Classes) -> list[str]:
+    """Returns a folder for each class: its name, or its number where a name would be no folder."""
+    names = [classes.name(number) for number in range(classes.count)]
+    plain = all(name and name[0] not in ". " and not set(name) & set('/\\:*?"<>|') for name in names)
+    if plain and len({name.casefold() for name in names}) == len(names):
+        return names
+    return [f"{number:0{len(str(len(names) - 1))}}" for number in range(len(names))]
 
 
 def _only_fitted(trained: Trained) -> str | None:
@@ -104,6 +125,8 @@ def _checked(trained: Trained, asked: Options) -> Options:
     if model.prior is None:
         fit = priors.command(trained.folder, "gmm", trained.checkpoint)
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
+    if asked.class_folders and not model.by_class:
+        raise UserError(f"class_folders=true: {name} draws images of no class: leave it out, or train model=cvae")
     label = asked.label if asked.label in (None, "all") and model.by_class else viewing.class_of(trained, asked.label)
     model.prior.check_sampling(asked.temperature, asked.top_k, name)
     if asked.level is not None:

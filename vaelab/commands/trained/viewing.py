@@ -239,15 +239,21 @@ def destination(out: str | None, run: Path, name: str) -> Path:
     return path
 
 
-def write_images(path: Path, kind: str, total: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+def write_images(
+    path: Path,
+    kind: str,
+    total: int,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    folders: Sequence[str] | None = None,
+) -> None:
     """Writes unit images with their labels, [n] or None: an .npz file, or a folder of PNGs, with a progress bar.
 
     .npz: `images`, [N, H, W, C] uint8, and `labels`, [N] int64, if there are any. Folder: NUMBER.png, or
-    NUMBER-LABEL.png.
+    NUMBER-LABEL.png, or in the folder of its class, if folders for them are given, NUMBER.png.
     """
     from tqdm import tqdm
 
-    keep, close = _folder(path) if kind == "folder" else _arrays(path)
+    keep, close = _folder(path, folders) if kind == "folder" else _arrays(path)
     with tqdm(total=total, desc="images", unit="image", delay=2, leave=False, disable=None) as bar:
         for images, labels in batches:
             keep((images * 255).round().byte().permute(0, 2, 3, 1).cpu(), labels)
@@ -258,15 +264,17 @@ def write_images(path: Path, kind: str, total: int, batches: Iterable[tuple[Tens
 Writer = tuple[Callable[["Tensor", "Tensor | None"], None], Callable[[], None]]
 
 
-def _folder(path: Path) -> Writer:
+def _folder(path: Path, folders: Sequence[str] | None) -> Writer:
     from vaelab.figures.pixels import save_png
 
     number = count()
 
     def keep(pixels: Tensor, labels: Tensor | None) -> None:
-        classes = ["" for _ in pixels] if labels is None else [f"-{label}" for label in labels.tolist()]
-        for image, suffix in zip(pixels, classes, strict=True):
-            save_png(image.squeeze(2) if image.shape[2] == 1 else image, path / f"{next(number):06}{suffix}.png")
+        for image, label in zip(pixels, [None] * len(pixels) if labels is None else labels.tolist(), strict=True):
+            name = f"{next(number):06}"
+            if label is not None:
+                name = f"{name}-{label}" if folders is None else f"{folders[label]}/{name}"
+            save_png(image.squeeze(2) if image.shape[2] == 1 else image, path / f"{name}.png")
 
     return keep, lambda: None
 
