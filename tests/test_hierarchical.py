@@ -1,4 +1,4 @@
-"""A VAE with two levels of latents."""
+"""A VAE with two levels of latents, or more."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from vaelab.nn.posteriors import DiagonalGaussian
 from vaelab.nn.priors import StandardNormal
 
 TOP, BOTTOM, SIGMA, SHAPE, PIXELS = 2, 3, 0.5, (1, 2, 3), 6
+TWO, THREE = [TOP, BOTTOM], [1, TOP, BOTTOM]
 SIZES = ["model.latent_dim=3", "model.top_dim=2", "model.top_hidden_dims=[4]", "network.hidden_dims=[8]"]
 
 
@@ -22,10 +23,10 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def ladder(hidden_dims=(5,), stirred=True):
-    """p(z1|z2); `stirred`, where z1 depends on z2."""
+def ladder(sizes, hidden_dims=(5,), stirred=True):
+    """Each p(z|above); `stirred`, where each z depends on the one above."""
     torch.manual_seed(0)
-    made = Ladder(TOP, BOTTOM, list(hidden_dims))
+    made = Ladder(sizes, list(hidden_dims))
     if stirred:
         for weights in made.parameters():
             weights.data += 0.5 * torch.randn(weights.shape)
@@ -36,9 +37,13 @@ def posterior_of(made, count=3):
     return made(0.7 * torch.randn(count, made.features, generator=seeded(1)))
 
 
-def test_the_density_is_that_of_the_draws():
-    posterior, prior = posterior_of(ladder()), StandardNormal(TOP + BOTTOM)
-    noise = torch.randn(5, 3, TOP + BOTTOM, generator=seeded(2))
+levels = pytest.mark.parametrize("sizes", [TWO, THREE], ids=["two", "three"])
+
+
+@levels
+def test_the_density_is_that_of_the_draws(sizes):
+    posterior, prior = posterior_of(ladder(sizes)), StandardNormal(sum(sizes))
+    noise = torch.randn(5, 3, sum(sizes), generator=seeded(2))
     z, log_ratio = posterior.draw(noise, prior)
     assert torch.equal(z, posterior.rsample(noise))
     one = posterior[:1]
@@ -48,17 +53,20 @@ def test_the_density_is_that_of_the_draws():
     torch.testing.assert_close(prior.log_prob(z[0, :1]) - density, log_ratio[0, :1], rtol=0, atol=1e-4)
 
 
-def test_the_bottom_is_the_product_of_its_prior_and_what_is_seen():
+@levels
+def test_the_bottom_is_the_product_of_its_prior_and_what_is_seen(sizes):
     """On a grid of z1: p(z1|z2) times the encoder's Gaussian, normalised."""
-    made = ladder()
+    made = ladder(sizes)
     posterior = posterior_of(made, 1)
-    top = torch.randn(1, TOP, generator=seeded(3))
-    mean, logvar = made.given(top)
-    bottom = posterior.bottom(top)
+    u = torch.randn(1, sum(sizes), generator=seeded(3))
+    above = u[:, :-BOTTOM]
+    mean, logvar = made.given(made.above.bottom(above) if made.above else above)
+    bottom = posterior.levels(u)[-1]
     scale = (0.5 * logvar).exp()
+    seen_mean, seen_logvar = posterior.seen_mean[:, -BOTTOM:], posterior.seen_logvar[:, -BOTTOM:]
     z1 = torch.linspace(-30, 30, 200_001, dtype=torch.float64)
     for j in range(BOTTOM):
-        seen = Normal(posterior.seen_mean[0, j].double(), (0.5 * posterior.seen_logvar[0, j]).exp().double())
+        seen = Normal(seen_mean[0, j].double(), (0.5 * seen_logvar[0, j]).exp().double())
         weights = (seen.log_prob(z1) + Normal(mean[0, j].double(), scale[0, j].double()).log_prob(z1)).exp()
         expected = (weights * z1).sum() / weights.sum()
         deviation = ((weights * (z1 - expected).square()).sum() / weights.sum()).sqrt()
@@ -67,16 +75,20 @@ def test_the_bottom_is_the_product_of_its_prior_and_what_is_seen():
         assert own[1].item() == pytest.approx(deviation.item(), rel=1e-4)
 
 
-def test_z1_is_decoded_from_both_levels():
-    made = ladder()
-    u = torch.randn(4, 3, TOP + BOTTOM, generator=seeded(4))
-    mean, logvar = made.given(u[..., :TOP])
-    torch.testing.assert_close(made.bottom(u), mean + (0.5 * logvar).exp() * u[..., TOP:])
+def test_z1_is_decoded_from_all_levels():
+    made = ladder(THREE)
+    z3, u2, u1 = torch.randn(4, 3, sum(THREE), generator=seeded(4)).split(THREE, -1)
+    first, second = made.steps
+    mean, logvar = first.given(z3)
+    z2 = mean + (0.5 * logvar).exp() * u2
+    mean, logvar = second.given(z2)
+    torch.testing.assert_close(made.bottom(torch.cat([z3, u2, u1], -1)), mean + (0.5 * logvar).exp() * u1)
 
 
-def test_the_kl_of_a_draw_is_right_in_expectation_and_the_sum_of_its_levels():
-    prior, posterior = StandardNormal(TOP + BOTTOM), posterior_of(ladder())
-    noise = torch.randn(40_000, 3, TOP + BOTTOM, generator=seeded(5))
+@levels
+def test_the_kl_of_a_draw_is_right_in_expectation_and_the_sum_of_its_levels(sizes):
+    prior, posterior = StandardNormal(sum(sizes)), posterior_of(ladder(sizes))
+    noise = torch.randn(40_000, 3, sum(sizes), generator=seeded(5))
     kl = posterior.sample_with_kl(noise, prior)[1]
     assert not kl.exact
     torch.testing.assert_close(kl.per_dim.sum(-1), kl.total)
@@ -88,16 +100,15 @@ def test_the_kl_of_a_draw_is_right_in_expectation_and_the_sum_of_its_levels():
     torch.testing.assert_close(posterior.control_variate(noise, prior), kl.total - plain, rtol=0, atol=1e-4)
 
 
-def test_it_starts_as_a_vae_of_its_bottom():
-    """The top says nothing of z1, so z1 = u1, and the KL is that of two independent Gaussians, in closed form."""
-    made = ladder(stirred=False)
-    posterior, prior = posterior_of(made), StandardNormal(TOP + BOTTOM)
-    u = torch.randn(3, TOP + BOTTOM, generator=seeded(6))
-    assert torch.equal(made.bottom(u), u[:, TOP:])
-    bottom = posterior.bottom(u[:, :TOP])
-    flat = DiagonalGaussian(
-        torch.cat([posterior.top_mean, bottom.mean], 1), torch.cat([posterior.top_logvar, bottom.logvar], 1)
-    )
+@levels
+def test_it_starts_as_a_vae_of_its_bottom(sizes):
+    """No level says anything of the one below, so z = u, and the KL is that of independent Gaussians in closed form."""
+    made = ladder(sizes, stirred=False)
+    posterior, prior = posterior_of(made), StandardNormal(sum(sizes))
+    u = torch.randn(3, sum(sizes), generator=seeded(6))
+    assert torch.equal(made.bottom(u), u[:, -BOTTOM:])
+    each = posterior.levels(u)
+    flat = DiagonalGaussian(torch.cat([q.mean for q in each], 1), torch.cat([q.logvar for q in each], 1))
     torch.testing.assert_close(posterior.sample_with_kl(u, prior)[1].total, flat.kl(prior).total)
 
 
@@ -202,3 +213,16 @@ def test_a_traversal_of_a_level_walks_its_dimensions(trained, capsys, monkeypatc
     assert main(["traverse", f"run={trained}", "level=top", "dims=all", "image=0"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "(top " in line or "(bottom " in line]
     assert sorted(line[0] for line in lines) == ["0", "1"]
+
+
+def test_sizes_above_the_bottom_name_the_levels(train):
+    """Three levels are trained, logged and named; no level above the bottom is refused."""
+    result = train("model=hierarchical", *SIZES, "model.top_dim=[1,2]", "trainer.max_epochs=1")
+    assert result.code == 0, result.err
+    total, *each = (result.series(f"val/kl{level}") for level in ("", "_top", "_middle", "_bottom"))
+    assert total == pytest.approx([sum(parts) for parts in zip(*each, strict=True)], rel=1e-3, abs=1e-5)
+    with pytest.raises(UserError, match="the levels are top, middle and bottom"):
+        vaelab.load(result.run).layout.span("none")
+    refused = train("model=hierarchical", "model.top_dim=[]")
+    assert refused.code == 2
+    assert "model.top_dim" in refused.err

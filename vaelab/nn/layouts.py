@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from vaelab.core.errors import UserError
+from vaelab.core.words import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ class Layout:
             if level.name == name:
                 return axes
             start = axes.stop
-        names = " and ".join(level.name for level in self.levels)
+        names = listed([level.name for level in self.levels])
         remedy = f"the levels are {names}" if len(self.levels) > 1 else "the model has a single level: leave it out"
         raise UserError(f"level={name}: {remedy}")
 
