@@ -15,9 +15,17 @@ from vaelab.models import DIPVAE, GECO, IWAE, TCVAE, VAE, WAE, BetaVAE, ControlV
 from vaelab.nn.controllers import multiplicative, proportional_integral
 from vaelab.nn.likelihoods import Bernoulli, Gaussian
 from vaelab.nn.networks import MLP
-from vaelab.nn.posteriors import DiagonalGaussian
+from vaelab.nn.posteriors import DiagonalGaussian, Full
 
 SHAPE, D = (1, 4, 4), 3
+
+
+class Own(Full):
+    """A posterior with a weight of its own."""
+
+    def __init__(self, latent_dim):
+        super().__init__(latent_dim)
+        self.weight = nn.Parameter(torch.zeros(()))
 
 
 def made(variant, seed=0, **options):
@@ -236,6 +244,25 @@ def test_draws_and_stl_have_the_elbo_and_its_gradient(estimator):
     for one_of, other in zip(*found, strict=True):
         difference = (one_of - other).double()
         assert (difference.mean(0).abs() < 4 * difference.std(0) / math.sqrt(20_000) + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "says"),
+    [
+        (TCVAE, {**TC, "posterior": Full}, "posterior: the total correlation needs the density of each dimension"),
+        (
+            DIPVAE,
+            {"off_diagonal": 1.0, "diagonal": 1.0, "moments": "draws", "posterior": Full},
+            "posterior: the moments",
+        ),
+        (IWAE, {"num_samples": 2, "estimator": "dreg", "posterior": Own}, "model.estimator=dreg needs a density"),
+        (VAE, {"estimator": "stl", "posterior": Own}, "model.estimator=stl needs a density"),
+    ],
+)
+def test_a_posterior_that_lacks_what_is_needed_is_refused(variant, options, says):
+    with pytest.raises(UserError) as error:
+        made(variant, **options)
+    assert str(error.value).startswith(says)
 
 
 class Given(nn.Module):

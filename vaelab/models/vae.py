@@ -71,7 +71,7 @@ class VAE(Model):
         """Raises UserError for a setting that needs `Posterior.draw_by_path` where the posterior has none."""
         if not self.posterior.example().density or any(True for _ in self.posterior.parameters()):
             raise UserError(
-                f"{setting} needs a density whose parameters are all the encoder's: use posterior=diagonal or full"
+                f"{setting} needs a density whose parameters are all the encoder's: posterior=diagonal, full or planar"
             )
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
