@@ -20,8 +20,8 @@ GAUSSIAN = ["model.latent_dim=20"]
 ROWS = {
     "vae": ["model=vae", *GAUSSIAN],
     "vae, free bits 0.5": ["model=vae", *GAUSSIAN, "model.free_bits=0.5"],
-    "beta, β = 4": ["model=beta", *GAUSSIAN],
-    "capacity, C = 20": ["model=capacity", *GAUSSIAN, "model.capacity=20", "schedule.capacity.over=5"],
+    "beta, β = 4": ["model=beta", *GAUSSIAN, "schedule=constant"],
+    "capacity, C = 20": ["model=capacity", *GAUSSIAN, "model.capacity=20"],
     "controlvae, C = 20": ["model=controlvae", *GAUSSIAN],
     "geco, 80 nats": ["model=geco", *GAUSSIAN, "model.target=80"],
     "tcvae, β = 6": ["model=tcvae", *GAUSSIAN],
