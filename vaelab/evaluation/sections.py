@@ -94,7 +94,7 @@ def _bits(subject: Subject, log_p: float) -> dict[str, float]:
     meaning = subject.model.likelihood.density(subject.data.binary)
     if meaning.startswith("not a density") or subject.data.fields is not None:
         return {}
-    dimensions, is_density = math.prod(subject.model.shape), meaning == "a density on pixels"
+    dimensions, is_density = subject.model.likelihood.dimensions(subject.model.shape), meaning == "a density on pixels"
     return {"bits_per_dim": bits_per_dimension(log_p, dimensions, subject.data.pixel_range, is_density)}
 
 

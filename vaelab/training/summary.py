@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 import subprocess
 from pathlib import Path
@@ -79,7 +78,7 @@ def collect(config: dict[str, Any], model: Model, data: ImageData, trainer: Any,
     `metrics`: train and val of the last epoch, test of the best checkpoint; nats per image, or as
     docs/ explains each key.
     """
-    pixels, latents = math.prod(data.shape), model.layout.dimensions
+    pixels, latents = model.likelihood.dimensions(data.shape), model.layout.dimensions
     weight = getattr(model, "beta", None)
     beta = None if weight is None else float(weight)
     judged = [c.findings for c in trainer.callbacks if getattr(c, "findings", None) is not None]

@@ -90,7 +90,8 @@ def describe(
     figures = _finite(figures) | measured
     aspects = _aspects(settings, summary["objective"], split)
     aspects["condition"] = {
-        "condition": "label" if subject.get("conditional", "model.label_dim" in settings) else "none"
+        "condition": "label" if subject.get("conditional", "model.label_dim" in settings) else "none",
+        **({"model.seen": settings["model.seen"]} if "model.seen" in settings else {}),
     }
     images_of = aspects["data"]
     limit = f"trainer.limit_{split}_batches"

@@ -63,7 +63,7 @@ REASONS = {
     "objective": "they minimise different things",
     "data": "they are of different images",
     "likelihood": "their noise models put it on different scales",
-    "condition": "the label, where it is given, pays for a part of the image",
+    "condition": "the label, or the part of the image, that is given pays for a part of it",
     "reduction": "their terms are summed or averaged differently",
     "importance_samples": "the bound grows with the number of importance samples",
     "protocol": "they were measured differently; `protocols` in evaluation.json says how",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,16 +21,32 @@ class Likelihood(nn.Module):
     name: str
     unit_range = False
     missing = False
+    counted: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("counted", None, persistent=False)
+
+    def count_only(self, values: Tensor) -> None:
+        """Has `log_prob` count some values alone, [C, H, W] bool: what a model is told, it does not have to predict."""
+        self.counted = values
+
+    def dimensions(self, shape: Shape) -> int:
+        """Returns how many values of an example of `shape` are counted."""
+        return math.prod(shape) if self.counted is None else int(self.counted.sum())
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        """Computes log p(x|z), [B], nats: summed over pixels and channels, those that are missing left out.
+        """Computes log p(x|z), [B], nats: summed over pixels and channels, those missing or not counted left out.
 
         Missing at random, what was observed has the marginal probability of the others, which are independent given z:
         their product (Mattei & Frellsen 2019, eq. 4).
         """
-        if not self.missing:
-            return sum_pixels(self.log_density(raw, x))
-        return sum_pixels(self.log_density(raw, x.nan_to_num()).masked_fill(x.isnan(), 0.0))
+        values = self.log_density(raw, x.nan_to_num() if self.missing else x)
+        if self.missing:
+            values = values.masked_fill(x.isnan(), 0.0)
+        if self.counted is not None:
+            values = values.masked_fill(~self.counted, 0.0)
+        return sum_pixels(values)
 
     def log_density(self, raw: Tensor, x: Tensor) -> Tensor:
         """Computes the log-density of each pixel or channel, [B, C, H, W], nats. x: [B, C, H, W], none missing."""

@@ -1,0 +1,161 @@
+"""The model that completes images: what it is told, what it counts, and that it reaches the best linear completion."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from tests.conftest import fit
+from tests.test_conf import composed
+from vaelab.core.batch import Batch
+from vaelab.core.config import build
+from vaelab.core.errors import UserError
+from vaelab.inference import coding
+from vaelab.models.quadrants import KEPT, Quadrants, kl_of_normals, quadrants
+from vaelab.nn.likelihoods import GaussianLearned
+from vaelab.nn.networks import MLP
+from vaelab.nn.posteriors import DiagonalGaussian
+
+SHAPE = (2, 6, 5)
+
+
+def made(seen=2, *more, shape=SHAPE):
+    torch.manual_seed(0)
+    config = composed("model=quadrants", f"model.seen={seen}", "model.latent_dim=3", "network.hidden_dims=[8]", *more)
+    return build(config["model"], shape=shape, num_classes=3).eval()
+
+
+def images(count=10, shape=SHAPE):
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_quadrants_are_given_from_the_bottom_left_clockwise(seen):
+    mask = quadrants((1, 6, 5), seen)[0]
+    corners = [mask[-1, 0], mask[0, 0], mask[0, -1], mask[-1, -1]]
+    assert [bool(corner) for corner in corners] == [place < seen for place in range(4)]
+    areas = [3 * 2, 3 * 2, 3 * 3]
+    assert mask.sum() == sum(areas[:seen])
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_the_unseen_pixels_alone_are_counted(seen):
+    model, x = made(seen), images()
+    raw = torch.randn(10, *SHAPE)
+    density = model.likelihood.log_density(raw, x)
+    torch.testing.assert_close(model.likelihood.log_prob(raw, x), density[:, ~model.given].sum(1))
+    other = torch.where(model.given, torch.rand(x.shape), x)
+    torch.testing.assert_close(model.likelihood.log_prob(raw, other), model.likelihood.log_prob(raw, x))
+    assert model.likelihood.dimensions(SHAPE) == int((~model.given).sum())
+
+
+def test_the_code_is_the_seen_pixels_and_z():
+    model, x = made(), images()
+    posterior = model.encode(x)
+    part, z = model.layout.split(posterior.code)
+    assert torch.equal(part, x[:, model.given])
+    assert torch.equal(z, posterior.mean)
+    assert torch.equal(model.prior.image(posterior.code)[:, model.given], part)
+    assert (model.prior.image(posterior.code)[:, ~model.given] == 0).all()
+    torch.testing.assert_close(model.reconstruct(x)[:, model.given], x[:, model.given].clamp(1e-3, 1 - 1e-3))
+
+
+def test_prior_and_decoder_are_told_the_seen_pixels_and_no_others():
+    model, x = made(), images(4)
+    noise = model.noise(4)
+    unseen = torch.where(model.given, x, 1 - x)
+    seen = torch.where(model.given, 1 - x, x)
+    of = [model.prior.of_z(model.encode(images).code).mean for images in (x, unseen, seen)]
+    assert torch.equal(of[0], of[1])
+    assert not torch.allclose(of[0], of[2])
+    assert not torch.allclose(model.encode(x).mean, model.encode(unseen).mean)
+    z = model.encode(x).rsample(noise)
+    changed = torch.cat([1 - z[:, : model.prior.size], z[:, model.prior.size :]], 1)
+    assert (model.decode(z) - model.decode(changed))[:, ~model.given].abs().min(1).values.max() > 0
+
+
+def test_the_kl_is_that_of_two_normals():
+    torch.manual_seed(0)
+    q, p = (DiagonalGaussian(torch.randn(5, 4), torch.randn(5, 4)) for _ in range(2))
+    wanted = kl_divergence(*(Normal(g.mean, (0.5 * g.logvar).exp()) for g in (q, p)))
+    torch.testing.assert_close(kl_of_normals(q, p), wanted)
+
+
+def test_samples_complete_parts_that_are_kept_of_the_first_batch():
+    model, x = made(), images(20)
+    model.place(Batch(x))
+    model.place(Batch(1 - x))
+    kept = x[:KEPT, model.given].clamp(1e-3, 1 - 1e-3)
+    samples = model.sample(2 * KEPT)
+    torch.testing.assert_close(samples[:, model.given], kept.repeat(2, 1))
+    assert not torch.allclose(samples[:KEPT, ~model.given], samples[KEPT:, ~model.given])
+    again = made()
+    again.load_state_dict(model.state_dict())
+    again.place(Batch(1 - x))  # a resumed run keeps them
+    assert torch.equal(again.prior.parts, model.prior.parts)
+    rows = coding.share_rows(model.prior.sample(8), model.layout.span("z").start, 4)
+    assert torch.equal(rows[:4, : model.prior.size], rows[:1, : model.prior.size].expand(4, -1))
+
+
+class Linear(Quadrants):
+    """The model with linear parts, of images of a Gaussian of 16 correlated pixels."""
+
+    def __init__(self, seen):
+        network = MLP(hidden_dims=[], activation="relu", norm="none")
+        super().__init__((1, 4, 4), None, network, GaussianLearned(0.5), 2, seen)
+        generator = torch.Generator().manual_seed(5)
+        self.loadings = torch.randn(16, 5, generator=generator) / 2
+
+    def images(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        factors = torch.randn(count, 5, generator=generator)
+        noise = 0.5 * torch.randn(count, 16, generator=generator)
+        return (factors @ self.loadings.T + noise).view(-1, 1, 4, 4)
+
+    def optimum(self):
+        """The greatest mean log p(unseen | seen), nats: probabilistic PCA of what regression leaves of the unseen."""
+        covariance = (self.loadings @ self.loadings.T + 0.25 * torch.eye(16)).double()
+        given = self.given.flatten()
+        cross = covariance[~given][:, given]
+        left = covariance[~given][:, ~given] - cross @ torch.linalg.solve(covariance[given][:, given], cross.T)
+        values = torch.linalg.eigvalsh(left).flip(0)
+        top, noise, count = values[:2], values[2:].mean(), len(values)
+        logs = top.log().sum() + (count - 2) * noise.log()
+        return -0.5 * (count * math.log(2 * math.pi) + logs + count).item()
+
+
+def test_a_linear_model_reaches_the_best_linear_completion_and_no_more():
+    torch.manual_seed(0)
+    model = Linear(seen=2)
+    fit(model, model.parameters(), 500)
+    with torch.no_grad():
+        terms = model.terms(Batch(model.images(20_000, 1)), model.noise(20_000))
+    elbo = -(terms["reconstruction"] + terms["kl"])
+    error = 4 * elbo.std().item() / math.sqrt(len(elbo))
+    assert elbo.mean().item() < model.optimum() + error
+    assert elbo.mean().item() > model.optimum() - 0.15 - error
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16), (1, 16, 1)])
+def test_what_is_no_image_has_no_quadrants(shape):
+    with pytest.raises(UserError, match=r"model=quadrants: .* has no quadrants"):
+        quadrants(shape, 1)
+
+
+def test_refusals_name_the_key(train):
+    result = train("model=quadrants", "dataset.image_shape=[1,1,16]")
+    assert result.code == 2
+    assert "model=quadrants: 1x16 has no quadrants" in result.err
+    assert "Traceback" not in result.err
+    result = train("model=quadrants", "model.seen=4")
+    assert result.code == 2
+    assert "model.seen=4" in result.err
+
+
+def test_runs_that_see_different_parts_are_not_ranked(finished, capsys):
+    from vaelab.cli import main
+
+    runs = [finished(*words).run for words in (["model=vae"], ["model=quadrants"])]
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "part of the image" in capsys.readouterr().out
