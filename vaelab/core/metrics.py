@@ -63,6 +63,8 @@ TRAINING = (
     Metric("covariance_off_diagonal", "Squares of the covariance off its diagonal", "", "min", "Objective"),
     Metric("covariance_diagonal", "Squares of the variances less 1", "", "min", "Objective"),
     Metric("constrained", "Objective with what the gap costs", NATS, "min", "Objective"),
+    Metric("classification", "Classification, −log q(y|x)", NATS, "min", "Classification"),
+    Metric("accuracy", "Accuracy of q(y|x)", "fraction of the images", "max", "Classification", brief=True),
     Metric("beta", "β, weight of the KL", group="Schedules", colour=GREEN, set=True, brief=True),
     Metric("capacity", "Capacity C", NATS, group="Schedules", colour=GREEN, set=True, brief=True),
     Metric("capacity_gap", "Gap: KL − capacity", NATS, group="Schedules", colour=PURPLE),

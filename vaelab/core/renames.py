@@ -87,7 +87,7 @@ def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
         config.setdefault(name, {})
     config.setdefault("augment", {})
     if isinstance(config.get("dataset"), dict):
-        config["dataset"] = {"leave_out": None, "balance": False} | config["dataset"]
+        config["dataset"] = {"leave_out": None, "balance": False, "labelled": None} | config["dataset"]
     config.setdefault("lr_factor", {"encoder": 1.0, "decoder": 1.0})
     return config
 

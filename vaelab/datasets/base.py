@@ -17,7 +17,7 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Portion, PositiveInt, Real, Seed
-from vaelab.datasets.classes import balanced_order, labels_of, without
+from vaelab.datasets.classes import PartlyLabelled, balanced_order, chosen, labels_of, mixed_order, without
 from vaelab.datasets.splits import (
     WHITE,
     IndexBatches,
@@ -56,6 +56,7 @@ class ImageData(pl.LightningDataModule):
         apart so that runs which differ in `seed` are validated on the same images.
     leave_out: classes, by name or number, that are in no part of the data; their test images are `left_out`.
     balance: whether an epoch of training has as many images of each class, those of rare classes several times.
+    labelled: training images whose label a model is told, as many of each class; None for all.
     """
 
     batch_size: PositiveInt
@@ -68,6 +69,7 @@ class ImageData(pl.LightningDataModule):
     split_seed: Seed
     leave_out: list[Annotated[int, Field(ge=0)] | str] | None = None
     balance: bool = False
+    labelled: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -77,6 +79,7 @@ class ImageData(pl.LightningDataModule):
         self.pixel_range = (float(low), float(high))
         self.augment: Augment | None = None  # what changes training images at each visit
         self.left_out: Split | None = None  # test images of the classes that were left out
+        self._known: Tensor | None = None  # training images whose label is told, where those of others are not
         self._loaded = False
         self._seen = 0  # images already seen of an epoch that is resumed in its middle
         self._dealt: dict[str, IndexBatches] = {}  # batches of the train, val and test images, for this process
@@ -138,7 +141,17 @@ class ImageData(pl.LightningDataModule):
         self.test = test
         if self.balance and self.num_classes is None:
             raise UserError("dataset.balance=true: these data have no classes: leave it out")
+        if self.labelled is not None:
+            self._choose_labelled(self.labelled)
         self._loaded = True
+
+    def _choose_labelled(self, count: int) -> None:
+        """Chooses the images whose label is told; the split itself keeps all labels, for what measures a model."""
+        if self.num_classes is None:
+            raise UserError(f"dataset.labelled={count}: these data have no labels: leave it out")
+        if self.balance:
+            raise UserError("dataset.balance=true needs the labels of all images: leave out dataset.labelled or this")
+        self._known = chosen(self._train_labels, count, self.split_seed)
 
     def _val_count(self, size: int) -> int:
         count = round(self.val_size * size) if self.val_size < 1 else int(self.val_size)
@@ -222,7 +235,7 @@ class ImageData(pl.LightningDataModule):
     # --- loaders, as Lightning asks for them --------------------------------------------------
 
     def train_dataloader(self) -> Any:
-        self.train, loader = self._loader("train", self.train, self._train_order, self._steps)
+        self.train, loader = self._loader("train", self.train, self._train_order, self._steps, self._known)
         self._go_on(self._dealt["train"])
         return loader
 
@@ -269,6 +282,8 @@ class ImageData(pl.LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         start = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
         epoch = 0 if self.trainer.overfit_batches else self.trainer.current_epoch  # type: ignore[attr-defined]
+        if self._known is not None:
+            return mixed_order(self._known, self.seed, epoch), start
         if self.balance:
             return balanced_order(self._train_labels, self.seed, epoch), start
         return self.order_of(epoch), start
@@ -285,7 +300,10 @@ class ImageData(pl.LightningDataModule):
         assert self.trainer is not None
         return self.trainer.accumulate_grad_batches, int(min(self.trainer.num_training_batches, len(self.train)))
 
-    def _loader(self, part: str, split: Split, order: Any, steps: Any = None) -> tuple[Split, Any]:
+    def _loader(
+        self, part: str, split: Split, order: Any, steps: Any = None, known: Tensor | None = None
+    ) -> tuple[Split, Any]:
+        """Makes the loader of a split; returns it with the split, which may have moved to the device."""
         assert self.trainer is not None
         if len(split) < self.trainer.world_size:
             raise UserError(f"dataset: {len(split)} images cannot be dealt out to {self.trainer.world_size} processes")
@@ -299,13 +317,13 @@ class ImageData(pl.LightningDataModule):
                 return indices.to(device), start
 
             batches = self._dealt[part] = self._batches(split, placed, steps)
-            return split, ResidentLoader(split, batches)
+            return split, ResidentLoader(_seen(split, known, device), batches)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError(
                 "trainer.overfit_batches is for data in memory: use dataset.storage=resident, or leave it out"
             )
         batches = self._dealt[part] = self._batches(split, order, steps)
-        return split, streaming_loader(split, batches, self.num_workers, pin_memory=device.type == "cuda")
+        return split, streaming_loader(_seen(split, known), batches, self.num_workers, pin_memory=device.type == "cuda")
 
     def _batches(self, split: Split, order: Any, steps: Any) -> IndexBatches:
         assert self.trainer is not None
@@ -318,6 +336,11 @@ class ImageData(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
         return self.as_model_sees(batch, self.augment if training else None)
+
+
+def _seen(split: Split, known: Tensor | None, device: torch.device | str = "cpu") -> Split:
+    """Returns a split as training sees it: without the labels of images that are not `known`, [N] bool; None: all."""
+    return split if known is None else PartlyLabelled(split, known.to(device))
 
 
 def gather(split: Split) -> TensorSplit:

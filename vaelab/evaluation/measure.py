@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
     from vaelab.models import Model
 
-SPEED = ("storage", "num_workers", "batch_size", "download", "balance")
+SPEED = ("storage", "num_workers", "batch_size", "download", "balance", "labelled")
 """Options of a data set that its images do not depend on."""
 KEPT = ("vaelab", "checkpoint", "split", "images", "seed", "subject", "prior")
 """Keys of evaluation.json that must be the same for an earlier evaluation's sections to stay in the file."""

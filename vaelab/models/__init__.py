@@ -3,6 +3,7 @@
 from vaelab.models.ae import AE
 from vaelab.models.cvae import CVAE
 from vaelab.models.iwae import IWAE
+from vaelab.models.m2 import M2
 from vaelab.models.module import Model
 from vaelab.models.regularised import (
     DIPVAE,
@@ -25,6 +26,7 @@ __all__ = [
     "DIPVAE",
     "GECO",
     "IWAE",
+    "M2",
     "TCVAE",
     "VAE",
     "VQVAE",

@@ -36,9 +36,10 @@ class CVAE(VAE):
         prior: Build[Prior] = None,
         condition: Build[Condition] = None,
     ):
+        name = type(self).__name__.lower()
         if num_classes is None:
-            raise UserError("model=cvae needs labels, and this data set has none: use model=vae, or a labelled dataset")
+            raise UserError(f"model={name} needs labels, and this data set has none: use model=vae, or a labelled one")
         if condition == {}:  # the option `none` is an empty mapping
-            raise UserError("condition=none: model=cvae is conditional on labels: leave it out, or use model=vae")
+            raise UserError(f"condition=none: model={name} is conditional on labels: leave it out, or use model=vae")
         condition = condition or partial(Label, dim=label_dim)
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)

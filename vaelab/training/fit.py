@@ -165,6 +165,11 @@ def build_model(config: dict[str, Any], data: ImageData) -> Any:
             raise
         raise UserError("model: it does not fit the memory; make it smaller (model.latent_dim, network)") from error
     model.likelihood.check(data.pixel_range)
+    if data.labelled is not None and not model.semi_supervised:
+        raise UserError(
+            f"dataset.labelled={data.labelled}: {type(model).__name__} does not learn from images with and without "
+            "labels: use model=m2, or leave it out"
+        )
     if data.fields is not None and model.likelihood.unit_range:
         name = model.likelihood.name
         raise UserError(f"likelihood={name} takes pixels in [0, 1], and this is a table: use likelihood=table")
