@@ -332,6 +332,7 @@ WRITTEN = {
         *("disentanglement/mig", "disentanglement/sap", "disentanglement/dci_disentanglement"),
         *("disentanglement/dci_completeness", "disentanglement/dci_informativeness", "disentanglement/modularity"),
         *("disentanglement/infom", "disentanglement/infoe", "disentanglement/infoc"),
+        *("udr/lasso", "udr/spearman"),
         *("disentanglement/explicitness", "labels/linear_probe_accuracy", "labels/knn_accuracy"),
         *("conditional/sample_accuracy", "samples/precision", "samples/recall"),
         *("anomaly/auroc_elbo", "anomaly/auroc_log_p_hat", "anomaly/auroc_reconstruction"),

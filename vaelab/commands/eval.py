@@ -30,6 +30,8 @@ SECTIONS = {
     "anomaly": "vaelab.evaluation.sections",
 }
 """The sections in their order, and where the function of each is."""
+SEVERAL = "udr"
+"""The section that is of several runs together: it is measured when each of them is."""
 NEEDS = {"anomaly": "ood", "inception": "inception", "lpips": "lpips"}
 """Sections that are measured by themselves only where the user has set an option."""
 SPLITS, CHECKPOINTS = ("test", "val", "train"), ("best", "last")
@@ -78,6 +80,8 @@ def job(config: Any) -> dict[str, Any] | None:
     if len(folders) > 1:
         _evaluate_each(list(dict.fromkeys(folders)), options)
         return None
+    if SEVERAL in (options["sections"] or []):
+        raise UserError(f"sections: {SEVERAL} holds runs of several seeds against each other: give them, as run=SWEEP")
     evaluation, wrong = _evaluate(folders[0], options)
     _renew_sweeps(folders, options)
     if wrong:
@@ -116,7 +120,8 @@ def _evaluate_each(folders: list[Path], options: dict[str, Any]) -> None:
     from vaelab.evaluation import measure
 
     measured, problems, crash = {}, {}, None
-    for number, folder in enumerate(folders, 1):
+    each = folders if options["sections"] != [SEVERAL] else []
+    for number, folder in enumerate(each, 1):
         print(f"[{number}/{len(folders)}] {folder}", flush=True)
         try:
             measured[str(folder)], wrong = _evaluate(folder, options)
@@ -127,13 +132,29 @@ def _evaluate_each(folders: list[Path], options: dict[str, Any]) -> None:
         if wrong:
             problems[folder] = "\n  ".join(wrong)
             print(f"  {problems[folder]}\n", flush=True)
+    ranked, unranked = _rank([Path(name) for name in measured] if each else folders, options)
+    measured |= {str(folder): evaluation for folder, evaluation in ranked.items()}
     if measured:
         print(measure.side_by_side(measured))
     _renew_sweeps(folders, options)
     if crash is not None:
         raise crash
-    if problems:
-        raise UserError("\n".join(f"{folder}: {why}" for folder, why in problems.items()))
+    if problems or unranked:
+        raise UserError("\n".join([*(f"{folder}: {why}" for folder, why in problems.items()), *unranked]))
+
+
+def _rank(folders: list[Path], options: dict[str, Any]) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """Measures the agreement of seeds, if it is asked for or all sections are. Returns what `seeds.rank` does.
+
+    Why runs have none is a mistake only where it was asked for.
+    """
+    asked = SEVERAL in (options["sections"] or [])
+    if options["prior"] or not (asked or options["sections"] is None):
+        return {}, []
+    from vaelab.evaluation import seeds
+
+    ranked, left_out = seeds.rank(folders, options["split"])
+    return ranked, left_out if asked else []
 
 
 def _draw(run: Path, saved: dict[str, Any]) -> None:
@@ -192,7 +213,7 @@ def _own(nodes: dict[str, Any] | None) -> dict[str, Any]:
 
     nodes = nodes or {}
     for name, node in nodes.items():
-        if name in SECTIONS:
+        if name in (*SECTIONS, SEVERAL):
             raise UserError(f"metrics.{name}: vaelab eval has a section of that name: take another")
         check(node, f"metrics.{name}", Callable[..., Section])
     return {name: build(node) for name, node in nodes.items()}
@@ -218,13 +239,15 @@ def _check(options: dict[str, Any]) -> None:
     sections = options["sections"]
     if sections is not None and (not isinstance(sections, list) or not sections):
         raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")
+    if SEVERAL in (sections or []) and (prior := options["prior"]["name"]):
+        raise UserError(f"sections: {SEVERAL} is of codes, which a prior does not change: leave out prior={prior}")
     for name in sections or []:
         if (key := NEEDS.get(name)) and not options.get(key) and name != "anomaly":
             raise UserError(f"sections: {name} is measured with {key}=, which is not given")
-        if name not in SECTIONS:
-            near = difflib.get_close_matches(str(name), SECTIONS, 1)
+        if name not in (known := [*SECTIONS, SEVERAL]):
+            near = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(SECTIONS)}")
+            raise UserError(f"sections: there is no section {name}{hint}\n  they are {', '.join(known)}")
     for key in WEIGHTS:
         file = options[key]
         if file is not None and not Path(str(file)).expanduser().is_file():

@@ -100,6 +100,8 @@ EVALUATION = (
     Metric("codebook/perplexity", "Perplexity of the codes", "codes", main=True),
     Metric("disentanglement/mig", "Mutual information gap", better="max", main=True),
     Metric("disentanglement/dci_disentanglement", "DCI disentanglement", better="max", main=True, title="dci"),
+    Metric("udr/lasso", "Agreement with other seeds, by Lasso", better="max", main=True, title="udr"),
+    Metric("udr/spearman", "Agreement with other seeds, by rank correlation", better="max", title="udr_spearman"),
     Metric("labels/linear_probe_accuracy", "Linear probe's accuracy", better="max", main=True),
     Metric("conditional/sample_accuracy", "Samples of the class asked for", better="max", main=True),
     Metric("samples/frechet", "Fréchet distance", better="min", main=True),

@@ -140,7 +140,7 @@ def measure(
                 if fresh:
                     path.unlink(missing_ok=True)  # the arrays of an earlier evaluation are of other weights
                     fresh = False
-                _replace(evaluation, name, section, path)
+                replace(evaluation, name, section, path)
                 evaluation["seconds"][name] = round(time.monotonic() - started, 2)
                 runs.write_evaluation(run, evaluation)
                 if section:
@@ -167,7 +167,7 @@ def _begun(run: Path, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Returns the evaluation to fill, with sections of an earlier one of the same; and whether there is none."""
     path = _per_image_path(run, about)
     if path.is_file():
-        _read_arrays(path)
+        read_arrays(path)
     empty: dict[str, Any] = {"figures": {}, "vectors": {}, "arrays": {}, "protocols": {}, "skipped": {}, "seconds": {}}
     before = runs.read_evaluation(run, about["split"], _prior_of(about))
     fresh = any(before.get(name) != about.get(name) for name in KEPT)
@@ -181,7 +181,7 @@ def _check_finite(section: Section) -> None:
             raise ValueError(f"{name} is {value}")
 
 
-def _replace(evaluation: dict[str, Any], name: str, section: Section | None, path: Path) -> None:
+def replace(evaluation: dict[str, Any], name: str, section: Section | None, path: Path) -> None:
     """Replaces a section of an earlier evaluation by a new one, None if nothing was measured."""
     for kind in ("figures", "vectors"):
         for old in [key for key in evaluation[kind] if key.startswith(f"{name}/")]:
@@ -198,7 +198,7 @@ def _replace(evaluation: dict[str, Any], name: str, section: Section | None, pat
     if arrays:
         evaluation["arrays"][name] = list(arrays)
     if gone or arrays:
-        _write_arrays(path, {key: v for key, v in _read_arrays(path).items() if key not in gone} | arrays)
+        _write_arrays(path, {key: v for key, v in read_arrays(path).items() if key not in gone} | arrays)
 
 
 def _prior_of(about: dict[str, Any]) -> str | None:
@@ -211,7 +211,7 @@ def _per_image_path(run: Path, about: dict[str, Any]) -> Path:
     return Files(run).per_image(about["split"], _prior_of(about))
 
 
-def _read_arrays(path: Path) -> dict[str, Any]:
+def read_arrays(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
