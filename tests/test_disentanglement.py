@@ -3,7 +3,6 @@ from functools import cache
 import numpy as np
 import pytest
 
-from vaelab.evaluation.metrics import disentanglement as module
 from vaelab.evaluation.metrics.disentanglement import (
     beta_vae_score,
     disentanglement,
@@ -12,7 +11,8 @@ from vaelab.evaluation.metrics.disentanglement import (
     mig_of_active,
     modularity,
 )
-from vaelab.evaluation.metrics.predictability import dci, dci_of_importance, explicitness, sap
+from vaelab.evaluation.metrics.disentanglement import groups as module
+from vaelab.evaluation.metrics.disentanglement.predictability import dci, dci_of_importance, explicitness, sap
 
 N = 1200
 NAMES = ["beta_vae", "factor_vae", "mig", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness"]

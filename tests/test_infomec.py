@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vaelab.evaluation.metrics import infomec as module
-from vaelab.evaluation.metrics.factors import measured
-from vaelab.evaluation.metrics.infomec import (
+from vaelab.evaluation.metrics.disentanglement import infomec as module
+from vaelab.evaluation.metrics.disentanglement.factors import measured
+from vaelab.evaluation.metrics.disentanglement.infomec import (
     infomec,
     linear_information,
     modularity_and_compactness,

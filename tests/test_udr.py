@@ -10,7 +10,7 @@ import yaml
 
 from tests.test_compare import CONFIG, changed, with_seed
 from vaelab.cli import main
-from vaelab.evaluation.metrics.udr import agreement, lasso, spearman, udr
+from vaelab.evaluation.metrics.disentanglement.udr import agreement, lasso, spearman, udr
 
 N, D = 2000, 5
 KINDS = [lasso, spearman]

@@ -15,8 +15,8 @@ from vaelab.core.conf import target_names
 from vaelab.core.metrics import DEAD_DIMENSION
 from vaelab.evaluation import measure
 from vaelab.evaluation.comparison.compared import flat_settings
+from vaelab.evaluation.metrics.disentanglement.udr import PENALTY, lasso, spearman, udr
 from vaelab.evaluation.metrics.latents import ACTIVE_VARIANCE
-from vaelab.evaluation.metrics.udr import PENALTY, lasso, spearman, udr
 from vaelab.evaluation.subject import Section
 
 ROWS = 10_000

@@ -1,7 +1,7 @@
 """Measures disentanglement by how well the codes predict the factors: SAP, DCI, explicitness.
 
-Every function takes codes [N, d] and factors [N, F] (see `vaelab.evaluation.metrics.factors.measured` for
-what is refused, and for `continuous`), fits on two thirds of the rows and scores on the rest.
+Every function takes codes [N, d] and factors [N, F] (see `factors.measured` for what is refused, and for
+`continuous`), fits on two thirds of the rows and scores on the rest.
 `disentanglement_lib` (Locatello et al. 2019) draws 10,000 and 5,000 fresh images for that instead.
 """
 
@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 
-from vaelab.evaluation.metrics.factors import Continuous, measured, split
+from vaelab.evaluation.metrics.disentanglement.factors import Continuous, measured, split
 from vaelab.evaluation.metrics.probes import entropy
 
 TREES = 20

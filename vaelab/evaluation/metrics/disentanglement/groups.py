@@ -1,7 +1,7 @@
 """Computes disentanglement metrics on arrays of codes and factors: two that draw groups of images, and all at once.
 
 Every function takes codes [N, d] and factors [N, F], one row per image, and refuses with ValueError
-what `vaelab.evaluation.metrics.factors.measured` lists; `continuous` is explained there. Codes are
+what `factors.measured` lists; `continuous` is explained there. Codes are
 standardised first, so the scale of a dimension plays no part but in `mig_of_active` and `infomec`.
 Nothing is drawn but by `seed`.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vaelab.evaluation.metrics.factors import (
+from vaelab.evaluation.metrics.disentanglement.factors import (
     BINS,
     MIN_OTHERS,
     Continuous,
@@ -26,10 +26,10 @@ from vaelab.evaluation.metrics.factors import (
     split,
     which_continuous,
 )
-from vaelab.evaluation.metrics.infomec import LEAST_RANGE, NEIGHBOURS, infomec
-from vaelab.evaluation.metrics.information import mig, mig_of_active, modularity
+from vaelab.evaluation.metrics.disentanglement.infomec import LEAST_RANGE, NEIGHBOURS, infomec
+from vaelab.evaluation.metrics.disentanglement.information import mig, mig_of_active, modularity
+from vaelab.evaluation.metrics.disentanglement.predictability import DEPTHS, TREES, dci, explicitness, sap
 from vaelab.evaluation.metrics.latents import ACTIVE_VARIANCE
-from vaelab.evaluation.metrics.predictability import DEPTHS, TREES, dci, explicitness, sap
 
 GROUPS = (10_000, 5_000)
 """Numbers of groups of images to fit on and to score: those of disentanglement_lib."""

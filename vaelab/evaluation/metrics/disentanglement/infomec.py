@@ -3,16 +3,16 @@
 InfoM, modularity: does a dimension know about one factor only? InfoE, explicitness: does a linear model read the
 factors off the code? InfoC, compactness: is a factor in one dimension only? Each is of information, and in [0, 1].
 
-Takes codes [N, d] and factors [N, F] (see `vaelab.evaluation.metrics.factors.measured` for what is refused, and for
-`continuous`). The authors' repository, kylehkhsu/latent_quantization, has the settings of published values.
+Takes codes [N, d] and factors [N, F] (see `factors.measured` for what is refused, and for `continuous`). The authors'
+repository, kylehkhsu/latent_quantization, has the settings of published values.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vaelab.evaluation.metrics.factors import Continuous, Measured, measured, split
-from vaelab.evaluation.metrics.information import information_about
+from vaelab.evaluation.metrics.disentanglement.factors import Continuous, Measured, measured, split
+from vaelab.evaluation.metrics.disentanglement.information import information_about
 from vaelab.evaluation.metrics.probes import entropy
 
 NEIGHBOURS = 10

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vaelab.evaluation.metrics.factors import is_constant
+from vaelab.evaluation.metrics.disentanglement.factors import is_constant
 
 PENALTY = 0.1
 """Weight of the Lasso's penalty: that of the paper and disentanglement_lib."""

@@ -1,14 +1,14 @@
 """Measures disentanglement by the information that single dimensions have about single factors: MIG and modularity.
 
-Every function takes codes [N, d] and factors [N, F] (see `vaelab.evaluation.metrics.factors.measured` for what is
-refused, and for `continuous`), and all rows.
+Every function takes codes [N, d] and factors [N, F] (see `factors.measured` for what is refused, and for `continuous`),
+and all rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vaelab.evaluation.metrics.factors import BINS, Continuous, Measured, measured
+from vaelab.evaluation.metrics.disentanglement.factors import BINS, Continuous, Measured, measured
 from vaelab.evaluation.metrics.latents import ACTIVE_VARIANCE
 from vaelab.evaluation.metrics.probes import entropy, joint_counts, mutual_information
 
