@@ -135,6 +135,7 @@ class Model(Variant, pl.LightningModule):
 
         DDP averages it over processes, and Lightning over the batches that a step accumulates.
         """
+        batch = batch._replace(labels=self.condition.dropped(batch.labels))
         self.place(batch)
         loss, terms = self._step(batch, self.window)
         if (seen := self.observe(batch, terms)) is not None:

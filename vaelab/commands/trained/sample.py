@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 IN_A_FIGURE = 1024
 """Images that a figure can hold."""
+UNKNOWN = "unknown"
+"""The label of images of which a model that knows how is told no class."""
 CLASSES_IN_A_ROW = 20
 """Classes that are drawn one per column."""
 
@@ -62,7 +64,7 @@ def job(config: Any) -> Path:
             f"n={asked.n}: a figure holds at most {IN_A_FIGURE:,} images: out=FOLDER/ or out=FILE.npz takes more"
         )
     if asked.class_folders:
-        _check_folder(kind, str(asked.out))
+        _check_folder(kind, str(asked.out), asked.label)
     trained = viewing.opened(asked, asked.fitted)
     asked = _checked(trained, replace(asked, prior={"name": asked.fitted or _only_fitted(trained)}))
     name = f"sample-{asked.fitted}" if asked.fitted else "sample"
@@ -77,7 +79,8 @@ def job(config: Any) -> Path:
 
         style.save(_drawing(trained, asked, list(batches)), path)
     else:
-        viewing.write_images(path, kind, count, batches, _folders(trained.classes) if asked.class_folders else None)
+        labelled = ((images, None if asked.label == UNKNOWN else labels) for images, labels in batches)
+        viewing.write_images(path, kind, count, labelled, _folders(trained.classes) if asked.class_folders else None)
     source = [f"drawn from {trained.model.require_prior().words}"] if asked.fitted else []
     rounded = f" (n={asked.n} is no multiple of the {trained.model.classes} classes)" if count != asked.n else ""
     words = [
@@ -89,10 +92,12 @@ def job(config: Any) -> Path:
     return path
 
 
-def _check_folder(kind: str, out: str) -> None:
+def _check_folder(kind: str, out: str, label: int | str | None) -> None:
     """Raises UserError unless class folders can be made in `out`: a folder that is new or empty."""
     if kind != "folder":
         raise UserError(f"class_folders=true: it is for a folder of images: out=FOLDER/, not out={out}")
+    if label == UNKNOWN:
+        raise UserError(f"class_folders=true: images of label={UNKNOWN} have no class: leave one of the two out")
     path = Path(out).expanduser()
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"out={out}: this folder is not empty, and its images would be mixed up: name another")
@@ -127,7 +132,8 @@ def _checked(trained: Trained, asked: Options) -> Options:
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
     if asked.class_folders and not model.by_class:
         raise UserError(f"class_folders=true: {name} draws images of no class: leave it out, or train model=cvae")
-    label = asked.label if asked.label in (None, "all") and model.by_class else viewing.class_of(trained, asked.label)
+    known = (None, "all", UNKNOWN) if model.condition.null is not None else (None, "all")
+    label = asked.label if asked.label in known and model.by_class else viewing.class_of(trained, asked.label)
     model.prior.check_sampling(asked.temperature, asked.top_k, name)
     if asked.level is not None:
         model.layout.span(asked.level)
@@ -149,6 +155,9 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
             return None
         if asked.label is None:
             return torch.arange(each) % model.classes
+        if asked.label == UNKNOWN:
+            assert model.condition.null is not None
+            return torch.full((each,), model.condition.null)
         return torch.full((each,), group if asked.label == "all" else int(asked.label))
 
     def drawn(wanted: Tensor | None) -> Iterable[Tensor]:
@@ -182,7 +191,7 @@ def _rows(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tensor |
             for codes, labels in batches
             for raw in coding.raw(trained.model, codes, labels)
         ]
-    labels = [given for _, given in batches if given is not None]
+    labels = [given for _, given in batches if given is not None and asked.label != UNKNOWN]
     return own_tables.columns(trained, torch.cat(rows), torch.cat(labels) if labels else None)
 
 
@@ -194,7 +203,9 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
     model = trained.model
     images = torch.cat([images for images, _ in batches])
     of = "" if asked.label is None else " of each class"
-    if asked.label not in (None, "all"):
+    if asked.label == UNKNOWN:
+        of = " of no class that was told"
+    elif asked.label not in (None, "all"):
         of = f" of class {trained.classes.name(int(asked.label))}"
     words = [f"{trained.config['run']['name']}: samples{of}", *_manner(asked)]
     title = ", ".join([*words, *([f"prior {asked.fitted}"] if asked.fitted else [])])
@@ -223,6 +234,8 @@ def _classes(trained: Trained, asked: Options, count: int) -> list[str]:
     model = trained.model
     if not model.by_class:
         return []
+    if asked.label == UNKNOWN:
+        return ["told no class"]
     if asked.label is None:
         return [f"classes {trained.classes.words} in turn"]
     each = count // model.classes
