@@ -42,6 +42,7 @@ TRAIN = {
     "mnist_cvae": ["experiment=mnist_cvae"],
     "mnist_cvae_twin": ["experiment=mnist_cvae", "model=vae", "network=mlp_512_256"],
     "mnist_vqvae": ["experiment=mnist_vqvae"],
+    "mnist_quadrants": ["experiment=mnist_quadrants"],
 }
 
 
@@ -89,6 +90,7 @@ def gain(better: str, worse: str) -> Callable[[dict[str, Path]], float]:
 
 
 TARGETS = [
+    Target("mnist_quadrants", "test ELBO, a quadrant seen", metric("mnist_quadrants", "test/elbo"), -71.8, -60.0),
     Target("mnist_vae", "test ELBO", metric("mnist_vae", "test/elbo"), -103.0, -45.53),
     Target("mnist_vae_small", "test ELBO", metric("mnist_vae_small", "test/elbo"), -106.2, -105.0),
     Target("mnist_ppca", "train ELBO", metric("mnist_ppca", "train/elbo"), 181.655, 182.155),
