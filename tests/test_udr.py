@@ -54,6 +54,8 @@ def test_one_run_unlike_the_others_is_the_last_and_the_median_is_not_moved_by_it
     scores = udr(codes, masks(*codes), kind)
     assert min(scores[:3]) > 0.9
     assert scores[3] < 0.03
+    few = [*SAME[:2], normal(8), normal(9)]  # two of four: each has one that agrees among three others
+    assert max(udr(few, masks(*few), kind)) < 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,7 +47,7 @@ def infomec(
         [nearest_neighbour_information(data.codes, y) / entropy(np.bincount(y)) for y in data.classes.T], axis=1
     )
     shares, significant = np.minimum(shares[active], 1), significant[active]
-    infom, infoc = modularity_and_compactness(shares * significant.any(1)[:, None] * significant.any(0))
+    infom, infoc = modularity_and_compactness(shares * np.outer(significant.any(1), significant.any(0)))
     return infom, linear_information(data, seed), infoc
 
 
