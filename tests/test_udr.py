@@ -148,7 +148,7 @@ def test_what_a_dimension_costs_says_whether_it_counts(tmp_path):
     [
         ((0, 0), SAME[0], [], "udr: no two of these runs differ in their seed alone"),
         ((0,), SAME[0], [], "sections: udr holds runs of several seeds"),
-        ((0, 1), None, [], "sections=[latents,udr]"),
+        ((0, 1, 2), None, [], "0-x and 2 more: udr takes the codes that latents keeps: sections=[latents,udr]"),
         ((0, 1), SAME[0], ["prior=gmm"], "leave out prior=gmm"),
     ],
 )

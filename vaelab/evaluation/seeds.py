@@ -29,7 +29,7 @@ SAME = ("checkpoint", "images", "seed", "split")
 def rank(folders: Sequence[Path], split: str) -> tuple[dict[Path, dict[str, Any]], list[str]]:
     """Measures the UDR of each run among those of other seeds, and writes it into its evaluation as the section udr.
 
-    Of several runs of a seed the last counts. Returns the evaluations, and in a line each why others have none.
+    Of several runs of a seed the last counts. Returns the evaluations, and a line for each setting that has none: why.
     """
     groups: dict[str, dict[int, Path]] = {}
     for folder in folders:
@@ -39,9 +39,10 @@ def rank(folders: Sequence[Path], split: str) -> tuple[dict[Path, dict[str, Any]
     ranked, left_out = {}, [] if several else [NO_PAIR]
     for members in several:
         without = [folder for folder in members if not _has_codes(folder, split)]
-        for folder in without:
-            left_out.append(f"{folder}: udr takes the codes that latents keeps: sections=[latents,udr] measures both")
-        if not without:
+        if without:
+            which = f"{without[0]}{f' and {len(without) - 1} more' * (len(without) > 1)}"
+            left_out.append(f"{which}: udr takes the codes that latents keeps: sections=[latents,udr] measures both")
+        else:
             ranked |= _ranked(members, split)
     return ranked, left_out
 
