@@ -349,7 +349,7 @@ WRITTEN = {
         *("likelihood/log_p_hat_se", "likelihood/reconstruction_se", "likelihood/kl_se"),
         *("likelihood/rate_uniform_bits", "likelihood/rate_empirical_bits", "likelihood/rate_positional_bits"),
         *("latents/active", "latents/dimensions", "latents/images", "latents/kl_index_code_mi"),
-        *("latents/kl_total_correlation", "latents/kl_dimension_wise", "latents/kl_aggregate"),
+        *("latents/kl_total_correlation", "latents/kl_dimension_wise", "latents/kl_aggregate", "latents/kl_marginal"),
         *("latents/amortisation_gap", "latents/kl_index_code_mi_se", "latents/kl_total_correlation_se"),
         *("latents/kl_dimension_wise_se", "latents/kl_aggregate_se", "latents/amortisation_gap_se"),
         *("reconstruction/mse_std", "reconstruction/mse_min", "reconstruction/mse_max"),

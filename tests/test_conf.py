@@ -16,11 +16,17 @@ from hydra import compose, initialize_config_dir
 
 import vaelab
 from vaelab.core.conf import CONF
-from vaelab.core.config import check, resolved
+from vaelab.core.config import check, resolved, target_of
 
 
 def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
+
+
+def in_training(prior: str) -> bool:
+    """Whether a model can have this option of conf/prior while it trains."""
+    node = yaml.safe_load((CONF / "prior" / f"{prior}.yaml").read_text())
+    return bool(node) and target_of(node, "prior").in_training
 
 
 def named(group: str, option: str) -> tuple[str, ...]:

@@ -213,6 +213,7 @@ def test_sigma_and_mean_of_single_images_are_the_encoder_s(finished, evaluate):
     figures = read(run)["figures"]
     parts = sum(figures[f"latents/kl_{part}"] for part in ("index_code_mi", "total_correlation", "dimension_wise"))
     assert parts == pytest.approx(figures["latents/kl_aggregate"])
+    assert parts == pytest.approx(figures["latents/kl_index_code_mi"] + figures["latents/kl_marginal"])
     assert figures["latents/kl_dimension_wise"] < figures["latents/kl_index_code_mi"]
 
 

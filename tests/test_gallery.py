@@ -35,7 +35,8 @@ def expected(run):
     found |= {"kl_per_dim"} if (run / "kl_per_dim.csv").exists() else set()
     found |= {"code_usage"} if (run / "code_counts.csv").exists() else set()
     found |= {"uncertainty"} if model.blank().density else set()
-    found |= {"dimensions"} if model.blank().factorised is not None else set()
+    factorised = model.prior is not None and model.blank().factorised is not None
+    found |= {"dimensions"} if factorised and model.blank().has_kl(model.require_prior()) else set()
     several = len(model.layout.levels) > 1
     found |= (LEVELS if several else ONE_LEVEL) if model.layout.codes else {"levels"} if several else set()
     found |= {"classes"} if model.conditional and model.prior is not None else set()

@@ -8,6 +8,7 @@ from vaelab.evaluation.findings.diagnosis import diagnose_evaluation
 from vaelab.evaluation.findings.health import (
     diagnose_codebook,
     diagnose_latents,
+    diagnose_mixture,
     diagnose_output,
     judged_from,
 )
@@ -307,3 +308,20 @@ def test_the_same_picture_for_every_image_is_not_called_blank():
 
 def test_a_finding_reads_as_code_evidence_and_remedy():
     assert str(Finding("a", "b is 3", "do c")) == "a: b is 3. Remedy: do c."
+
+
+@pytest.mark.parametrize(("unused", "ill"), [(0, False), (4, False), (5, True), (9, True)])
+def test_a_mixture_that_does_without_half_of_its_components_is_found(unused, ill):
+    weights = torch.tensor([0.009] * unused + [(1 - 0.009 * unused) / (10 - unused)] * (10 - unused))
+    found = diagnose_mixture(weights)
+    assert [finding.code for finding in found] == (["unused_components"] if ill else [])
+    assert not ill or (f"{unused} of 10" in found[0].evidence and "prior.components" in found[0].remedy)
+
+
+def test_the_mixture_of_a_model_in_training_is_looked_at(train, monkeypatch):
+    monkeypatch.setattr("vaelab.training.callbacks.health.judged_from", lambda steps: 0)
+    weights = torch.tensor([0.99, 0.01])
+    monkeypatch.setattr("vaelab.nn.priors.GaussianMixture.weights", weights)
+    result = train("prior=gmm", "prior.components=2", "trainer.max_epochs=1")
+    assert result.code == 0, result.err
+    assert "unused_components" in [finding["code"] for finding in result.summary["findings"]]

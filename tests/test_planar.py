@@ -9,9 +9,16 @@ from vaelab.nn.posteriors.planar import Planar
 from vaelab.nn.priors import StandardNormal
 
 
+def planar(d, layers):
+    """A head whose layers count fully, as no fresh one's do."""
+    made = Planar(d, layers)
+    torch.nn.init.ones_(made.gain)
+    return made
+
+
 def posterior(d=4, layers=3, scale=1.5, count=3):
     """A posterior far from a Gaussian, of several images."""
-    made = Planar(d, layers)
+    made = planar(d, layers)
     return made(scale * torch.randn(count, made.features, generator=seeded(1)))
 
 
@@ -28,6 +35,16 @@ def test_the_density_is_that_of_the_draws():
     torch.testing.assert_close(one.log_prob(z[0, :1]), base - jacobian.slogdet()[1], rtol=0, atol=1e-3)
 
 
+def test_it_starts_as_a_diagonal_gaussian_from_which_every_layer_learns():
+    made = Planar(4, 3)
+    still, noise = made(torch.randn(3, made.features, generator=seeded(1))), torch.randn(3, 4, generator=seeded(2))
+    z, kl = still.sample_with_kl(noise, StandardNormal(4))
+    torch.testing.assert_close(z, still.base.rsample(noise))
+    torch.testing.assert_close(kl.total, still.base.kl(StandardNormal(4)).total)
+    (z.square().sum() + kl.total.sum()).backward()
+    assert (made.gain.grad != 0).all()
+
+
 def test_the_density_integrates_to_one():
     bent, axis = posterior(2, scale=0.7, count=1), torch.linspace(-10, 10, 601)
     mass = bent.log_prob(torch.cartesian_prod(axis, axis)[:, None]).exp().sum() * (axis[1] - axis[0]) ** 2
@@ -35,7 +52,7 @@ def test_the_density_integrates_to_one():
 
 
 def test_every_layer_can_be_inverted_whatever_the_encoder_says():
-    made = Planar(3, 4)
+    made = planar(3, 4)
     context = 5 * torch.randn(2000, 4 * 7, generator=seeded(1))
     layers = made.of(context)
     u = context.unflatten(-1, (4, 7))[..., :3]
@@ -52,7 +69,7 @@ def test_every_layer_can_be_inverted_whatever_the_encoder_says():
 
 
 def test_layers_without_a_direction_are_the_identity_or_a_shift():
-    made, z = Planar(3, 1), torch.randn(2, 3)
+    made, z = planar(3, 1), torch.randn(2, 3)
     u, w, b = torch.randn(3), torch.randn(3), torch.tensor([0.7])
     for given, shift in (((0 * u, w, b), 0 * u), ((u, 0 * w, b), u * b.tanh())):
         moved, log_det = made.carry(z, torch.cat(given).expand(2, -1))
@@ -61,7 +78,7 @@ def test_layers_without_a_direction_are_the_identity_or_a_shift():
 
 
 def test_gradients_of_the_density_are_those_of_the_implicit_function():
-    made = Planar(2, 2)
+    made = planar(2, 2).double()
     features, z = torch.randn(1, made.features, generator=seeded(3)).double(), torch.tensor([[0.3, -0.8]]).double()
     mean, logvar, context = features.tensor_split((2, 4), 1)
 
@@ -73,7 +90,7 @@ def test_gradients_of_the_density_are_those_of_the_implicit_function():
 
 def test_it_reaches_the_evidence_where_the_best_diagonal_gaussian_does_not():
     """A layer with a small w is linear, and one turns a diagonal Gaussian into any of two dimensions."""
-    model, small = Correlated(lambda latent_dim: Planar(latent_dim, 1)), 0.01
+    model, small = Correlated(lambda latent_dim: planar(latent_dim, 1)), 0.01
     covariance = model.precision.inverse()
     mean, factor = covariance @ model.weight.t() / SIGMA**2, torch.linalg.cholesky(covariance)
     u, w = torch.tensor([0.0, 1 / small]), small * torch.tensor([factor[1, 0] / factor[0, 0], 0.0])

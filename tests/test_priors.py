@@ -22,6 +22,7 @@ from vaelab.runs import Files, load, read_evaluation, write_evaluation
 from vaelab.runs.trained import Trained
 
 
+@torch.no_grad()
 def mixture(covariance: str, seed: int = 0, components: int = 3, d: int = 4) -> GaussianMixture:
     """A mixture with random parameters."""
     noise, prior = torch.Generator().manual_seed(seed), GaussianMixture(d, components, covariance, 0.0)
@@ -83,6 +84,7 @@ def test_a_seed_gives_the_same_draws():
     assert torch.equal(a, b)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("covariance", ["full", "diag"])
 def test_a_fit_finds_the_mixture_that_made_the_latents(covariance):
     truth = mixture(covariance, d=2)
@@ -236,7 +238,8 @@ def test_a_fitted_prior_changes_the_bounds_by_no_more_than_the_kl_of_the_aggrega
     out = fit(vaelab, "vae", "of=draws")
     said = next(float(line.split()[-1]) for line in out.splitlines() if line.startswith("ELBO gained over N(0, I)"))
     assert vaelab(*EVAL, "run=vae", "split=val", "sections=[likelihood,latents]", "gap_images=2")[0] == 0
-    code, printed, err = vaelab(*EVAL, "run=vae", "split=val", "prior=gmm")
+    under = [*EVAL[1:], "sections=[likelihood,latents]", "gap_images=2", "split=val", "prior=gmm"]
+    code, printed, err = vaelab("eval", "run=vae", *under)
     assert code == 0, err
     assert "prior=gmm (a mixture of 3 Gaussians fitted to the draws of q(z|x) of 1,294 images)" in printed
     own, other = (read_evaluation(Path("vae"), "val", prior) for prior in (None, "gmm"))
@@ -244,6 +247,9 @@ def test_a_fitted_prior_changes_the_bounds_by_no_more_than_the_kl_of_the_aggrega
     gain = found["likelihood/elbo"] - figures["likelihood/elbo"]
     assert gain == pytest.approx(said, abs=0.1)
     assert gain <= figures["latents/kl_total_correlation"] + figures["latents/kl_dimension_wise"] + 0.1
+    assert gain == pytest.approx(figures["latents/kl_marginal"] - found["latents/kl_marginal"], abs=0.1)
+    assert found["latents/kl_index_code_mi"] == pytest.approx(figures["latents/kl_index_code_mi"], abs=1e-6)
+    assert "latents/kl_dimension_wise" not in found
     assert found["likelihood/reconstruction"] == pytest.approx(figures["likelihood/reconstruction"], abs=1e-6)
     assert "prior" not in own
     assert other["prior"]["name"] == "gmm"
@@ -287,7 +293,7 @@ def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
     for word in ("sample", "eval"):
         vaelab.refused(word, "run=vae", "prior=gmm", says=["prior=gmm", "no fitted prior", "vaelab prior run=vae"])
     vaelab.refused("prior", "run=vqvae", says=["prior=gmm", "VQVAE", "discrete", "prior=pixelcnn or prior=transformer"])
-    vaelab.refused("prior", "run=vae", "prior=pixelcnn", says=["prior=pixelcnn", "indices", "VAE", "use prior=gmm"])
+    vaelab.refused("prior", "run=vae", "prior=pixelcnn", says=["prior=pixelcnn", "indices", "VAE", "prior=gmm"])
     vaelab.refused("prior", "run=ae", "of=draws", says=["of=draws", "AE"])
     vaelab.refused(*FIT, "run=vae", "max_images=2", says=["prior.components=3", "2 images"])
     fit(vaelab, "vae")
@@ -304,8 +310,9 @@ def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
 
 
 def test_a_training_of_another_prior_does_not_take_it(vaelab):
-    says = ["prior=gmm", "fitted afterwards", "vaelab prior run=RUN prior=gmm"]
-    vaelab.refused("train", "model=vae", "prior=gmm", "run.dir=x", says=says)
+    says = ["prior=pixelcnn", "fitted afterwards", "vaelab prior run=RUN prior=pixelcnn"]
+    vaelab.refused("train", "model=vae", "prior=pixelcnn", "run.dir=x", says=says)
+    vaelab.refused("train", "model=ae", "prior=vamp", "run.dir=x", says=["prior=", "model=vae"])
     says = ["prior=gmm", "vectors", "VQVAE", "prior=pixelcnn"]
     vaelab.refused("train", "model=vqvae", "prior=gmm", "run.dir=x", says=says)
     vaelab.refused("train", "model=ae", "prior=pixelcnn", "run.dir=x", says=["prior=pixelcnn", "AE", "prior=gmm"])

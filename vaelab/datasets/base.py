@@ -215,6 +215,11 @@ class ImageData(pl.LightningDataModule):
         index = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
         return self.as_model_sees(split.batch(index).to(device))
 
+    def training_images(self, count: int) -> Batch:
+        """Takes `count` training images as the model sees them, or all if there are fewer; always the same."""
+        index = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:count]
+        return self.as_model_sees(self.train.batch(index.sort().values))
+
     def as_model_sees(self, batch: Batch, augment: Augment | None = None) -> Batch:
         """Converts stored images to floats in the data's range, on the device they are on.
 

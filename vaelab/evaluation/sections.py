@@ -109,24 +109,29 @@ def latents(subject: Subject) -> Section:
     estimates, vectors = {}, {"variance_of_means": activity.variances}
     protocol = "Active: variance of the posterior means above 0.01 (Burda et al. 2016). "
     per_image = {"posterior_mean": codes}
-    if factors is not None and posterior.has_kl(prior):
+    if factors is not None and prior.classes is None:
         mean, logvar = factors
-        spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE)
-        estimates |= {
+        closed = posterior.has_kl(prior)
+        log_prior = None if closed else lambda z: prior.log_prob(z.to(prior.place.device))
+        spent = aggregate_kl(mean[chosen], logvar[chosen], count, generator, CACHE, log_prior)
+        estimates = {
             "kl_index_code_mi": spent.index_code_mi,
+            "kl_marginal": spent.marginal,
             "kl_total_correlation": spent.total_correlation,
-            "kl_dimension_wise": spent.dimension_wise_kl,
+            **({"kl_dimension_wise": spent.dimension_wise_kl} if spent.dimension_wise_kl else {}),
             "kl_aggregate": spent.kl,
         }
         protocol += (
-            "kl_aggregate and the three parts it is the sum of (Hoffman & Johnson 2016): plain Monte Carlo, "
-            f"{count:,} draws, q(z) the exact mixture of {count:,} images' posteriors, so the mutual information is at "
-            f"most log N = {math.log(count):.2f}. "
+            "kl_aggregate and its parts, kl_index_code_mi and kl_marginal = KL(q(z) || p(z)), which no other prior can "
+            "gain more than (Hoffman & Johnson 2016); under N(0, I) that is kl_total_correlation + kl_dimension_wise. "
+            f"Plain Monte Carlo, {count:,} draws, q(z) the exact mixture of {count:,} images' posteriors, so the "
+            f"mutual information is at most log N = {math.log(count):.2f}. "
         )
-        vectors = {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0)} | vectors
+        if closed:
+            vectors = {"kl_per_dim": kl_to_standard_normal(mean, logvar).double().mean(0)} | vectors
         per_image["posterior_sigma"] = (0.5 * logvar).exp()
     else:
-        protocol += "The KL has no parts here: they are of posteriors that are products of Gaussians, under N(0, I). "
+        protocol += "The KL has no parts here: they are of posteriors that are products of Gaussians. "
     gaps = [
         amortisation_gap(
             *(subject.model, batch.images, batch.labels),

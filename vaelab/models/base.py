@@ -187,6 +187,7 @@ class Variant(nn.Module):
 
     def draw_from(self, prior: Prior) -> None:
         """Puts another prior in the place of the model's own: one that was fitted to its codes afterwards."""
+        prior.fitted = True
         self.prior, self.layout = prior, replace(self.layout, standard=prior.standard)
 
     def start_from(self, mean_image: Tensor, spread: float, count: int) -> None:

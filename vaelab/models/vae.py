@@ -59,6 +59,7 @@ class VAE(Model):
         self.layout = vector(latent_dim, self.prior.standard)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
         self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
+        self.prior.belongs(self.encode, self.shape)
         if estimator == "stl":
             self.check_path("model.estimator=stl")
         if free_bits and not (estimator == "closed" and self.posterior.example().has_kl(self.prior)):
@@ -71,7 +72,7 @@ class VAE(Model):
         """Raises UserError for a setting that needs `Posterior.draw_by_path` where the posterior has none."""
         if not self.posterior.example().density or any(True for _ in self.posterior.parameters()):
             raise UserError(
-                f"{setting} needs a density whose parameters are all the encoder's: posterior=diagonal, full or planar"
+                f"{setting} needs a density whose parameters are all the encoder's: posterior=diagonal or full"
             )
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:

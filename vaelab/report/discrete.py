@@ -91,7 +91,7 @@ def code_patches(s: Scene) -> Figure | None:
 
 def fitted(model: Model) -> Prior | None:
     """The prior that a model's samples are drawn from, if it was fitted afterwards."""
-    return model.prior if model.prior is not None and model.prior.afterwards else None
+    return model.prior if model.prior is not None and model.prior.fitted else None
 
 
 def title(model: Model, what: str) -> str | None:

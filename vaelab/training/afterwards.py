@@ -26,7 +26,7 @@ def asked(config: dict[str, Any]) -> fitting.Asked | None:
     import yaml
 
     node = config["prior"]
-    if not node or not getattr(target_of(node, "prior"), "afterwards", False):
+    if not node or "prior" in config["model"] or not getattr(target_of(node, "prior"), "afterwards", False):
         return None
     usual = yaml.safe_load((CONF / "prior.yaml").read_text())
     name = target_names().get(node["_target_"]) or str(node["_target_"]).rpartition(".")[2].lower()

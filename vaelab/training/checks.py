@@ -89,8 +89,9 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if not config[part]:
             raise UserError(f"{part}=null: choose one, such as {part}={example}")
     _check_trainer(config)
-    afterwards = config["prior"] and getattr(target_of(config["prior"], "prior"), "afterwards", False)
-    if afterwards and "prior" in config["model"]:
+    prior: Any = target_of(config["prior"], "prior") if config["prior"] else None
+    afterwards = getattr(prior, "afterwards", False)
+    if afterwards and "prior" in config["model"] and not prior.in_training:
         name = target_names().get(config["prior"]["_target_"], "")
         raise UserError(
             f"prior={name}: it is fitted afterwards, and this model has a prior that it is trained with: leave it out, "

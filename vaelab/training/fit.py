@@ -137,6 +137,8 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     model = build_model(config, data)
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread, len(data.train))
+        if model.prior is not None:
+            model.prior.start_from(data.training_images)
     trainer = _build_trainer(config, run, model, data, checkpoint)
     if isinstance(trainer.strategy, FullySharded):
         trainer.strategy.check(trainer, model)

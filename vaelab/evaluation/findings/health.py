@@ -19,6 +19,9 @@ MUCH_KL, LITTLE_EXPLAINED = 5.0, 1 / 3
 CODEBOOK_COLLAPSE, CODEBOOK_HEALTHY = 0.10, (0.30, 0.70)
 """Fraction of the codes in use that counts as collapse, and the healthy range."""
 
+LITTLE_USED = 0.1
+"""Part of an equal share of a mixture's weight, 1/K, below which a component is not used."""
+
 
 def judged_from(steps: float) -> float:
     """Returns the step from which on a run of so many steps is judged: after a fifth of it, within the limits."""
@@ -137,6 +140,15 @@ def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int, reme
             f"{remedy.livelier}, or fewer codes ({remedy.fewer})",
         )
     ]
+
+
+def diagnose_mixture(weights: Tensor) -> list[Finding]:
+    """Diagnoses a mixture as the prior that does without many of its components. weights: [K], which sum to 1."""
+    count, unused = len(weights), int((weights * len(weights) < LITTLE_USED).sum())
+    if 2 * unused < count:
+        return []
+    evidence = f"{unused} of {count} components of the prior have less than a tenth of their share of the weight"
+    return [Finding("unused_components", evidence, "a smaller prior.components does the same, and faster")]
 
 
 def diagnose_output(reconstructions: Tensor, images: Tensor) -> list[Finding]:

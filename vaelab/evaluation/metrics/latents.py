@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ ACTIVE_VARIANCE = 0.01
 """Variance of the posterior means above which a dimension is active (Burda et al. 2016, section 5.2)."""
 NARROW = -20.0
 """Log-variance below which float32 is too coarse: for the noise about a mean of 1, and at -177 for the density."""
+
+BLOCK = 4096
+"""Draws whose density under a prior is computed at a time."""
 
 
 class Activity(NamedTuple):
@@ -35,16 +39,28 @@ def active_dimensions(means: Tensor, threshold: float = ACTIVE_VARIANCE) -> Acti
 
 
 class AggregateKL(NamedTuple):
-    """The average KL and the three terms it is the sum of: mean and standard error of each, nats per image."""
+    """The average KL and the terms it is the sum of: mean and standard error of each, nats per image.
+
+    marginal: KL(q(z) || p(z)), the sum of the next two: no other prior can gain more. dimension_wise_kl: None where the
+    prior is no product over dimensions, and index_code_mi and marginal are all there is.
+    """
 
     index_code_mi: Estimate
+    marginal: Estimate
     total_correlation: Estimate
-    dimension_wise_kl: Estimate
+    dimension_wise_kl: Estimate | None
     kl: Estimate
 
 
 @torch.no_grad()
-def aggregate_kl(mean: Tensor, logvar: Tensor, draws: int, generator: torch.Generator, memory: int) -> AggregateKL:
+def aggregate_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    memory: int,
+    log_prior: Callable[[Tensor], Tensor] | None = None,
+) -> AggregateKL:
     """Splits the KL into the three terms it is spent on (Hoffman & Johnson 2016; Chen et al. 2018, eq. 2).
 
     E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j)): index-code mutual
@@ -68,7 +84,7 @@ def aggregate_kl(mean: Tensor, logvar: Tensor, draws: int, generator: torch.Gene
     memory: bytes of [rows, N] work space; on a processor 1 to 2 MiB, which its cache holds, are fastest. Log-densities
     are float32, from differences z_j - mean_j; where any logvar is below -20 they are float64, on the processor, which
     is good down to -1400 (below -60 a draw is its mean to the last digit, and the KL half a nat too large for each such
-    dimension). Time: draws * N * d.
+    dimension). log_prior: log p(z) of draws, [M, d] -> [M], where it is not that of N(0, I). Time: draws * N * d.
     Raises ValueError for other shapes, too few images or draws, or values that are not finite.
     """
     _check("mean", mean)
@@ -85,11 +101,15 @@ def aggregate_kl(mean: Tensor, logvar: Tensor, draws: int, generator: torch.Gene
     z = torch.addcmul(own_mean, (0.5 * own_logvar).exp(), eps)
     joint, marginals = _log_mixture(z, mean, logvar, memory)
     posterior = _log_normal(*(t.cpu().double() for t in (z, own_mean, own_logvar))).sum(1)
-    prior = _log_normal(z.cpu().double(), torch.zeros(()), torch.zeros(())).sum(1)
+    if log_prior is None:
+        prior = _log_normal(z.cpu().double(), torch.zeros(()), torch.zeros(())).sum(1)
+    else:
+        prior = torch.cat([log_prior(part.float()).cpu().double() for part in z.split(BLOCK)])
     return AggregateKL(
         index_code_mi=mean_and_error(posterior - joint),
+        marginal=mean_and_error(joint - prior),
         total_correlation=mean_and_error(joint - marginals),
-        dimension_wise_kl=mean_and_error(marginals - prior),
+        dimension_wise_kl=mean_and_error(marginals - prior) if log_prior is None else None,
         kl=mean_and_error(posterior - prior),
     )
 

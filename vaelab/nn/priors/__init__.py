@@ -10,6 +10,7 @@ from vaelab.nn.priors.pixelcnn import PixelCNN
 from vaelab.nn.priors.standard import StandardNormal
 from vaelab.nn.priors.transformer import Transformer
 from vaelab.nn.priors.uniform import UniformCodes
+from vaelab.nn.priors.vamp import VampPrior
 
 __all__ = [
     "GaussianMixture",
@@ -20,4 +21,5 @@ __all__ = [
     "StandardNormal",
     "Transformer",
     "UniformCodes",
+    "VampPrior",
 ]

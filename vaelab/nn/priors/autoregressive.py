@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveFloat, PositiveInt
 from vaelab.nn.layouts import Layout
-from vaelab.nn.priors.base import Kept, Latents, Prior
-from vaelab.nn.priors.learning import learn
+from vaelab.nn.priors.learning import Gradual
 
 AT_A_TIME = 2**24
 """Logits that are held at a time where nothing is learned from them."""
@@ -40,7 +39,7 @@ class Stepper:
         return self.prior.logits(self.z, self.labels)[:, self.position]
 
 
-class Autoregressive(Prior):
+class Autoregressive(Gradual):
     """Base class of the autoregressive priors over codes.
 
     A subclass implements `logits`, and `stepper` if it can be faster step by step.
@@ -50,8 +49,9 @@ class Autoregressive(Prior):
     is told them, where there are some. epochs, batch_size, lr, patience: of `fit`; see `vaelab.nn.priors.learning`.
     """
 
-    afterwards = True
+    in_training = False
     discrete = True
+    part = "code"
 
     def __init__(
         self,
@@ -64,13 +64,12 @@ class Autoregressive(Prior):
         lr: PositiveFloat,
         patience: PositiveInt,
     ):
-        super().__init__()
+        super().__init__(epochs, batch_size, lr, patience)
         self.codes, self.maps = codes, [(height, width) for height, width in maps]
         self.counts = [height * width for height, width in self.maps]
-        self.positions = sum(self.counts)
+        self.positions = self.parts = sum(self.counts)
         self.shape = self.maps[0] if len(self.maps) == 1 else (self.positions,)
         self.classes = num_classes if labels else None
-        self.epochs, self.batch_size, self.lr, self.patience = epochs, batch_size, lr, patience
 
     @classmethod
     def sizes(cls, layout: Layout, num_classes: int | None) -> dict[str, Any]:
@@ -145,18 +144,9 @@ class Autoregressive(Prior):
             raise ValueError("a prior that is told the class needs the images' labels")
         return labels.to(self.place.device).expand(count)
 
-    # --- the fit ------------------------------------------------------------------------------
-
-    def fit(
-        self,
-        z: Tensor,
-        seed: int,
-        labels: Tensor | None = None,
-        held_out: Latents | None = None,
-        kept: Kept | None = None,
-    ) -> str:
-        """Maximises log p(z) by Adam, epoch after epoch; see `vaelab.nn.priors.learning`. z: [N, *shape]."""
-        return learn(self, Latents(z, labels), held_out, seed, kept)
+    @property
+    def reference(self) -> str:
+        return f", where ln K = {math.log(self.codes):.4f}"
 
 
 def _drawn(logits: Tensor, noise: Tensor, temperature: float, top_k: int | None) -> Tensor:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
+from vaelab.core.types import Shape
 from vaelab.nn.layouts import Layout
+
+if TYPE_CHECKING:
+    from vaelab.nn.posteriors import Posterior
 
 
 class Latents(NamedTuple):
@@ -34,7 +40,8 @@ class Prior(nn.Module):
     """Base class of the priors.
 
     words: its name in captions and messages. standard: whether each axis has mean 0 and standard deviation 1.
-    afterwards: whether it is no part of the training, and is fitted by `fit` to the codes of a finished run.
+    in_training: whether a model can have it while it trains. afterwards: whether `fit` fits it to the codes of a
+    finished run. fitted: whether that was done, and it has taken the place of a model's own.
     discrete: whether it is of indices of codes, and not of real numbers. placeholder: whether it only stands where a
     better one is to be fitted: draws from it look like nothing. classes: number of classes of the labels that it is
     told, None if it looks at none.
@@ -42,7 +49,9 @@ class Prior(nn.Module):
 
     words: str
     standard = False
+    in_training = True
     afterwards = False
+    fitted = False
     discrete = False
     placeholder = False
     classes: int | None = None
@@ -61,6 +70,12 @@ class Prior(nn.Module):
     def sizes(cls, layout: Layout, num_classes: int | None) -> dict[str, Any]:
         """What the constructor is told of a model's latents and of the data's labels: plain data."""
         return {"latent_dim": layout.dimensions}
+
+    def belongs(self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape) -> None:
+        """Tells the prior of the model that it becomes a part of: how it encodes images, and their (C, H, W)."""
+
+    def start_from(self, images: Callable[[int], Batch]) -> None:
+        """Starts the prior of a fresh model. images: gives so many training images, always the same."""
 
     def sample(
         self,
@@ -85,6 +100,11 @@ class Prior(nn.Module):
         labels: [B], of a prior that is told them: then it is log p(z|y).
         """
         raise NotImplementedError
+
+    @property
+    def weights(self) -> Tensor | None:
+        """The weights of a mixture, [K], which sum to 1; None of any other prior."""
+        return None
 
     @property
     def mean(self) -> Tensor | None:

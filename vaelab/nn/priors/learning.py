@@ -1,27 +1,60 @@
-"""How an autoregressive prior over codes learns: a plain loop, which stops early and goes on exactly where it was."""
+"""How a prior learns by steps of Adam: a plain loop, which stops early and goes on exactly where it was."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.core.randomness import seed_of, seeded
-from vaelab.nn.priors.base import Kept, Latents
-
-if TYPE_CHECKING:
-    from vaelab.nn.priors.autoregressive import Autoregressive
+from vaelab.core.types import PositiveFloat, PositiveInt
+from vaelab.nn.priors.base import Kept, Latents, Prior
 
 HELD_OUT = 20
 """One in so many training images is held out, where there are no validation images."""
 WARM_UP, STEEPEST = 100, 1.0
 """Steps in which the learning rate rises, a tenth of all at most, and the norm that gradients are clipped to."""
 
+BLOCK = 4096
+"""Latents whose density is computed at a time where nothing is learned from them."""
 
-def learn(prior: Autoregressive, known: Latents, held_out: Latents | None, seed: int, kept: Kept | None) -> str:
+
+class Gradual(Prior):
+    """Base class of the priors whose `fit` maximises log p(z) by gradients.
+
+    epochs, batch_size, lr, patience: of `fit`; see `learn`. A subclass sets `parts`, the number of latents of an image,
+    and what one is called: nats are told of each.
+    """
+
+    afterwards = True
+    parts: int
+    part: str
+
+    def __init__(self, epochs: PositiveInt, batch_size: PositiveInt, lr: PositiveFloat, patience: PositiveInt):
+        super().__init__()
+        self.epochs, self.batch_size, self.lr, self.patience = epochs, batch_size, lr, patience
+
+    @property
+    def reference(self) -> str:
+        """Words after the nats that a fit has reached: what to hold them against."""
+        return ""
+
+    def fit(
+        self,
+        z: Tensor,
+        seed: int,
+        labels: Tensor | None = None,
+        held_out: Latents | None = None,
+        kept: Kept | None = None,
+    ) -> str:
+        """Maximises log p(z) by Adam, epoch after epoch; see `learn`. z: [N, ...]."""
+        return learn(self, Latents(z, labels), held_out, seed, kept)
+
+
+def learn(prior: Gradual, known: Latents, held_out: Latents | None, seed: int, kept: Kept | None) -> str:
     """Maximises the mean log p(z) by Adam, whose rate falls along a cosine, and leaves the best epoch's weights.
 
     The best is that of the least nats on what is held out; the untrained prior counts as epoch 0, since on codes
@@ -59,8 +92,7 @@ def learn(prior: Autoregressive, known: Latents, held_out: Latents | None, seed:
                 {**state, "weights": prior.state_dict(), "best_weights": best, "optimizer": optimizer.state_dict()}
             )
     prior.load_state_dict(best)
-    each, alike = state["least"] / prior.positions, math.log(prior.codes)
-    found = f"{each:.4f} nats per code, where ln K = {alike:.4f}"
+    found = f"{state['least'] / prior.parts:.4f} nats per {prior.part}{prior.reference}"
     if state["best"] == 0:
         return f"none of {state['epoch']} epochs is better than the untrained prior, which is kept: {found}"
     return f"epoch {state['best']} of {state['epoch']} is the best: {found}"
@@ -78,7 +110,7 @@ def _split(known: Latents, seed: int) -> tuple[Latents, Latents]:
 
 
 def _epoch(
-    prior: Autoregressive, optimizer: torch.optim.Optimizer, known: Latents, done: int, total: int, words: str
+    prior: Gradual, optimizer: torch.optim.Optimizer, known: Latents, done: int, total: int, words: str
 ) -> float:
     """Takes a step per batch, in an order of the global generator's. Returns the mean nats per image on the way.
 
@@ -94,9 +126,9 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = prior.lr * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / total)))
         labels = None if known.labels is None else known.labels[batch].to(device)
-        nats = -prior.log_probs(known.z[batch].to(device), labels).sum(1)
+        nats = -prior.log_prob(known.z[batch].to(device), labels)
         optimizer.zero_grad()
-        (nats.mean() / prior.positions).backward()
+        (nats.mean() / prior.parts).backward()
         torch.nn.utils.clip_grad_norm_(prior.parameters(), STEEPEST)
         optimizer.step()
         sums.append(nats.detach().sum())
@@ -105,15 +137,20 @@ def _epoch(
 
 
 @torch.no_grad()
-def _nats(prior: Autoregressive, latents: Latents) -> float:
+def _nats(prior: Gradual, latents: Latents) -> float:
     """The mean of -log p(z), nats per image."""
     prior.eval()
-    return -prior.log_prob(latents.z, latents.labels).cpu().double().mean().item()
+    place, labels = prior.place.device, latents.labels
+    nats = [
+        -prior.log_prob(part.to(place), None if labels is None else labels[start : start + BLOCK].to(place)).cpu()
+        for start, part in zip(range(0, len(latents.z), BLOCK), latents.z.split(BLOCK), strict=True)
+    ]
+    return torch.cat(nats).double().mean().item()
 
 
-def _line(prior: Autoregressive, epoch: int, learned: float, nats: float) -> str:
-    each = prior.positions
+def _line(prior: Gradual, epoch: int, learned: float, nats: float) -> str:
+    on_the_way, after = learned / prior.parts, nats / prior.parts
     return (
-        f"epoch {epoch}/{prior.epochs}: nats per code {learned / each:.4f} while learning, {nats / each:.4f} held out; "
+        f"epoch {epoch}/{prior.epochs}: nats per {prior.part} {on_the_way:.4f} while learning, {after:.4f} held out; "
         f"per image {nats:.3f}"
     )

@@ -12,6 +12,7 @@ from vaelab.core.words import Finding
 from vaelab.evaluation.findings.health import (
     diagnose_codebook,
     diagnose_latents,
+    diagnose_mixture,
     diagnose_output,
     judged_from,
 )
@@ -75,6 +76,8 @@ class Health(pl.Callback):
             how = getattr(model, "constraint", None)
             beta = figures.get("beta", 1.0)
             findings += diagnose_latents(figures, per_dim, baseline, perfect, beta, how, model.conditional)
+        if model.prior is not None and model.prior.weights is not None:
+            findings += diagnose_mixture(model.prior.weights)
         if "codebook_usage" in figures:
             # usage in the training epoch: a small validation set cannot choose every code
             usage, perplexity = (
