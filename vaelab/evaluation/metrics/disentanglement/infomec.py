@@ -40,7 +40,7 @@ def infomec(
     equally frequent, and score it on the same rows; here the weights are equal and other rows are scored.
     """
     data = measured(codes, factors, continuous)
-    ranges = np.ptp(np.asarray(codes, np.float64), axis=0)
+    ranges: np.ndarray = np.ptp(np.asarray(codes, np.float64), axis=0)
     active = data.active & (ranges > LEAST_RANGE * ranges.max())
     significant = np.stack([column for _, column, _ in information_about(data)], axis=1)
     shares = np.stack(
