@@ -15,7 +15,7 @@ from vaelab.models import DIPVAE, GECO, IWAE, TCVAE, VAE, WAE, BetaVAE, ControlV
 from vaelab.nn.controllers import multiplicative, proportional_integral
 from vaelab.nn.likelihoods import Bernoulli, Gaussian
 from vaelab.nn.networks import MLP
-from vaelab.nn.posteriors import DiagonalGaussian, Full
+from vaelab.nn.posteriors import Diagonal, DiagonalGaussian, Full
 
 SHAPE, D = (1, 4, 4), 3
 
@@ -216,6 +216,16 @@ def test_free_bits_cost_nothing_less():
     assert model.objective(terms).item() == pytest.approx(terms["reconstruction"].mean().item() + 2 * floored, rel=1e-6)
     with pytest.raises(UserError, match=r"free_bits=0\.5 needs the KL"):
         made(VAE, estimator="draws", free_bits=0.5)
+
+
+@pytest.mark.parametrize("least", [0.01, 0.3, 4.0])
+def test_a_posterior_with_a_floor_cannot_collapse(least):
+    """Whatever the encoder says, each KL is at least the floor, which a mean of 0 and the greatest variance have."""
+    features = torch.cat([torch.zeros(50, D), torch.linspace(-3, 60, 50)[:, None].expand(50, D)], 1)
+    kl = Diagonal(D, least_kl=least)(features).kl(made(VAE).prior).per_dim
+    assert kl.min().item() == pytest.approx(least, rel=1e-3)
+    assert (kl[1:] <= kl[:-1] + 1e-6).all()
+    assert torch.equal(Diagonal(D)(features).logvar, features[:, D:])
 
 
 def test_stl_is_noiseless_at_the_true_posterior():

@@ -73,10 +73,10 @@ class FactorVAE(VAE):
         assert noise is not None
         terms, _, z = self.measured(batch, noise[0])
         frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        odds = functional_call(self.discriminator, frozen, z).squeeze(1)
+        odds = functional_call(self.discriminator, frozen, z).float().squeeze(1)
         everywhere, share = permuted(all_rows(z.detach(), batch.share), all_rows(noise[1], batch.share)), batch.share
         shuffled = everywhere if share is None else everywhere[share.offset : share.offset + share.count]
-        real, fake = self.discriminator(torch.cat([z.detach(), shuffled])).squeeze(1).chunk(2)
+        real, fake = self.discriminator(torch.cat([z.detach(), shuffled])).float().squeeze(1).chunk(2)
         right = (real.detach() > 0).float() + (fake.detach() < 0).float()
         return terms | {
             "total_correlation": odds,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaelab.core.metrics import DEAD_DIMENSION
-from vaelab.core.types import PositiveInt
+from vaelab.core.types import NonNegativeFloat, PositiveInt
 from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
 from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
 from vaelab.nn.priors import Prior, StandardNormal
@@ -90,17 +90,30 @@ class DiagonalGaussian(Gaussian):
 class Diagonal(Head):
     """Makes a diagonal Gaussian of an encoder's output (Kingma & Welling 2014, appendix C.2).
 
-    latent_dim: number d of latent dimensions.
+    latent_dim: number d of latent dimensions. least_kl: nats of KL to N(0, 1) that each dimension has whatever the
+    encoder says, by a greatest variance: a posterior that cannot collapse (Razavi et al. 2019, delta-VAE, section 2.1,
+    with the independent prior).
     """
 
-    def __init__(self, latent_dim: PositiveInt):
+    def __init__(self, latent_dim: PositiveInt, least_kl: NonNegativeFloat = 0.0):
         super().__init__()
         self.features = 2 * latent_dim
+        self.most_logvar = _logvar_of(least_kl) if least_kl else None
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
         """Makes the posterior of features, [B, 2d], means then log-variances; float32 from here on under autocast."""
         mean, logvar = features.float().chunk(2, 1)
+        if self.most_logvar is not None:
+            logvar = self.most_logvar - F.softplus(self.most_logvar - logvar)
         return DiagonalGaussian(mean, logvar)
+
+
+def _logvar_of(kl: float) -> float:
+    """Solves (exp(L) - 1 - L) / 2 = kl for L < 0, by Newton's method from the left, where it cannot overshoot."""
+    logvar = -2 * kl - 1
+    for _ in range(50):
+        logvar -= (math.expm1(logvar) - logvar - 2 * kl) / math.expm1(logvar)
+    return logvar
 
 
 @dataclass(eq=False)
