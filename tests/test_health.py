@@ -211,6 +211,7 @@ def look(constraint, conditional, train, val, capacity):
             "constraint": constraint,
             "capacity": torch.tensor(capacity),
             "epoch_vectors": {"val": {"kl_per_dim": None}},
+            "prior": None,
         },
     )
     model.diagnose = (lambda figures: CapacityVAE.diagnose(model, figures)) if capacity is not None else lambda _: []

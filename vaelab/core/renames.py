@@ -65,7 +65,7 @@ def upgrade(node: Any) -> Any:
     upgraded = {key: upgrade(value) for key, value in node.items()}
     if isinstance(upgraded.get("_target_"), str):
         upgraded["_target_"] = target(upgraded["_target_"])
-    if upgraded.get("_target_") in NETWORKS and "batch_norm" in upgraded:
+    if "batch_norm" in upgraded and str(upgraded.get("_target_")) in NETWORKS:
         upgraded["norm"] = "batch" if upgraded.pop("batch_norm") else "none"
     return upgraded
 

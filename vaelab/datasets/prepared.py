@@ -78,10 +78,12 @@ class Prepared(ImageData):
         block, window = (self._images(size) for size in (self.block, self.window))
         return block_order(len(self.train), block, window, self.seed, epoch)
 
-    def _loader(self, part: str, split: Split, order: Any, steps: Any = None) -> tuple[Split, Any]:
+    def _loader(
+        self, part: str, split: Split, order: Any, steps: Any = None, known: Tensor | None = None
+    ) -> tuple[Split, Any]:
         if isinstance(split, PreparedSplit) and self.order == "blocks":
             split = split.read_ahead(self._images(self.block), 2 * math.ceil(self.window / self.block))
-        return super()._loader(part, split, order, steps)
+        return super()._loader(part, split, order, steps, known)
 
     def _images(self, size: float) -> int:
         """Returns how many images fit `size` MiB, one at least."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vaelab.core.batch import Batch
@@ -71,7 +70,7 @@ class M2(CVAE):
         labels = every.new_full((count,), -1) if batch.labels is None else batch.labels
         known = labels >= 0
         told = known if self.training else torch.zeros_like(known)
-        one = F.one_hot(labels.clamp_min(0), self.classes)
+        one = labels.unsqueeze(1) == torch.arange(self.classes, device=x.device)
         shares = torch.where(told.unsqueeze(1), one, log_q.exp())
         terms = {}
         for name, values in given.items():
