@@ -45,6 +45,7 @@ def trained(finished, *arguments: str, size: int = 400) -> Path:
 OF_CODES = {"likelihood/rate_uniform_bits", "codebook/perplexity", "samples/frechet", "reconstruction/mse_median"}
 EXPECTED = {
     "ae": {"likelihood/reconstruction", "reconstruction/mse_mean", "labels/linear_probe_accuracy"},
+    "wae": {"likelihood/reconstruction", "reconstruction/mse_mean", "samples/recall"},
     "vqvae": OF_CODES,
     "vqvae2": OF_CODES | {"codebook/perplexity_top", "codebook/usage_bottom"},
     "cvae": {
