@@ -195,6 +195,11 @@ def test_controlvae_finds_the_beta_of_the_curve(start):
     assert model.beta.item() == pytest.approx(math.log(2), rel=0.01)
 
 
+def test_controlvae_wants_a_range_of_beta():
+    with pytest.raises(UserError, match="model.beta_min=5.0: must be below model.beta_max=1.0"):
+        made(ControlVAE, capacity=15.0, proportional=0.01, integral=0.001, beta_min=5.0, beta_max=1.0)
+
+
 def test_the_integral_stands_still_at_the_ends_of_the_range():
     summed, error = torch.tensor(0.0), torch.tensor(-100.0)
     for _ in range(50):

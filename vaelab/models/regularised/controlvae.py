@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
+from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
@@ -61,6 +62,8 @@ class ControlVAE(VAE):
         condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
+        if beta_min >= beta_max:
+            raise UserError(f"model.beta_min={beta_min}: must be below model.beta_max={beta_max}")
         self.gains, self.range = (proportional, integral), (beta_min, beta_max)
         self.capacity.fill_(capacity)
         self.beta.fill_(beta_min + proportional / 2)
