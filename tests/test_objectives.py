@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from vaelab.nn.controllers import multiplicative, proportional_integral
 from vaelab.nn.likelihoods import Bernoulli, Gaussian
 from vaelab.nn.networks import MLP
 from vaelab.nn.posteriors import Diagonal, DiagonalGaussian, Full
+from vaelab.nn.priors import GaussianMixture
 
 SHAPE, D = (1, 4, 4), 3
 
@@ -89,6 +91,12 @@ def test_infovae_without_anything_is_the_vae_and_gives_the_kl_back():
     model.alpha.fill_(1.0)
     model.weight.fill_(7.0)
     assert model.objective(terms).item() == pytest.approx((terms["reconstruction"] + 7 * terms["mmd"]).mean().item())
+
+
+def test_wae_refuses_a_prior_that_nothing_would_teach():
+    prior = partial(GaussianMixture, components=2, covariance="diag", regularisation=1e-6)
+    with pytest.raises(UserError, match="no KL that a prior could learn from"):
+        made(WAE, weight=2.0, encoder="gaussian", kernel="imq", prior=prior)
 
 
 def test_wae_has_points_without_a_density_or_draws_with_one():

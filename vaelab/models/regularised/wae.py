@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import all_rows
+from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.vae import VAE
@@ -52,6 +53,8 @@ class WAE(VAE):
         points = encoder == "deterministic"
         posterior = Deterministic if points else posterior
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
+        if any(True for _ in self.prior.parameters()):
+            raise UserError("prior: model=wae has no KL that a prior could learn from: use standard, then vaelab prior")
         if points:
             self.layout = replace(self.layout, arrays=("codes",))
         self.weight.fill_(weight)
