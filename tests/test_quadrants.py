@@ -151,6 +151,7 @@ def test_refusals_name_the_key(train):
     result = train("model=quadrants", "model.seen=4")
     assert result.code == 2
     assert "model.seen=4" in result.err
+    assert "prior=gmm: Quadrants draws z given what is seen" in train("model=quadrants", "prior=gmm").err
 
 
 def test_runs_that_see_different_parts_are_not_ranked(finished, capsys):

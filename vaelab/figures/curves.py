@@ -93,7 +93,7 @@ def scheduled(rows: Rows) -> Figure | None:
         axes.set_ylabel(f"KL, {NATS}", color=style.COLOURS["kl"])
         right.set_ylabel("β, weight of the KL", color=style.COLOURS["beta"], fontsize=9)
         right.tick_params(labelsize=9)
-        _title(axes, "Schedule of β and the KL under it")
+        _title(axes, "β and the KL under it")
         _line(right, x, y, name, "train", label="β")
         right.set_ylim(0, 1.08 * max(values))
         handles = [*axes.get_lines(), *right.get_lines()]
@@ -201,6 +201,8 @@ PANELS: list[tuple[Panel, tuple[str, ...]]] = [
     (_terms, ("reconstruction",)),
     (_terms, ("kl",)),
     (_ratio, ("kl/reconstruction",)),
+    *((_terms, (name,)) for name in ("bound", "accuracy", "mmd", "kl_total_correlation", "total_correlation")),
+    (_terms, ("discriminator_accuracy",)),
     (_terms, ("vq", "commitment")),
     (_usage, ("perplexity", "codebook_usage")),
 ]

@@ -116,6 +116,11 @@ def check_fits(trained: Trained, asked: Asked) -> None:
 
 def require(kind: Any, name: str, model: Any) -> None:
     """Raises UserError for a class of priors that cannot be fitted to the codes of a model."""
+    if not model.replaceable:
+        raise UserError(
+            f"prior={name}: {type(model).__name__} draws z given what is seen of an image, by a prior of its own: "
+            "no other can stand in its place"
+        )
     if not kind.fits(model.layout):
         of, codes = ("indices of codes", "vectors") if kind.discrete else ("vectors of real numbers", "discrete")
         fit = " or ".join(f"prior={other}" for other in priors.fitting(model.layout))

@@ -48,6 +48,8 @@ class Variant(nn.Module):
     scalars: dict[str, float] = {}
     """Names and first values of scalars that a schedule or a controller may set, to 0 or more. Each becomes a 0-dim
     buffer: saved, moved with the device, logged under its name, and changed without recompiling a compiled model."""
+    replaceable = True
+    """Whether another prior, fitted to its codes afterwards, may stand in the place of its own."""
     own_options: dict[str, dict[str, Any]] = {}
     """Options of the optimiser, such as `lr` and `betas`, of parts that have their own, by the part's name. All parts
     learn in one step: an adversary's terms are cut off from the weights of what it judges, and the reverse."""

@@ -39,6 +39,7 @@ class Quadrants(VAE):
     latent_dim: size of z. seen: number of quadrants that are given, from the bottom left clockwise.
     """
 
+    replaceable = False
     prior: GivenPart
     given: Tensor
 
