@@ -65,6 +65,14 @@ def test_tcvae_with_all_weights_at_1_is_the_vae(sampling):
     assert parts.item() == pytest.approx(-log_ratio.mean().item(), abs=1e-4)
 
 
+def test_tcvae_counts_with_the_images_of_its_training():
+    """Weighted sampling of twice the images says ln 2 more of each of d - 1 dimensions."""
+    few, many = (made(TCVAE, **TC | {"sampling": "weighted"}) for _ in range(2))
+    many.start_from(torch.full(SHAPE, 0.5), 0.3, 200)
+    less, more = (m.terms(batch(), noise())["kl_total_correlation"].mean().item() for m in (few, many))
+    assert more - less == pytest.approx((D - 1) * math.log(2), abs=1e-4)
+
+
 def test_each_weight_of_tcvae_weighs_its_part():
     terms = made(TCVAE, **TC).terms(batch(), noise())
     for name, part in (("alpha", "index_code_mi"), ("beta", "total_correlation"), ("gamma", "dimension_wise")):
@@ -125,6 +133,16 @@ def test_neither_side_of_factor_moves_the_other():
     loss = terms["discriminator"].mean()
     assert all(g is None for g in torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True))
     assert any(g.abs().max() > 0 for g in torch.autograd.grad(loss, own))
+
+
+def test_factor_weighs_the_total_correlation_and_trains_the_discriminator():
+    """The negative ELBO, plus gamma times the mean log-odds, plus the discriminator's own loss."""
+    model = made(FactorVAE, gamma=5.0, **DISCRIMINATOR)
+    terms = model.terms(batch(), noise(12, 2))
+    more = 5 * terms["total_correlation"] + terms["discriminator"]
+    whole = (terms["reconstruction"] + terms["kl"] + more).mean().item()
+    assert abs(terms["total_correlation"].mean().item()) > 1e-3
+    assert model.objective(terms).item() == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.8])
@@ -206,6 +224,23 @@ def test_controlvae_finds_the_beta_of_the_curve(start):
 def test_controlvae_wants_a_range_of_beta():
     with pytest.raises(UserError, match=r"model\.beta_min=5\.0: must be below"):
         made(ControlVAE, capacity=15.0, proportional=0.01, integral=0.001, beta_min=5.0, beta_max=1.0)
+
+
+def test_controlvae_measures_how_far_the_kl_is_above_c():
+    model = made(ControlVAE, capacity=15.0, proportional=0.01, integral=0.001, beta_min=0.0, beta_max=10.0)
+    terms = model.terms(batch(), noise())
+    assert model.observe(batch(), terms).item() == pytest.approx(terms["kl"].mean().item() - 15, rel=1e-5)
+
+
+@pytest.mark.parametrize("off", [-3.0, 3.0])
+def test_the_best_epoch_is_one_that_keeps_to_the_constraint(off):
+    """Off on either side costs 10 nats of the objective for each nat: an ELBO would take an epoch that missed it."""
+    geco = made(GECO, target=80.0, rate=0.002, decay=0.9, beta=1.0)
+    found = geco.derived({"reconstruction": 80.0 + off, "kl": 20.0, "target": 80.0}, {})
+    assert (found["target_gap"], found["constrained"]) == (off, 50.0)
+    control = made(ControlVAE, capacity=15.0, proportional=0.01, integral=0.001, beta_min=0.0, beta_max=10.0)
+    found = control.derived({"reconstruction": 80.0, "kl": 15.0 + off, "capacity": 15.0}, {})
+    assert (found["capacity_gap"], found["constrained"]) == (off, 110.0)
 
 
 def test_the_integral_stands_still_at_the_ends_of_the_range():
