@@ -17,7 +17,7 @@ from vaelab.models.base import Build
 from vaelab.models.module import Model
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition, beside
-from vaelab.nn.gaussian import reparameterise
+from vaelab.nn.gaussian import kl_of_normals, reparameterise
 from vaelab.nn.layouts import Layout, Level
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
@@ -197,7 +197,8 @@ class PartGaussian(Posterior):
     def kl(self, prior: Prior) -> KL:
         if not isinstance(prior, GivenPart):
             return super().kl(prior)
-        per_dim = kl_of_normals(DiagonalGaussian(self.mean, self.logvar), prior.of_z(self.part))
+        given = prior.of_z(self.part)
+        per_dim = kl_of_normals(self.mean, self.logvar, given.mean, given.logvar)
         return KL(per_dim.sum(-1), per_dim, exact=True)
 
     def draw(self, noise: Tensor, prior: Prior, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -219,9 +220,3 @@ class PartGaussian(Posterior):
     @property
     def outputs(self) -> dict[str, Tensor]:
         return {"z": self.code} | self.arrays
-
-
-def kl_of_normals(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
-    """Computes KL(q || p) of each dimension, [B, d], nats."""
-    ratio = (q.logvar - p.logvar).exp() + (q.mean - p.mean).square() * (-p.logvar).exp()
-    return 0.5 * (ratio - 1 + p.logvar - q.logvar)

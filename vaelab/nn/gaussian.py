@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: draws, and the KL to a standard normal."""
+"""Diagonal Gaussians: draws, and KLs to a standard normal and to each other."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     Kingma & Welling 2014, appendix B: (mean^2 + variance - 1 - logvar) / 2.
     """
     return 0.5 * (mean.square() + torch.expm1(logvar) - logvar)
+
+
+def kl_of_normals(mean: Tensor, logvar: Tensor, other_mean: Tensor, other_logvar: Tensor) -> Tensor:
+    """Computes KL(N(mean, exp(logvar)) || N(other_mean, exp(other_logvar))) of each dimension, [B, d], nats."""
+    ratio = (logvar - other_logvar).exp() + (mean - other_mean).square() * (-other_logvar).exp()
+    return 0.5 * (ratio - 1 + other_logvar - logvar)
