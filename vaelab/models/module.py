@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,19 @@ from vaelab.nn.conditions import Condition
 from vaelab.nn.likelihoods import Likelihood
 
 
+class Outcome(NamedTuple):
+    """What a batch has come to.
+
+    loss: the objective, 0-dim. metrics: means over the batch by name, 0-dim. vectors: sums over the batch by name.
+    terms: what the objective is made of, as `Variant.terms` gives it.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    vectors: dict[str, Tensor]
+    terms: Terms
+
+
 class Model(Variant, pl.LightningModule):
     """A variant that Lightning trains."""
 
@@ -34,6 +47,8 @@ class Model(Variant, pl.LightningModule):
         self.compiled: tuple[Callable[..., Terms], int] | None = (
             None  # compiled `terms`, and the batch size that it is for
         )
+        # what takes whole steps in the loop's place: it measures a batch and, in training, moves the weights
+        self.stepper: Callable[[Batch, Tensor | None], Outcome] | None = None
         self.observed: list[Any] = []  # what `observe` gave since the last optimiser step
         self.window, self.epoch_means, self.held_out = Means(), Means(), Means()
         self.closed_at = 0  # the step at which the window was last closed
@@ -116,19 +131,24 @@ class Model(Variant, pl.LightningModule):
     def _seed_noise(self, *place: int) -> None:
         seed_global(seed_of(self.seed, self.global_rank, *place), self.device)
 
-    def _step(self, batch: Batch, means: Means) -> tuple[Tensor, Terms]:
-        """Computes the objective of a batch and the terms it is made of; its metrics are added to `means`."""
-        measure = self.terms
+    def _step(self, batch: Batch, means: Means) -> Outcome:
+        """Measures a batch; its metrics are added to `means`."""
+        outcome = (self.stepper or self.measure)(batch, self.noise(len(batch.images)))
+        means.update(outcome.metrics, outcome.vectors, len(batch.images))
+        return outcome
+
+    def measure(self, batch: Batch, noise: Tensor | None) -> Outcome:
+        """Computes the objective of a batch, the terms it is made of and its metrics; changes no state."""
+        terms_of = self.terms
         if self.compiled and self.training and len(batch.images) == self.compiled[1] and self.trainer.global_step:
-            measure = self.compiled[0]
-        terms = measure(batch, self.noise(len(batch.images)))
+            terms_of = self.compiled[0]
+        terms = terms_of(batch, noise)
         loss = self.objective(terms)
         with torch.no_grad():
             of_images = {name: term for name, term in terms.items() if term.ndim == 1 and term.is_floating_point()}
             metrics = {"loss": loss} | {name: term.mean() for name, term in of_images.items()}
             metrics |= {name: getattr(self, name).clone() for name in self.scalars}  # schedules change them in place
-            means.update(metrics, self.vectors(terms), len(batch.images))
-        return loss, terms
+            return Outcome(loss, metrics, self.vectors(terms), terms)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the objective, weighted so that the optimiser sees its mean over all images of a step.
@@ -137,11 +157,11 @@ class Model(Variant, pl.LightningModule):
         """
         batch = batch._replace(labels=self.condition.dropped(batch.labels))
         self.place(batch)
-        loss, terms = self._step(batch, self.window)
-        if (seen := self.observe(batch, terms)) is not None:
+        outcome = self._step(batch, self.window)
+        if (seen := self.observe(batch, outcome.terms)) is not None:
             self.observed.append(seen)
         weight = batch.weight * (1.0 if batch.share is None else batch.share.weight)
-        return loss if weight == 1 else loss * weight
+        return outcome.loss if weight == 1 else outcome.loss * weight
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

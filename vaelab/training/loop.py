@@ -215,24 +215,31 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_completed()
 
     def _step(self, batch: Any, batch_idx: int) -> None:
-        """Takes a step: forward, backward and the optimiser's step, as in Lightning's automatic optimisation."""
+        """Takes a step: forward, backward and the optimiser's step, as in Lightning's automatic optimisation.
+
+        A model with a stepper has moved its weights when its `training_step` returns.
+        """
         trainer, model, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
         counts = self.automatic_optimization.optim_progress.optimizer
+        moved = model.stepper is not None
         model._current_fx_name = "training_step"  # for a variant that calls self.log
         with trainer.precision_plugin.train_step_context():
             loss: Any = model.training_step(batch, batch_idx)
         model._current_fx_name = "on_before_optimizer_step"
         counts.zero_grad.increment_ready()
         counts.zero_grad.increment_started()
-        optimizer.zero_grad()
+        if not moved:
+            optimizer.zero_grad()
         counts.zero_grad.increment_completed()
-        loss.backward()
+        if not moved:
+            loss.backward()
         for hook in self.befores:
             hook(trainer, model, optimizer)
         model.on_before_optimizer_step(optimizer)
         model._current_fx_name = None
-        if trainer.gradient_clip_val:
+        if trainer.gradient_clip_val and not moved:
             model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         counts.step.increment_ready()
-        optimizer.step()
+        if not moved:
+            optimizer.step()
         counts.step.increment_completed()
