@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -144,6 +144,11 @@ class ImageData(pl.LightningDataModule):
         if self.labelled is not None:
             self._choose_labelled(self.labelled)
         self._loaded = True
+
+    def take_over(self, other: ImageData) -> None:
+        """Takes what another has read, in the place of `setup`: data of the same options, whose tensors both hold."""
+        own = {field.name for field in fields(self)} | {"trainer", "augment", "_seen", "_dealt"}
+        vars(self).update({name: value for name, value in vars(other).items() if name not in own})
 
     def _choose_labelled(self, count: int) -> None:
         """Chooses the images whose label is told; the split itself keeps all labels, for what measures a model."""

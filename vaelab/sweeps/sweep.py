@@ -19,6 +19,8 @@ from vaelab.runs import Files, SweepFiles, jobs, offline
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Path of Hydra's launcher of one job after the other, in this process."""
+VECTORIZED = "hydra_plugins.vaelab_launchers.vectorized_launcher.VectorizedLauncher"
+"""Path of the launcher of jobs in step, in this process; it handles Ctrl-C itself."""
 SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra_plugins.vaelab_launchers")
 """Packages of submitit's launchers, Hydra's and ours in their place: a lost job takes no other along."""
 RAY = "hydra_plugins.vaelab_launchers.ray_launcher.RayLauncher"
@@ -53,7 +55,7 @@ class Sweep(Callback):
         launcher = config.hydra.launcher
         with open_dict(launcher), read_write(launcher):
             launcher._target_ = launcher._target_.replace(*SUBMITIT)
-        if launcher._target_ not in (IN_PROCESS, RAY):
+        if launcher._target_ not in (IN_PROCESS, RAY, VECTORIZED):
             signal.signal(signal.SIGINT, _end_jobs)
 
 
@@ -173,8 +175,8 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
     """
     from vaelab.training import launch
 
-    apart = launcher["_target_"] != IN_PROCESS
-    if not apart:
+    how = launcher["_target_"]
+    if how == IN_PROCESS:
         print(f"\n{title}")
     try:
         run, state = jobs.place(run, config)
@@ -182,12 +184,15 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
         if state == "done":
             print(f"  {run.name} done already")
             _page_of(run, config)
-        elif apart:
-            print(f"{title}\n  {run.name} {'goes on' if state == 'begun' else 'begins'}", flush=True)
-            launch.in_child(config, run, threads(launcher))
-            print(f"  {run.name} {jobs.summary_of(run).get('status', 'unfinished')}", flush=True)
-        else:
+        elif how == IN_PROCESS:
             launch.attempt(config, run, in_sweep=True)
+        else:
+            print(f"{title}\n  {run.name} {'goes on' if state == 'begun' else 'begins'}", flush=True)
+            if how == VECTORIZED:
+                _in_step(config, run)
+            else:
+                launch.in_child(config, run, threads(launcher))
+            print(f"  {run.name} {jobs.summary_of(run).get('status', 'unfinished')}", flush=True)
     except (UserError, DivergenceError) as error:
         print(f"vaelab: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader has seen enough
@@ -195,6 +200,15 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
     except Exception as error:
         print_error(error)
     return run
+
+
+def _in_step(config: dict[str, Any], run: Path) -> None:
+    """Trains in this thread, which is one of several; what it prints goes to output.txt in the run folder."""
+    from vaelab.training import launch
+    from vaelab.training.vectorized.turns import printing_to
+
+    with Files(run).output.open("a") as output, printing_to(output, run.name):
+        launch.attempt(config, run, in_sweep=True)
 
 
 def _page_of(run: Path, config: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shlex
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger, RunLogger
 from vaelab.training.loop import quicken
+from vaelab.training.vectorized import turns
 
 if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
@@ -58,7 +60,7 @@ def fit(config: dict[str, Any], run: Path) -> None:
         if config["compile"]:
             log.info("compile=true: the second step compiles the model, which may take a minute")
     try:
-        with lightning_errors(), resume.taking_up(checkpoint, model, trainer):
+        with lightning_errors(), resume.taking_up(checkpoint, model, trainer), turns.together(model, trainer):
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except UserError:
         if checkpoint is None and trainer.global_step == 0:
@@ -130,7 +132,7 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = build(config["dataset"])
-    data.setup()
+    turns.set_up(data, config["dataset"])
     if augment := build(config["augment"] or {}):
         augment.check(data.shape, data.fields is None and not data.masked)
         data.augment = augment
@@ -285,16 +287,29 @@ def _best(trainer: pl.Trainer, saved: dict[str, Any] | None = None) -> dict[str,
 
 
 def _log_to(run: Path) -> None:
-    """Sends the lab's messages to the terminal and to run.log, until the next run; from the first process only."""
+    """Sends the lab's messages to the terminal and to run.log, until the next run; from the first process only.
+
+    Of jobs in threads of one process each has its own.
+    """
+    thread = threading.current_thread().name
+
+    def ours(record: logging.LogRecord) -> bool:
+        return record.threadName == thread or not isinstance(threading.current_thread(), turns.Job)
+
     for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
+        if handler.name in (None, thread):
+            log.removeHandler(handler)
+            handler.close()
     log.propagate = False
     log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
+    handlers: list[logging.Handler] = [Terminal()]
     if rank_zero_only.rank == 0:
         run.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Files(run).log)
         file.handleError = lambda record: None  # a full disk ends the run where it matters, and not its log
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(file)
-    log.addHandler(Terminal())
+        handlers.insert(0, file)
+    for handler in handlers:
+        handler.name = thread
+        handler.addFilter(ours)
+        log.addHandler(handler)

@@ -35,7 +35,7 @@ class Quantized(NamedTuple):
 def code_counts(indices: Tensor, num_embeddings: int) -> Tensor:
     """Counts how often each code was chosen, [K] float32; indices of any shape."""
     ones = torch.ones(indices.numel(), device=indices.device)
-    return torch.zeros(num_embeddings, device=indices.device).index_add_(0, indices.flatten(), ones)
+    return torch.zeros(num_embeddings, device=indices.device).index_add(0, indices.flatten(), ones)
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,6 @@ SEARCH_BLOCK = 64
 does not."""
 
 
-@torch.no_grad()
 def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     """Finds the index of the nearest code by Euclidean distance, [N] int64; the first one of several.
 
@@ -22,6 +23,33 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     norms folded in, in chunks of rows through one buffer: the memory does not grow with N * K. The codes' mean is
     subtracted from both first: far from the origin, |e|^2 would drown what tells two codes apart.
     """
+    if torch.compiler.is_exporting():
+        return _nearest(z, codes)
+    found: Any = _Nearest.apply(z, codes)
+    return found
+
+
+class _Nearest(torch.autograd.Function):
+    """Searches one codebook after the other where torch.vmap wants several searched at once."""
+
+    @staticmethod
+    def forward(z: Tensor, codes: Tensor) -> Tensor:  # type: ignore[override]
+        return _nearest(z, codes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # type: ignore[override]
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], z: Tensor, codes: Tensor) -> tuple[Tensor, int]:
+        each = [
+            [x] * info.batch_size if dim is None else x.unbind(dim) for x, dim in zip((z, codes), in_dims, strict=True)
+        ]
+        return torch.stack([_nearest(*pair) for pair in zip(*each, strict=True)]), 0
+
+
+@torch.no_grad()
+def _nearest(z: Tensor, codes: Tensor) -> Tensor:
     centre = codes.mean(0)
     codes = codes - centre
     minus_twice, norms = -2 * codes.t(), codes.square().sum(1)

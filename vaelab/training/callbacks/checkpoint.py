@@ -25,11 +25,22 @@ class WholeFile(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(Path(path)) as partial, partial.open("wb") as file:
             try:
-                torch.save(checkpoint, file)
+                torch.save(_apart(checkpoint), file)
             except RuntimeError as error:  # torch's, about its own file format, when the disk is full
                 if isinstance(cause := error.__context__, OSError):
                     raise OSError(cause.errno, cause.strerror, str(path)) from error
                 raise
+
+
+def _apart(node: Any) -> Any:
+    """Returns a checkpoint in which tensors that are parts of larger ones are copied: all of those would be saved."""
+    if isinstance(node, dict):
+        return type(node)((key, _apart(value)) for key, value in node.items())
+    if isinstance(node, list | tuple) and type(node) in (list, tuple):
+        return type(node)(_apart(value) for value in node)
+    if torch.is_tensor(node) and node.untyped_storage().nbytes() > node.nbytes:
+        return node.clone()
+    return node
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -1,0 +1,83 @@
+"""The launcher of jobs that train as one: in this process, with their models stacked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from vaelab.core.errors import Stopped
+from vaelab.core.types import PositiveInt
+from vaelab.runs.jobs import compose
+
+
+class Settings(NamedTuple):
+    """The keys of conf/hydra/launcher/vectorized.yaml, which says what they mean."""
+
+    width: PositiveInt | None
+
+
+class VectorizedLauncher(Launcher):
+    """Launcher of `hydra/launcher=vectorized`. A job that fails takes no other along."""
+
+    def __init__(self, width: Any):
+        """Takes the keys as they come from the config; `setup` checks them."""
+        super().__init__()
+        self.given = {"width": width}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from vaelab.core.config import options
+
+        self.settings = options(Settings, OmegaConf.create(self.given))
+        self.context, self.config, self.task = hydra_context, config, task_function
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs the jobs. Returns the result of each, in their order."""
+        from vaelab.training.vectorized.conductor import Conductor
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        works = [partial(self._job, *job) for job in enumerate(job_overrides, initial_job_idx)]
+        conductor = Conductor(self.settings.width)
+        with _process_as_it_was():
+            jobs = conductor.run(works)
+        if conductor.stopped == signal.SIGINT:
+            raise KeyboardInterrupt
+        if conductor.stopped:
+            raise Stopped(conductor.stopped)
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+        return [job.result for job in jobs]
+
+    def _job(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        return run_job(
+            hydra_context=self.context,
+            config=compose(self.context.config_loader, self.config, number, overrides),
+            task_function=self.task,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+
+@contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Puts back the arguments and the environment of the process: each job does, but in no order."""
+    arguments, environment = sys.argv, dict(os.environ)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(environment)

@@ -1,0 +1,200 @@
+"""Leads the jobs of a sweep: lets each run to its next step, and takes the steps of those that are alike as one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vaelab.core.words import listed
+from vaelab.models.module import Outcome
+from vaelab.training.callbacks.last import STOPPING, KeepLast
+from vaelab.training.vectorized.alike import difference
+from vaelab.training.vectorized.stack import Asked, Stack, step_alone
+from vaelab.training.vectorized.turns import Job, own_streams
+
+LARGE = 150_000_000
+"""Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
+SAID_EVERY = 10.0
+"""Seconds between two lines about the progress."""
+
+
+class Group(NamedTuple):
+    """Jobs whose models are stacked, in the stack's order."""
+
+    jobs: list[Job]
+    stack: Stack
+
+
+class Conductor:
+    """Runs jobs, as many as `width` at a time; those that are alike are kept in step.
+
+    All that a job is besides its steps it does by itself, in its turn: it is set up, writes checkpoints, ends.
+
+    width: most jobs at a time; None for all.
+    """
+
+    def __init__(self, width: int | None):
+        self.width = width
+        self.jobs: list[Job] = []  # under way
+        self.groups: list[Group] = []
+        self.answers: dict[Job, Outcome] = {}
+        self.stopped = 0  # the signal that asks to stop
+        self.said_at, self.steps = time.monotonic(), 0
+
+    def run(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
+        """Runs all jobs to their ends. Returns them, each with its result or error."""
+        data: dict[str, Any] = {}
+        every = [Job(number, work, data) for number, work in enumerate(works)]
+        waiting = list(every)
+        with own_streams(), self._listening():
+            while (waiting and not self.stopped) or self.jobs:
+                while waiting and not self.stopped and (self.width is None or len(self.jobs) < self.width):
+                    self.jobs.append(waiting.pop(0))
+                self._round()
+                self._say(len(every) - len(waiting) - len(self.jobs), len(every))
+        return every
+
+    def _round(self) -> None:
+        """Lets every job that waits for nothing go on, and takes the steps that they then ask for."""
+        for job in list(self.jobs):
+            if self.stopped:
+                self._ask_to_stop(job)
+            if job.asked is None or job in self.answers:
+                job.go_on(self.answers.pop(job, None))
+                if job.ended:
+                    self.jobs.remove(job)
+        for group in list(self.groups):
+            if any(job.model is None for job in group.jobs):  # one has ended
+                self.groups.remove(group)
+                self._group([job for job in group.jobs if job.model is not None])
+        self._form([job for job in self.jobs if job.asked and not job.grouped])
+        for group in self.groups:
+            self._take(group)
+
+    # --- which jobs are stacked ---------------------------------------------------------------
+
+    def _form(self, fresh: list[Job]) -> None:
+        """Finds the group of each job that has come to its first training step."""
+        while fresh:
+            first, *others = fresh
+            assert first.model is not None
+            same = [job for job in others if job.model and difference(first.model, job.model) is None]
+            fresh = [job for job in others if job not in same]
+            jobs = [first, *same]
+            for group in list(self.groups):
+                model = group.jobs[0].model
+                if model and difference(model, first.model) is None:
+                    self.groups.remove(group)
+                    jobs = [*group.jobs, *jobs]
+            self._group(jobs)
+
+    def _group(self, jobs: list[Job]) -> None:
+        """Stacks the models of jobs that are alike; those that cannot be go on by themselves."""
+        if not jobs:
+            return
+        reason = self._against(jobs)
+        if reason is None:
+            stack = Stack([job.model for job in jobs if job.model], [job.trainer for job in jobs if job.trainer])
+            asked = [job.asked for job in jobs if job.asked and job.training]
+            try:
+                if len(asked) == len(jobs) and len({_shape(job) for job in jobs}) == 1:
+                    stack.check(asked)
+                self.groups.append(Group(jobs, stack))
+                for job in jobs:
+                    job.grouped = True
+                return
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = str(error).strip().splitlines()[0]
+        names = listed([job.title for job in jobs])
+        if len(jobs) > 1 or not jobs[0].grouped:
+            print(f"  {names}: trained by {'themselves' if len(jobs) > 1 else 'itself'}: {reason}", flush=True)
+        for job in jobs:
+            job.grouped = False
+            assert job.model is not None and job.trainer is not None
+            job.model.stepper = None  # from the next step on
+            if job.asked and job not in self.answers:
+                self.answers[job] = step_alone(job.model, job.trainer, job.asked, job.training)
+
+    def _against(self, jobs: list[Job]) -> str | None:
+        """Returns what speaks against a stack of jobs whose models are alike; None if nothing does."""
+        first = jobs[0]
+        assert first.model is not None and first.trainer is not None
+        if len(jobs) == 1:
+            return "no other job that is left has a model of its parts and sizes"
+        if first.asked and first.training and first.model.device.type == "cpu":
+            with torch.no_grad(), FlopCounterMode(display=False) as counted:
+                first.model.measure(*first.asked)
+            if counted.get_total_flops() > LARGE:
+                return "each keeps the processor's cores busy"
+        return None
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _take(self, group: Group) -> None:
+        """Takes the steps of a group: all as one, or those that the others have to wait for."""
+        asking = [job for job in group.jobs if job.asked and job not in self.answers]
+        if not asking:
+            return
+        kinds = {(job.training, _shape(job)) for job in asking}
+        if len(asking) == len(group.jobs) and len(kinds) == 1:
+            asked: list[Asked] = [job.asked for job in group.jobs if job.asked]
+            outcomes = group.stack.take(asked, asking[0].training)
+            self.answers |= dict(zip(group.jobs, outcomes, strict=True))
+            self.steps += asking[0].training
+            return
+        training, shape = min(kinds)  # validation first, and an odd last batch before whole ones
+        if training and len(asking) < len(group.jobs):
+            return  # the others will come to it
+        for job in asking:
+            if job.asked and (job.training, _shape(job)) == (training, shape):
+                self.answers[job] = group.stack.alone(group.jobs.index(job), job.asked, training)
+
+    # --- the user -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Handles signals: the first has every job write its last checkpoint, a second Ctrl-C ends at once."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self.stopped and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            if not self.stopped:
+                print("\ninterrupted: the jobs write their last checkpoints", file=sys.stderr)
+            self.stopped = self.stopped or number
+
+        former = {number: signal.signal(number, handle) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _ask_to_stop(self, job: Job) -> None:
+        for callback in job.trainer.callbacks if job.trainer else ():  # type: ignore[attr-defined]
+            if isinstance(callback, KeepLast):
+                callback.asked = self.stopped
+
+    def _say(self, ended: int, every: int) -> None:
+        now = time.monotonic()
+        if now - self.said_at < SAID_EVERY:
+            return
+        words = [f"{ended} of {every} jobs done"]
+        for group in self.groups:
+            trainer = group.jobs[0].trainer
+            if trainer:
+                words.append(f"{len(group.jobs)} in step at epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        if self.steps:
+            words.append(f"{1000 * (now - self.said_at) / self.steps:.1f} ms a step of all")
+        print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
+        self.said_at, self.steps = now, 0
+
+
+def _shape(job: Job) -> tuple[int, ...]:
+    return tuple(job.asked.batch.images.shape) if job.asked else ()

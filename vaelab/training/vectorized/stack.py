@@ -1,0 +1,271 @@
+"""Models of one shape as one: their weights stacked, a batch of each measured and all moved in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from vaelab.core.batch import Batch
+from vaelab.models import Model
+from vaelab.models.module import Outcome
+from vaelab.training.vectorized.alike import Numbers, numbers_of
+
+TOLERANCE = 1e-3
+"""Relative difference between a loss measured together with others and alone, above which something is wrong."""
+
+
+class Asked(NamedTuple):
+    """A step that a job asks for. batch, noise: as `Model.measure` takes them."""
+
+    batch: Batch
+    noise: Tensor | None
+
+
+class _Products(TorchFunctionMode):
+    """Writes linear layers as W x, not as x W: of many layers at once the gradient of W then lies as W does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and not kwargs and args[0].ndim == 2:
+            x, weight, *bias = args
+            product = weight @ x.t()
+            return (product if not bias or bias[0] is None else product + bias[0].unsqueeze(1)).t()
+        return func(*args, **(kwargs or {}))
+
+
+class _Measure(nn.Module):
+    """`Model.measure` as a module's forward, with the numbers that differ between models given as tensors."""
+
+    def __init__(self, model: Model, numbers: Sequence[Numbers]):
+        super().__init__()
+        self.model, self.numbers = model, list(numbers)
+        self.observes = type(model).observe is not Model.observe
+
+    def forward(self, batch: tuple[Tensor | None, ...], noise: Tensor | None, rest: Any, numbers: list[Tensor]) -> Any:
+        holders = [(self.model.get_submodule(part), name) for part, name in self.numbers]
+        before = [getattr(holder, name) for holder, name in holders]
+        try:
+            for (holder, name), value in zip(holders, numbers, strict=True):
+                setattr(holder, name, value)
+            with _Products():
+                outcome = self.model.measure(Batch(*batch, *rest), noise)  # type: ignore[arg-type]
+        finally:
+            for (holder, name), value in zip(holders, before, strict=True):
+                setattr(holder, name, value)
+        return outcome if self.observes else outcome._replace(terms={})
+
+
+class Stack:
+    """Models that are alike, as one.
+
+    Each model's weights and buffers are views of the stacked ones from here on, so that all that looks at a single
+    model or changes it (checkpoints, schedules, controllers, averages) goes on as ever. So are the states of its
+    optimiser, once it has stepped here.
+
+    models, trainers: of the jobs, in their order; each trainer has its optimiser.
+    """
+
+    def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer]):
+        self.models, self.trainers = list(models), list(trainers)
+        self.optimizers = [trainer.optimizers[0] for trainer in trainers]
+        first = models[0]
+        self.weights = _stacked([dict(model.named_parameters()) for model in models])
+        self.buffers = _stacked([dict(model.named_buffers()) for model in models])
+        for name, weight in first.named_parameters():
+            self.weights[name].requires_grad_(weight.requires_grad)
+        values = [numbers_of(model) for model in models]
+        numbers = [key for key in values[0] if len({of_model[key] for of_model in values}) > 1]
+        self.numbers = [torch.tensor([of_model[key] for of_model in values], device=first.device) for key in numbers]
+        self.measured = _Measure(first, numbers)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.shared = False  # whether the single optimisers' states are views of the one's
+
+    def measure(self, asked: Sequence[Asked]) -> Outcome:
+        """Measures a batch of each model. Returns what `Model.measure` does, with the models as the first dimension."""
+        batches = [_joined(parts) for parts in zip(*(ask.batch[:3] for ask in asked), strict=True)]
+        noise = _joined([ask.noise for ask in asked])
+        shared = tuple(values for values, _ in batches), noise[0], asked[0].batch[3:], self.numbers
+        dims = tuple(dim for _, dim in batches), noise[1], None, 0
+
+        def one(weights: dict[str, Tensor], batch: Any, noise: Any, rest: Any, numbers: Any) -> Any:
+            named = {f"model.{name}": tensor for name, tensor in weights.items()}
+            return functional_call(self.measured, named, (batch, noise, rest, numbers))
+
+        weights = self.weights | self.buffers
+        with self.trainers[0].precision_plugin.forward_context():
+            return torch.vmap(one, in_dims=(0, *dims))(weights, *shared)
+
+    def take(self, asked: Sequence[Asked], training: bool) -> list[Outcome]:
+        """Measures a batch of each model and, in training, takes a step of each. Returns what came of each batch."""
+        if not training:
+            with torch.inference_mode():
+                return self._apart(self.measure(asked))
+        for weight in self.weights.values():
+            weight.grad = None
+        outcome = self.measure(asked)
+        outcome.loss.sum().backward()
+        self._clip()
+        self._move()
+        return self._apart(outcome)
+
+    def _apart(self, outcome: Outcome) -> list[Outcome]:
+        """Splits what `measure` has given by the models."""
+        count = len(self.models)
+        losses = outcome.loss.detach().unbind(0)
+        parts = [_unbound(values, count) for values in (outcome.metrics, outcome.vectors, outcome.terms)]
+        return [Outcome(losses[i], *(part[i] for part in parts)) for i in range(count)]
+
+    def check(self, asked: Sequence[Asked]) -> None:
+        """Raises ValueError if the losses of a batch of each model are not those that each measures alone."""
+        with torch.no_grad():
+            together = self.measure(asked).loss
+            alone = torch.stack([m.measure(*ask).loss for m, ask in zip(self.models, asked, strict=True)])
+        if not torch.allclose(together, alone, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            raise ValueError("its losses come out otherwise than alone")
+
+    # --- the optimiser's step -----------------------------------------------------------------
+
+    def alone(self, index: int, asked: Asked, training: bool) -> Outcome:
+        """Measures a batch of one of the models and, in training, takes a step of it."""
+        if training:
+            self._split()
+        return step_alone(self.models[index], self.trainers[index], asked, training)
+
+    def _clip(self) -> None:
+        """Clips each model's gradients as its trainer wants."""
+        for index, (model, trainer) in enumerate(zip(self.models, self.trainers, strict=True)):
+            if trainer.gradient_clip_val:
+                self._give_gradients(index)
+                value, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+                model.configure_gradient_clipping(self.optimizers[index], value, how)
+
+    def _give_gradients(self, index: int) -> None:
+        """Gives a model's weights their gradients, as views of the stacked ones."""
+        for name, weight in self.models[index].named_parameters():
+            gradient = self.weights[name].grad
+            weight.grad = None if gradient is None else gradient[index]
+
+    def _move(self) -> None:
+        """Has the optimisers step: as one, where all have the same options and have taken as many steps."""
+        options = [_options(optimizer) for optimizer in self.optimizers]
+        if any(other != options[0] for other in options[1:]):
+            self._split()
+        elif self.optimizer is None:
+            self._join(options[0])
+        if self.optimizer is None:
+            for index, optimizer in enumerate(self.optimizers):
+                self._give_gradients(index)
+                optimizer.step()
+            return
+        for group, given in zip(self.optimizer.param_groups, options[0], strict=True):
+            group.update(given)
+        self.optimizer.step()
+        if not self.shared:
+            self._share()
+
+    def _join(self, options: Sequence[dict[str, Any]]) -> None:
+        """Makes one optimiser of all, with their states, if they have taken as many steps."""
+        states = [
+            {name: optimizer.state.get(weight, {}) for name, weight in model.named_parameters()}
+            for model, optimizer in zip(self.models, self.optimizers, strict=True)
+        ]
+        counts = [
+            [float(value) for state in of_model.values() for value in state.values() if _counts(value)]
+            for of_model in states
+        ]
+        if any(other != counts[0] for other in counts[1:]):
+            return
+        names = {weight: name for name, weight in self.models[0].named_parameters()}
+        first = self.optimizers[0]
+        groups = [
+            {**given, "params": [self.weights[names[weight]] for weight in group["params"]]}
+            for group, given in zip(first.param_groups, options, strict=True)
+        ]
+        self.optimizer = type(first)(groups, **first.defaults)
+        for name, weight in self.weights.items():
+            if states[0].get(name):
+                self.optimizer.state[weight] = {
+                    key: deepcopy(value)
+                    if _counts(value)
+                    else torch.stack([of_model[name][key] for of_model in states])
+                    for key, value in states[0][name].items()
+                }
+        self.shared = False
+
+    def _share(self) -> None:
+        """Makes the states of the single optimisers views of the one's; a count of steps is the same for all."""
+        assert self.optimizer is not None
+        for name, weight in self.weights.items():
+            state = self.optimizer.state.get(weight, {})
+            parts = {key: None if _counts(value) else value.unbind(0) for key, value in state.items()}
+            for index, (model, optimizer) in enumerate(zip(self.models, self.optimizers, strict=True)):
+                optimizer.state[model.get_parameter(name)] = {
+                    key: state[key] if part is None else part[index] for key, part in parts.items()
+                }
+        self.shared = True
+
+    def _split(self) -> None:
+        """Has the single optimisers step for themselves: each counts its own steps."""
+        if self.optimizer is None:
+            return
+        self.optimizer = None
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                state.update({key: deepcopy(value) for key, value in state.items() if _counts(value)})
+
+
+def step_alone(model: Model, trainer: pl.Trainer, asked: Asked, training: bool) -> Outcome:
+    """Measures a batch of a model and, in training, takes a step of it, as the training loop would."""
+    if not training:
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            return model.measure(*asked)
+    optimizer = trainer.optimizers[0]
+    with trainer.precision_plugin.forward_context():
+        outcome = model.measure(*asked)
+    optimizer.zero_grad()
+    outcome.loss.backward()
+    if trainer.gradient_clip_val:
+        model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+    optimizer.step()
+    return outcome._replace(loss=outcome.loss.detach())
+
+
+def _counts(value: Any) -> bool:
+    """Whether a part of an optimiser's state is a count of steps, and no tensor of a weight's shape."""
+    return not torch.is_tensor(value) or value.ndim == 0
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stacks tensors by name, and makes each a view of its stack."""
+    stacked = {}
+    for name in tensors[0]:
+        whole = torch.stack([named[name].detach() for named in tensors])
+        for named, part in zip(tensors, whole.unbind(0), strict=True):
+            named[name].data = part
+        stacked[name] = whole
+    return stacked
+
+
+def _joined(values: Sequence[Tensor | None]) -> tuple[Tensor | None, int | None]:
+    """Stacks values, with the dimension that they lie along: None for what is the same for all."""
+    first = values[0]
+    if first is None or all(value is first for value in values):
+        return first, None
+    return torch.stack(values), 0  # type: ignore[arg-type]
+
+
+def _unbound(values: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Splits stacked tensors by name into those of each model."""
+    parts = {name: value.detach().unbind(0) for name, value in values.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(count)]
