@@ -56,6 +56,9 @@ class Model(Variant, pl.LightningModule):
         self.restored: dict[str, Tensor] = {}  # metrics of the last epoch before a resume
         self.epoch_vectors: dict[str, dict[str, Tensor]] = {}  # per-image means of the last train/val/test epoch
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"stepper": None}  # a copy, as of averaged weights, takes no steps
+
     # --- optimisation -------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

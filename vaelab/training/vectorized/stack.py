@@ -19,7 +19,7 @@ from vaelab.models.module import Outcome
 from vaelab.training.vectorized.alike import Numbers, numbers_of
 
 TOLERANCE = 1e-3
-"""Relative difference between a loss measured together with others and alone, above which something is wrong."""
+"""Relative difference of a loss or a gradient, together with others and alone, above which something is wrong."""
 
 
 class Asked(NamedTuple):
@@ -123,12 +123,25 @@ class Stack:
         return [Outcome(losses[i], *(part[i] for part in parts)) for i in range(count)]
 
     def check(self, asked: Sequence[Asked]) -> None:
-        """Raises ValueError if the losses of a batch of each model are not those that each measures alone."""
-        with torch.no_grad():
-            together = self.measure(asked).loss
-            alone = torch.stack([m.measure(*ask).loss for m, ask in zip(self.models, asked, strict=True)])
-        if not torch.allclose(together, alone, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-            raise ValueError("its losses come out otherwise than alone")
+        """Raises ValueError if the losses of a batch of each model, or their gradients, are not those of each alone."""
+        losses = self.measure(asked).loss
+        learned = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
+        got = torch.autograd.grad(losses.sum(), list(learned.values()), allow_unused=True)
+        gradients = dict(zip(learned, got, strict=True))
+        for index, (model, trainer) in enumerate(zip(self.models, self.trainers, strict=True)):
+            with trainer.precision_plugin.forward_context():
+                loss = model.measure(*asked[index]).loss
+            alone = torch.autograd.grad(loss, [model.get_parameter(name) for name in learned], allow_unused=True)
+            if not _close(losses[index], loss):
+                raise ValueError("its losses come out otherwise than alone")
+            for name, gradient in zip(learned, alone, strict=True):
+                whole = gradients[name]
+                if gradient is None or whole is None:
+                    same = gradient is whole
+                else:
+                    same = _close(whole[index], gradient)
+                if not same:
+                    raise ValueError(f"the gradient of {name} comes out otherwise than alone")
 
     # --- the optimiser's step -----------------------------------------------------------------
 
@@ -219,6 +232,12 @@ class Stack:
         for optimizer in self.optimizers:
             for state in optimizer.state.values():
                 state.update({key: deepcopy(value) for key, value in state.items() if _counts(value)})
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same up to rounding, beside the largest value of the second; NaN is NaN."""
+    a, b = a.detach().double().nan_to_num(), b.detach().double().nan_to_num()
+    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max() + torch.finfo(torch.float32).tiny)
 
 
 def step_alone(model: Model, trainer: pl.Trainer, asked: Asked, training: bool) -> Outcome:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import pytorch_lightning as pl
 
 from vaelab.core.batch import Batch
+from vaelab.core.randomness import kept_generators
 from vaelab.datasets.base import ImageData
 from vaelab.models import Model
 from vaelab.models.module import Outcome
@@ -62,8 +63,9 @@ class Job(threading.Thread):
         if not self.model.training and not self.grouped:  # before the first training step
             return self.model.measure(batch, noise)
         self.asked = Asked(batch, noise)
-        self._theirs.release()
-        self._mine.acquire()
+        with kept_generators(self.model.device):
+            self._theirs.release()
+            self._mine.acquire()
         assert self._answer is not None
         return self._answer
 
