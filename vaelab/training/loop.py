@@ -187,9 +187,12 @@ class LeanLoop(_TrainingEpochLoop):
             hooks += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
 
     def advance(self, data_fetcher: Any) -> None:
-        if self.restarting or not self.lean:
+        validated = self.restarting and self._should_check_val_fx(data_fetcher)  # just before it was interrupted
+        if not self.lean or (validated and (self.val_loop.restarted_mid_evaluation or self.restarted_on_last)):
             super().advance(data_fetcher)
             return
+        if validated:
+            self.val_loop.increment_progress_to_evaluation_end()
         self.val_loop.restarting = False
         trainer, model = self.trainer, self.trainer.lightning_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
