@@ -248,7 +248,9 @@ def test_compiled_without_a_compiler(train, monkeypatch):
     assert not (result.run / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("given", ["compile=maybe", "compile=1", "compile=1.0", "channels_last=off", "test=2"])
+@pytest.mark.parametrize(
+    "given", ["compile=maybe", "compile=1", "compile=1.0", "channels_last=off", "test=2", "matmul_precision=low"]
+)
 def test_switches(train, given):
     result = train(given)
     assert result.code == 2

@@ -7,7 +7,9 @@ import inspect
 
 import pytest
 import pytorch_lightning as pl
+import torch
 
+from vaelab.training import fit
 from vaelab.training.options import Trainer
 
 GIVEN = {"self", "callbacks", "logger"}
@@ -69,3 +71,12 @@ def test_an_option_works_or_is_refused_with_its_key(train, name):
     assert "Traceback" not in made.err
     if made.code == 2:
         assert f"trainer.{name}" in made.err or "trainer:" in made.err
+
+
+def test_products_in_lower_precision_are_for_a_gpu(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    config = {"channels_last": False, "compile": False, "matmul_precision": "high"}
+    for device in ("cpu", "cuda"):
+        fit.hasten(config, None, None, device)  # type: ignore[arg-type]
+    assert chosen == ["high"]

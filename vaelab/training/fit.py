@@ -242,7 +242,9 @@ def _build_trainer(
 
 
 def hasten(config: dict[str, Any], model: Model, data: ImageData, device: str) -> None:
-    """Applies the memory layout and compilation that the config wants on such a device."""
+    """Applies the memory layout, precision of products and compilation that the config wants on such a device."""
+    if device == "cuda":
+        torch.set_float32_matmul_precision(config["matmul_precision"])
     if config["channels_last"] or (config["channels_last"] is None and device == "cpu"):
         model.to(memory_format=torch.channels_last)
     if config["compile"]:
