@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import vaelab
+import vaelab.models
+import vaelab.training.captured
 import vaelab.training.loop
 from tests.conftest import SMALL
 from vaelab.core.config import build
@@ -98,3 +102,155 @@ def test_nearest_codes_are_nearest():
     found = nearest_code(z.cuda(), codes.cuda()).cpu()
     distance = exact.gather(1, found[:, None]).squeeze(1)
     assert (distance - exact.amin(1)).max() < 1e-5
+
+
+# --- a step as one CUDA graph -----------------------------------------------------------------
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Counts the replays of captured steps: a list with an entry for each."""
+    found = []
+    replay = vaelab.training.captured.CUDAGraph.replay
+
+    def counted(self):
+        found.append(1)
+        return replay(self)
+
+    monkeypatch.setattr(vaelab.training.captured.CUDAGraph, "replay", counted)
+    return found
+
+
+def said(result):
+    """What a run has said of the option."""
+    return [line for line in (result.run / "run.log").read_text().splitlines() if "cuda_graph=true " in line]
+
+
+def weights(result):
+    state = torch.load(result.run / "checkpoints/last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
+    return {name: value for name, value in state.items() if torch.is_tensor(value)}
+
+
+MANY = (
+    *[a for a in ON_GPU if not a.startswith(("dataset.size", "trainer.log"))],
+    "dataset.size=160",
+    "trainer.log_every_n_steps=3",
+)
+"""Four full batches and an odd one in each of two epochs, in windows of several steps."""
+CAPTURED = {
+    **{name: [f"model={name}"] for name in MODELS},
+    "beta, schedule": ["model=beta", "schedule=beta"],
+    "gradient codebook": ["model=vqvae", "codebook=gradient", "codebook.restart_after=1"],
+    "averages, restarts": ["model=vqvae", "codebook=ema", "codebook.restart_after=1"],
+    "clipping": ["trainer.gradient_clip_val=0.5"],
+    "averaged weights": ["averaging=ema"],
+    "learning rate": ["lr_schedule=cosine"],
+    "weight decay": ["optimizer=adamw"],
+    "bf16": ["trainer.precision=bf16-mixed"],
+    "convolutions, bf16": ["network=conv", "trainer.precision=bf16-mixed", "channels_last=true"],
+    "batch norm": ["network.norm=batch"],
+    "dynamic": ["dataset.binarize=dynamic"],
+    "augmentation": ["augment=shifts"],
+    "dropped labels": ["model=cvae", "condition.drop=0.5"],
+    "streamed": ["dataset.storage=stream", "dataset.num_workers=0"],
+}
+
+
+@pytest.mark.parametrize("setting", CAPTURED, ids=CAPTURED.keys())
+def test_a_captured_run_is_the_run_without(train, replays, setting):
+    """The sums that kernels add by atomics differ in the last bits, and with them which code is nearest."""
+    captured, eager = (train(*MANY, f"cuda_graph={on}", *CAPTURED[setting], small=False) for on in ("true", "false"))
+    assert captured.code == eager.code == 0, captured.err
+    assert said(captured) == []
+    assert len(replays) == 2 * 4 - vaelab.training.captured.WARM_UP
+    close = 2e-2 if "bf16" in setting or "vq" in "".join(CAPTURED[setting]) else 1e-4
+    for series in ("step/loss", "train/loss", "val/loss", "test/loss"):
+        assert captured.series(series) == pytest.approx(eager.series(series), rel=close), series
+
+
+@pytest.mark.parametrize("model", ["vae", "capacity", "cvae", "vqvae"])
+def test_a_captured_run_resumes_to_the_bit(train, replays, model):
+    """Within an epoch: the first steps of a resumed run are taken eagerly, and those of the other are replayed."""
+    chosen = (*MANY, "cuda_graph=true", f"model={model}", "schedule=constant", "trainer.max_epochs=-1")
+    chosen = (*chosen, "trainer.deterministic=true")
+    whole = train(*chosen, "trainer.max_steps=12", small=False)
+    assert model == "vqvae" or (replays and not said(whole))
+    part = train(*chosen, "trainer.max_steps=7", small=False)
+    assert train(f"resume={part.run}", "trainer.max_steps=12").code == 0
+    ours, theirs = weights(part), weights(whole)
+    assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []
+
+
+def test_checkpoints_hold_what_they_hold_without_a_graph(train, replays):
+    states = []
+    for on in ("true", "false"):
+        run = train(*MANY, f"cuda_graph={on}", small=False).run
+        states += torch.load(run / "checkpoints/last.ckpt", weights_only=True, map_location="cpu")["optimizer_states"]
+    ours, theirs = states
+    assert replays
+    assert ours["param_groups"] == theirs["param_groups"]
+    for number, state in theirs["state"].items():
+        assert {k: (v.shape, v.dtype) for k, v in state.items()} == {
+            k: (v.shape, v.dtype) for k, v in ours["state"][number].items()
+        }
+        assert ours["state"][number]["step"] == state["step"]
+
+
+def test_a_step_that_waits_for_the_device_is_not_captured(train, replays, monkeypatch):
+    terms = vaelab.models.VAE.terms
+
+    def waiting(self, batch, noise):
+        found = terms(self, batch, noise)
+        found["kl"].sum().item()
+        return found
+
+    monkeypatch.setattr(vaelab.models.VAE, "terms", waiting)
+    result = train(*MANY, "cuda_graph=true", small=False)
+    assert result.code == 0, result.err
+    (line,) = said(result)
+    assert "wait for the device (test_gpu.py:" in line
+    assert not replays
+
+
+@pytest.mark.parametrize("mended", ["a wait", "a broken capture"])
+def test_training_goes_on_after_a_capture_that_failed(tmp_path, mended):
+    """In a process of its own, whose state would be anyone's guess otherwise; random numbers are drawn afterwards."""
+    how = {"a wait": "found['kl'].sum().item()", "a broken capture": "torch.cuda.synchronize()"}[mended]
+    program = f"""
+import sys, torch
+from vaelab.cli import main
+from vaelab.models import VAE
+
+terms = VAE.terms
+
+def refused(self, batch, noise):
+    found = terms(self, batch, noise)
+    if torch.cuda.is_current_stream_capturing():
+        {how}
+    return found
+
+VAE.terms = refused
+sys.exit(main({["train", *MANY, "cuda_graph=true", "model=vae", "run.dir=run"]!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cuda_graph=true failed (" in (tmp_path / "run/run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["trainer.precision=16-mixed"], ["trainer.accumulate_grad_batches=2"], ["optimizer.fused=false"]],
+)
+def test_runs_that_are_not_captured_say_so(train, replays, arguments):
+    result = train(*MANY, "cuda_graph=true", *arguments, small=False)
+    assert result.code == 0, result.err
+    assert len(said(result)) == 1
+    assert not replays
+
+
+def test_products_in_lower_precision(train):
+    try:
+        assert train(*MANY, "matmul_precision=high", "cuda_graph=true", small=False).code == 0
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

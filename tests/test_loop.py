@@ -249,7 +249,16 @@ def test_compiled_without_a_compiler(train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given", ["compile=maybe", "compile=1", "compile=1.0", "channels_last=off", "test=2", "matmul_precision=low"]
+    "given",
+    [
+        "compile=maybe",
+        "compile=1",
+        "compile=1.0",
+        "channels_last=off",
+        "test=2",
+        "cuda_graph=on",
+        "matmul_precision=low",
+    ],
 )
 def test_switches(train, given):
     result = train(given)

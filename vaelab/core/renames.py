@@ -89,6 +89,7 @@ def upgrade_run(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(config.get("dataset"), dict):
         config["dataset"] = {"leave_out": None, "balance": False, "labelled": None} | config["dataset"]
     config.setdefault("lr_factor", {"encoder": 1.0, "decoder": 1.0})
+    config.setdefault("cuda_graph", False)
     config.setdefault("matmul_precision", "highest")
     return config
 

@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     """What a batch has come to.
 
     loss: the objective, 0-dim. metrics: means over the batch by name, 0-dim. vectors: sums over the batch by name.
-    terms: what the objective is made of, as `Variant.terms` gives it.
+    terms: what the objective is made of, as `Variant.terms` gives it; none if the model has learned from them already.
     """
 
     loss: Tensor
@@ -161,7 +161,7 @@ class Model(Variant, pl.LightningModule):
         batch = batch._replace(labels=self.condition.dropped(batch.labels))
         self.place(batch)
         outcome = self._step(batch, self.window)
-        if (seen := self.observe(batch, outcome.terms)) is not None:
+        if outcome.terms and (seen := self.observe(batch, outcome.terms)) is not None:
             self.observed.append(seen)
         weight = batch.weight * (1.0 if batch.share is None else batch.share.weight)
         return outcome.loss if weight == 1 else outcome.loss * weight

@@ -128,7 +128,7 @@ class Forecast:
             config["dataset"] | {"seed": 0},
             trainer | {"default_root_dir": None},
             [node and node["_target_"] for node in (config["optimizer"], config["averaging"])],
-            [config[key] for key in ("compile", "matmul_precision", "channels_last")],
+            [config[key] for key in ("compile", "cuda_graph", "matmul_precision", "channels_last")],
         )
         key = json.dumps(parts, sort_keys=True, default=str), measured
         if key not in self.kinds:

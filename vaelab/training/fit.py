@@ -28,6 +28,7 @@ from vaelab.runs.answers import answer
 from vaelab.runs.quiet import Terminal, quieten
 from vaelab.training import afterwards, resume, studies, summary
 from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
+from vaelab.training.captured import capture
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger, RunLogger
@@ -146,6 +147,8 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
         trainer.strategy.check(trainer, model)
     check_batch_norm(config, model, trainer)
     hasten(config, model, data, trainer.strategy.root_device.type)
+    if config["cuda_graph"]:
+        capture(config, model, data, trainer)
     return data, model, trainer
 
 

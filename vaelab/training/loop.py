@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -133,6 +133,11 @@ def quicken(trainer: pl.Trainer) -> bool:
     return True
 
 
+def decline(why: str) -> None:
+    """Says why the steps of a run are not captured as a CUDA graph."""
+    log.warning("cuda_graph=true %s: the steps run as without it", why)
+
+
 @cache
 def _say_once(text: str) -> None:
     log.warning(text)
@@ -164,7 +169,12 @@ def _foreign(callback: pl.Callback) -> bool:
 
 
 class LeanLoop(_TrainingEpochLoop):
-    """The lean training loop of one epoch; see the module's docstring."""
+    """The lean training loop of one epoch; see the module's docstring.
+
+    capture: makes a stepper that takes the steps in the loop's place (`Model.stepper`), once the optimiser is there.
+    """
+
+    capture: Callable[[], Any] | None = None
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
@@ -185,6 +195,26 @@ class LeanLoop(_TrainingEpochLoop):
         self.starts, self.befores, self.ends = ([] for _ in range(3))
         for hooks, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
             hooks += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
+        if self.capture is not None:
+            ours = type(model).on_before_optimizer_step.__module__.startswith("vaelab.")
+            if not self.lean:
+                self._decline("does not go with Lightning's own loop, which this run needs")
+            elif self.befores or not ours:
+                self._decline("does not go with what is done between the gradients and the step")
+            elif model.stepper is None:
+                model.stepper = self.capture()
+
+    def _decline(self, why: str) -> None:
+        """Goes on without a captured step."""
+        model: Any = self.trainer.lightning_module
+        model.stepper = self.capture = None
+        decline(why)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self.capture is not None:
+            model: Any = self.trainer.lightning_module
+            model.stepper = None  # it holds memory of the device
 
     def advance(self, data_fetcher: Any) -> None:
         validated = self.restarting and self._should_check_val_fx(data_fetcher)  # just before it was interrupted
@@ -217,6 +247,8 @@ class LeanLoop(_TrainingEpochLoop):
         if self._results:  # a variant has called self.log
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
+            if self.capture is not None:
+                self._decline("is not for a model that logs from its steps")
         progress.increment_completed()
 
     def _step(self, batch: Any, batch_idx: int) -> None:

@@ -59,6 +59,7 @@ class Training(TypedDict):
     report: bool
     figures: dict[str, Any]
     compile: bool
+    cuda_graph: bool
     matmul_precision: Literal["highest", "high", "medium"]
     channels_last: bool | None
     lr_factor: dict[str, PositiveFloat]
