@@ -21,6 +21,7 @@ from vaelab.datasets.classes import PartlyLabelled, balanced_order, chosen, labe
 from vaelab.datasets.splits import (
     WHITE,
     IndexBatches,
+    Newest,
     ResidentLoader,
     Split,
     TensorSplit,
@@ -78,6 +79,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"dataset.pixel_range={[low, high]}: the first value must be the smaller one, as in [0, 1]")
         self.pixel_range = (float(low), float(high))
         self.augment: Augment | None = None  # what changes training images at each visit
+        self.newest: Newest | None = None  # what is kept for other runs that see the same batches
         self.left_out: Split | None = None  # test images of the classes that were left out
         self._known: Tensor | None = None  # training images whose label is told, where those of others are not
         self._loaded = False
@@ -147,7 +149,9 @@ class ImageData(pl.LightningDataModule):
 
     def take_over(self, other: ImageData) -> None:
         """Takes what another has read, in the place of `setup`: data of the same options, whose tensors both hold."""
-        own = {field.name for field in fields(self)} | {"trainer", "augment", "_seen", "_dealt"}
+        own = {field.name for field in fields(self)} | {"trainer", "augment", "newest", "_seen", "_dealt"}
+        if self.binarize == "dynamic":  # drawn for each run anew
+            own |= {"_moments", "mean_image", "spread"}
         vars(self).update({name: value for name, value in vars(other).items() if name not in own})
 
     def _choose_labelled(self, count: int) -> None:
@@ -324,10 +328,13 @@ class ImageData(pl.LightningDataModule):
 
             def placed() -> tuple[Tensor, int]:
                 indices, start = order()
-                return indices.to(device), start
+                if self.newest is None:
+                    return indices.to(device), start
+                epoch = self.trainer.current_epoch if part == "train" and self.trainer else 0
+                return self.newest.of(f"order of {part}", epoch, lambda: indices.to(device)), start
 
             batches = self._dealt[part] = self._batches(split, placed, steps)
-            return split, ResidentLoader(_seen(split, known, device), batches)
+            return split, ResidentLoader(_seen(split, known, device), batches, self.newest)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError(
                 "trainer.overfit_batches is for data in memory: use dataset.storage=resident, or leave it out"
@@ -344,8 +351,11 @@ class ImageData(pl.LightningDataModule):
         return batch if batch.images.device == device else batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        training = self.trainer is not None and self.trainer.training
-        return self.as_model_sees(batch, self.augment if training else None)
+        augment = self.augment if self.trainer is not None and self.trainer.training else None
+        if self.newest is None or augment is not None or self.binarize == "dynamic":  # drawn by each run for itself
+            return self.as_model_sees(batch, augment)
+        images = self.newest.of("images", id(batch.images), lambda: (self.as_model_sees(batch).images, batch.images))[0]
+        return batch._replace(images=images)
 
 
 def _seen(split: Split, known: Tensor | None, device: torch.device | str = "cpu") -> Split:

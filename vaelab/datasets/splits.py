@@ -7,7 +7,7 @@ device; a batch is an index into a split, never a list of single images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -190,18 +190,40 @@ class IndexBatches(Sampler[Place]):
         return done
 
 
-class ResidentLoader:
-    """Loader of a split that needs no workers: a gather, or a drawing, per batch."""
+class Newest:
+    """Keeps the newest result of each kind, for runs of one process that go through the same data side by side."""
 
-    def __init__(self, split: Split, batches: IndexBatches):
-        self.split, self.batches = split, batches
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[Any, Any]] = {}
+
+    def of(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        """Returns what was made for this key, if that was the last of its kind, or makes it."""
+        if kind not in self.kept or self.kept[kind][0] != key:
+            self.kept[kind] = key, make()
+        return self.kept[kind][1]
+
+
+class ResidentLoader:
+    """Loader of a split that needs no workers: a gather, or a drawing, per batch.
+
+    newest: keeps the last batch for others that ask for the same.
+    """
+
+    def __init__(self, split: Split, batches: IndexBatches, newest: Newest | None = None):
+        self.split, self.batches, self.newest = split, batches, newest
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for index, share, weight in self.batches:
-            yield self.split.batch(index)._replace(share=share, weight=weight)
+            yield self._batch(index)._replace(share=share, weight=weight)
+
+    def _batch(self, index: Tensor) -> Batch:
+        if self.newest is None:
+            return self.split.batch(index)
+        # the index is kept, too: while it is, no other lies in its place
+        return self.newest.of("batch", (index.data_ptr(), len(index)), lambda: (self.split.batch(index), index))[0]
 
 
 class _BatchDataset(Dataset[Batch | UserError]):

@@ -117,7 +117,8 @@ class Conductor:
             print(f"  {names}: trained by {'themselves' if len(jobs) > 1 else 'itself'}: {reason}", flush=True)
         for job in jobs:
             job.grouped = False
-            assert job.model is not None and job.trainer is not None
+            assert job.model is not None
+            assert job.trainer is not None
             job.model.stepper = None  # from the next step on
             if job.asked and job not in self.answers:
                 self.answers[job] = step_alone(job.model, job.trainer, job.asked, job.training)
@@ -125,7 +126,8 @@ class Conductor:
     def _against(self, jobs: list[Job]) -> str | None:
         """Returns what speaks against a stack of jobs whose models are alike; None if nothing does."""
         first = jobs[0]
-        assert first.model is not None and first.trainer is not None
+        assert first.model is not None
+        assert first.trainer is not None
         if len(jobs) == 1:
             return "no other job that is left has a model of its parts and sizes"
         if first.asked and first.training and first.model.device.type == "cpu":

@@ -136,11 +136,7 @@ class Stack:
                 raise ValueError("its losses come out otherwise than alone")
             for name, gradient in zip(learned, alone, strict=True):
                 whole = gradients[name]
-                if gradient is None or whole is None:
-                    same = gradient is whole
-                else:
-                    same = _close(whole[index], gradient)
-                if not same:
+                if not (gradient is None if whole is None else gradient is not None and _close(whole[index], gradient)):
                     raise ValueError(f"the gradient of {name} comes out otherwise than alone")
 
     # --- the optimiser's step -----------------------------------------------------------------

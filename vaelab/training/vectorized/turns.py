@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from vaelab.core.batch import Batch
 from vaelab.core.randomness import kept_generators
 from vaelab.datasets.base import ImageData
+from vaelab.datasets.splits import Newest
 from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.loop import LeanLoop
@@ -23,7 +24,7 @@ from vaelab.training.vectorized.stack import Asked
 class Job(threading.Thread):
     """A job of a sweep, which runs from `go_on` until it asks for a step or ends.
 
-    number: its place in the sweep. work: trains the job. data: sets of data that jobs have read, by their options.
+    number: its place in the sweep. work: trains the job. data: what jobs have read, by its options.
     """
 
     def __init__(self, number: int, work: Callable[[], Any], data: dict[str, Any]):
@@ -106,6 +107,7 @@ def set_up(data: ImageData, config: dict[str, Any]) -> None:
     else:
         data.setup()
         job.data[key] = data
+    data.newest = job.data.setdefault(f"{data.seed} {key}", Newest())
 
 
 @contextmanager
