@@ -14,15 +14,14 @@ import vaelab.models
 import vaelab.training.captured
 import vaelab.training.loop
 from tests.conftest import SMALL
+from tests.test_conf import composed, options
 from vaelab.core.config import build
 from vaelab.core.means import Means
 from vaelab.nn.quantizers import nearest_code
 
 pytestmark = pytest.mark.gpu
 
-CONF = Path(__file__).parents[1] / "conf"
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-LIKELIHOODS = sorted(path.stem for path in (CONF / "likelihood").glob("*.yaml"))
+MODELS, LIKELIHOODS = options("model"), options("likelihood")
 ON_GPU = ["trainer.accelerator=gpu", *[a for a in SMALL if not a.startswith("trainer.accelerator")]]
 
 
@@ -87,10 +86,11 @@ def test_a_trained_model_gives_the_same_on_both(train, monkeypatch, model):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_likelihoods_agree(likelihood):
-    from omegaconf import OmegaConf
-
-    part = build(OmegaConf.to_container(OmegaConf.load(CONF / "likelihood" / f"{likelihood}.yaml")))
-    raw, x = torch.randn(8, 3, 16, 16), torch.rand(8, 3, 16, 16)
+    node = composed(f"likelihood={likelihood}")["likelihood"]
+    if likelihood == "table":
+        node["columns"] = [{"name": str(i), "kind": kind} for i, kind in enumerate(("gaussian", "poisson") * 8)]
+    part, shape = build(node), (1, 1, 16)
+    raw, x = torch.randn(8, *part.raw_shape(shape)), torch.rand(8, *shape)
     ours, theirs = part.log_prob(raw, x), part.cuda().log_prob(raw.cuda(), x.cuda()).cpu()
     assert torch.allclose(ours, theirs, rtol=1e-5)
 
