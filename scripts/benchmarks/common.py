@@ -30,13 +30,17 @@ def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to save the table (default: beside this)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing saved: only to see that it runs")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parses the options and sets the number of threads, here and for processes started from here."""
+    global RESULTS
     options = parser.parse_args()
+    if options.results:
+        RESULTS = options.results.resolve()
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
     if options.quick:
@@ -147,21 +151,26 @@ def _git(*command: str) -> str:
 
 def save(name: str, rows: list[Row], notes: str, keep: bool) -> None:
     """Prints a table and, if `keep`, writes it to results/NAME.json; `notes` stand below it."""
+    print(f"\n{as_markdown(store(name, rows, notes, keep))}\n", flush=True)
+
+
+def store(name: str, rows: list[Row], notes: str, keep: bool) -> dict[str, Any]:
+    """Writes a table, if `keep` or if a folder for it was named, and returns it."""
     result = {"machine": machine(), "notes": " ".join(notes.split()), "rows": rows}
-    if keep:
+    if keep or RESULTS != HERE / "results":
         RESULTS.mkdir(exist_ok=True)
         part = RESULTS / f"{name}.json.part"
         part.write_text(json.dumps(result, indent=1) + "\n")
         part.replace(RESULTS / f"{name}.json")
-    print(f"\n{_table(result)}\n", flush=True)
+    return result
 
 
 def markdown(name: str) -> str:
     """Returns the saved table `name` in Markdown."""
-    return _table(json.loads((RESULTS / f"{name}.json").read_text()))
+    return as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
-def _table(result: dict[str, Any]) -> str:
+def as_markdown(result: dict[str, Any]) -> str:
     rows = result["rows"]
     extra = list(dict.fromkeys(key for row in rows for key in row["extra"]))
     timed = any("seconds" in row for row in rows)

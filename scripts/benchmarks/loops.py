@@ -251,7 +251,7 @@ def graphed(variant: str, data: Data) -> Loop:
             graph.replay()
         return clock(device) - started
 
-    loop.__dict__["kept"] = net, optimizer  # the graph uses their memory, but does not keep it alive
+    loop.__dict__["kept"] = step  # with all that it uses: the graph has their memory, and does not keep it alive
     return loop
 
 

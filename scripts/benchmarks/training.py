@@ -3,6 +3,7 @@
     python scripts/benchmarks/training.py --root data                   MNIST from ./data; without it, random images
     python scripts/benchmarks/training.py --all                         the tutorial's loop for every variant
     python scripts/benchmarks/training.py --pythae ../env/bin/python    beside pythae 0.1.2 in another environment
+    python scripts/benchmarks/training.py --with compile=true           and the lab with that option
 
 The lab is the real command with its log files, progress bar and checkpoints. Between two of its epochs
 the other loops train as many steps, on the same data.
@@ -11,6 +12,7 @@ the other loops train as many steps, on the same data.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from common import HERE, Row, arguments, compare, parse, save
+from common import HERE, Row, arguments, compare, parse, save, store
 from lab import noise_set, train
 from loops import LAB, Data, Loop, bare, graphed, lightning, tutorial
 
@@ -66,7 +68,7 @@ def rivals(variant: str, data: Data, options: Any, stack: ExitStack) -> dict[str
     loops = {"bare loop": bare(variant, data)}
     if data.images.is_cuda:
         loops["bare loop as a CUDA graph"] = graphed(variant, data)
-    if variant == "vae" or options.all:
+    if (variant == "vae" or options.all) and options.tutorial:
         loops["tutorial's loop"] = tutorial(variant, data)
     if variant == "vae":
         loops["Lightning with its defaults"] = lightning(variant, data, folder)
@@ -77,12 +79,16 @@ def rivals(variant: str, data: Data, options: Any, stack: ExitStack) -> dict[str
     return loops
 
 
-def measure(variant: str, options: Any) -> list[Row]:
-    """Measures one variant: the median of an epoch, and ratios to the bare loop."""
+def measure(variant: str, option: str | None, options: Any) -> list[Row]:
+    """Measures one variant: the median of an epoch, and ratios to the bare loop.
+
+    option: a further argument of the lab; it is then measured beside the bare loop alone.
+    """
     if options.root:
         chosen = ["dataset=mnist", f"dataset.root={options.root}", f"dataset.batch_size={BATCH}"]
     else:
-        chosen = noise_set(60_000)
+        chosen = noise_set(options.images)
+    chosen += [option] if option else []
     limit = ["trainer.limit_train_batches=20"] if options.quick else []
     others: dict[str, list[float]] = {}
     loops: dict[str, Loop] = {}
@@ -93,7 +99,8 @@ def measure(variant: str, options: Any) -> list[Row]:
         if not loops:
             split, device = trainer.datamodule.train, trainer.strategy.root_device  # type: ignore[attr-defined]
             steps = int(trainer.num_training_batches)
-            loops.update(rivals(variant, Data(split.images.to(device), split.labels.to(device), BATCH), options, stack))
+            data = Data(split.images.to(device), split.labels.to(device), BATCH)
+            loops.update({"bare loop": bare(variant, data)} if option else rivals(variant, data, options, stack))
             others.update({name: [] for name in loops})
         epoch, names = trainer.current_epoch, list(loops)
         start = epoch % len(names)
@@ -103,11 +110,13 @@ def measure(variant: str, options: Any) -> list[Row]:
     with ExitStack() as stack:
         epochs = options.rounds + 1  # the first epoch warms up
         lab_seconds = train([*LAB[variant], *chosen, *limit, f"accelerator={options.accelerator}"], epochs, between)
-    seconds = {name: taken[1:] for name, taken in ({"lab": lab_seconds} | others).items()}
+    lab = f"lab, {option}" if option else "lab"
+    seconds = {name: taken[1:] for name, taken in ({lab: lab_seconds} | others).items()}
     rows = compare(seconds, "bare loop", variant)
     for row in rows:
-        row["extra"] = {"per step": f"{1e3 * statistics.median(row['seconds']) / steps:.2f} ms"}
-    return rows
+        step = statistics.median(row["seconds"]) / steps
+        row["extra"] = {"per step": f"{1e3 * step:.2f} ms", "images/s": f"{BATCH / step:,.0f}"}
+    return rows[:1] if option else rows
 
 
 def main() -> int:
@@ -118,16 +127,22 @@ def main() -> int:
     parser.add_argument("--pythae", metavar="PYTHON", help="a Python with pythae 0.1.2")
     parser.add_argument("--accelerator", default="cpu", help="cpu or gpu (default: %(default)s)")
     parser.add_argument("--variants", nargs="*", default=list(LAB), metavar="NAME", help=f"of {', '.join(LAB)}")
+    parser.add_argument("--images", type=int, default=60_000, metavar="N", help="random ones, where there is no --root")
+    parser.add_argument(
+        "--with",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="options",
+        help="options of vaelab train: the lab with each of them, too; one that it refuses is left out",
+    )
+    parser.add_argument("--no-tutorial", action="store_false", dest="tutorial", help="without the tutorial's loop")
     options = parse(parser)
     if unknown := set(options.variants) - set(LAB):
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     if options.pythae and options.accelerator != "cpu":
         parser.error("--pythae is measured on the CPU only")
-    rows: list[Row] = []
-    for variant in options.variants:
-        rows += measure(variant, options)
-        print(f"measured: {variant}", file=sys.stderr, flush=True)
-    images = "MNIST" if options.root else "60,000 random images of 1x28x28"
+    images = "MNIST" if options.root else f"{options.images:,} random images of 1x28x28"
     notes = f"""An epoch of {images}, batch {BATCH}, accelerator={options.accelerator}.
         Lab: `vaelab train` with log files, progress bar and checkpoints, from the start of an epoch to the start of
         the next. Bare: the same network, the objective by hand, fused Adam, nothing logged; its VQ-VAE does not
@@ -136,6 +151,18 @@ def main() -> int:
         code = "from importlib.metadata import version; print('pythae', version('pythae'), 'torch', version('torch'))"
         command = [options.pythae, "-c", code]
         notes += f" Beside it: {subprocess.run(command, capture_output=True, text=True).stdout.strip()}."
+    rows: list[Row] = []
+    for option, variant in itertools.product([None, *options.options], options.variants):
+        name = f"{variant}, {option}" if option else variant
+        try:
+            rows += measure(variant, option, options)
+        except SystemExit as refusal:
+            if option is None:
+                raise
+            print(f"left out: {name}: {' '.join(str(refusal).split())[-300:]}", file=sys.stderr, flush=True)
+            continue
+        store("training", rows, notes, keep=not options.quick)  # what is measured is kept if the rest is cut off
+        print(f"measured: {name}", file=sys.stderr, flush=True)
     save("training", rows, notes, keep=not options.quick)
     return 0
 
