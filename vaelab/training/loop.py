@@ -191,7 +191,7 @@ class LeanLoop(_TrainingEpochLoop):
             and not trainer.lr_scheduler_configs
         )
         if not self.lean:
-            model.stepper = None
+            self._without_stepper()
         self.starts, self.befores, self.ends = ([] for _ in range(3))
         for hooks, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
             hooks += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]

@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vaelab.core.words import listed
 from vaelab.models.module import Outcome
 from vaelab.training.callbacks.last import STOPPING, KeepLast
+from vaelab.training.captured import graphs_on
 from vaelab.training.vectorized.alike import difference
+from vaelab.training.vectorized.captured import CapturedStack
 from vaelab.training.vectorized.stack import Asked, Stack, step_alone
 from vaelab.training.vectorized.turns import Job, own_streams
 
@@ -101,7 +103,7 @@ class Conductor:
             return
         reason = self._against(jobs)
         if reason is None:
-            stack = Stack([job.model for job in jobs if job.model], [job.trainer for job in jobs if job.trainer])
+            stack = _stack_of(jobs)
             asked = [job.asked for job in jobs if job.asked and job.training]
             try:
                 if len(asked) == len(jobs) and len({_shape(job) for job in jobs}) == 1:
@@ -196,6 +198,16 @@ class Conductor:
             words.append(f"{1000 * (now - self.said_at) / self.steps:.1f} ms a step of all")
         print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
         self.said_at, self.steps = now, 0
+
+
+def _stack_of(jobs: Sequence[Job]) -> Stack:
+    """Stacks the models of jobs; its steps are captured if those of the jobs should be."""
+    models = [job.model for job in jobs if job.model]
+    trainers = [job.trainer for job in jobs if job.trainer]
+    graph = graphs_on(models[0].device)
+    if graph is None or not all(trainer.fit_loop.epoch_loop.capture for trainer in trainers):  # type: ignore[attr-defined]
+        return Stack(models, trainers)
+    return CapturedStack(models, trainers, graph(models[0].device), trainers[0].datamodule.batch_size)  # type: ignore[attr-defined]
 
 
 def _shape(job: Job) -> tuple[int, ...]:

@@ -89,31 +89,41 @@ class Stack:
 
     def measure(self, asked: Sequence[Asked]) -> Outcome:
         """Measures a batch of each model. Returns what `Model.measure` does, with the models as the first dimension."""
-        batches = [_joined(parts) for parts in zip(*(ask.batch[:3] for ask in asked), strict=True)]
-        noise = _joined([ask.noise for ask in asked])
-        shared = tuple(values for values, _ in batches), noise[0], asked[0].batch[3:], self.numbers
-        dims = tuple(dim for _, dim in batches), noise[1], None, 0
+        return self._measure(*self._joined(asked))
 
-        def one(weights: dict[str, Tensor], batch: Any, noise: Any, rest: Any, numbers: Any) -> Any:
+    def _joined(self, asked: Sequence[Asked]) -> tuple[Batch, Tensor | None, Any]:
+        """Stacks batches and noise. Returns them, and the dimensions of their tensors that the models lie along."""
+        batches = [_joined(parts) for parts in zip(*(ask.batch[:3] for ask in asked), strict=True)]
+        noise, dim = _joined([ask.noise for ask in asked])
+        batch = Batch(*(values for values, _ in batches), *asked[0].batch[3:])  # type: ignore[arg-type]
+        return batch, noise, (tuple(dim for _, dim in batches), dim)
+
+    def _measure(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
+        def one(weights: dict[str, Tensor], tensors: Any, noise: Any, numbers: Any) -> Any:
             named = {f"model.{name}": tensor for name, tensor in weights.items()}
-            return functional_call(self.measured, named, (batch, noise, rest, numbers))
+            return functional_call(self.measured, named, (tensors, noise, batch[3:], numbers))
 
         weights = self.weights | self.buffers
         with self.trainers[0].precision_plugin.forward_context():
-            return torch.vmap(one, in_dims=(0, *dims))(weights, *shared)
+            return torch.vmap(one, in_dims=(0, *dims, 0))(weights, batch[:3], noise, self.numbers)
 
     def take(self, asked: Sequence[Asked], training: bool) -> list[Outcome]:
         """Measures a batch of each model and, in training, takes a step of each. Returns what came of each batch."""
         if not training:
             with torch.inference_mode():
                 return self._apart(self.measure(asked))
-        for weight in self.weights.values():
-            weight.grad = None
-        outcome = self.measure(asked)
-        outcome.loss.sum().backward()
-        self._clip()
+        outcome = self._backward(*self._joined(asked))
         self._move()
         return self._apart(outcome)
+
+    def _backward(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
+        """Measures a batch of each model, and computes the gradients of all, clipped."""
+        for weight in self.weights.values():
+            weight.grad = None
+        outcome = self._measure(batch, noise, dims)
+        outcome.loss.sum().backward()
+        self._clip()
+        return outcome
 
     def _apart(self, outcome: Outcome) -> list[Outcome]:
         """Splits what `measure` has given by the models."""
@@ -163,7 +173,7 @@ class Stack:
 
     def _move(self) -> None:
         """Has the optimisers step: as one, where all have the same options and have taken as many steps."""
-        options = [_options(optimizer) for optimizer in self.optimizers]
+        options = [options_of(optimizer) for optimizer in self.optimizers]
         if any(other != options[0] for other in options[1:]):
             self._split()
         elif self.optimizer is None:
@@ -257,7 +267,8 @@ def _counts(value: Any) -> bool:
     return not torch.is_tensor(value) or value.ndim == 0
 
 
-def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Returns the options of an optimiser's groups."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 

@@ -39,7 +39,9 @@ class Job(threading.Thread):
         self.grouped = False  # whether it is trained with others
         self.output: TextIO | None = None  # where what it prints goes
         self._answer: Outcome | None = None
-        self._mine, self._theirs = threading.Semaphore(0), threading.Semaphore(0)
+        self._mine, self._theirs = threading.Lock(), threading.Lock()  # whose turn it is: both are taken in between
+        self._mine.acquire()
+        self._theirs.acquire()
 
     def run(self) -> None:
         self._mine.acquire()

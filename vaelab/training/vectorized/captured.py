@@ -1,0 +1,87 @@
+"""A stack whose training steps are launched as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from vaelab.models import Model
+from vaelab.models.module import Outcome
+from vaelab.training.captured import WARM_UP, CUDAGraph, Inputs
+from vaelab.training.loop import decline
+from vaelab.training.vectorized.stack import Asked, Stack, options_of
+
+
+class CapturedStack(Stack):
+    """A stack that replays captured steps of whole batches, and takes all others as they come.
+
+    graph: captures. size: images of a whole batch.
+    """
+
+    def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer], graph: CUDAGraph, size: int):
+        super().__init__(models, trainers)
+        self.graph: CUDAGraph | None = graph
+        self.size, self.warm, self.inputs = size, 0, Inputs()
+        self.rates = [torch.zeros((), device=models[0].device) for _ in self.optimizers[0].param_groups]
+        self.dims: Any = None
+        self.captured: Outcome
+
+    def take(self, asked: Sequence[Asked], training: bool) -> list[Outcome]:
+        if not training or self.graph is None or len(asked[0].batch.images) != self.size:
+            return super().take(asked, training)
+        if self.warm < WARM_UP:  # of which the first makes the optimiser's states
+            self.warm += 1
+            outcomes, _ = self.graph.warm_up(lambda: super(CapturedStack, self).take(asked, training))
+            return outcomes
+        options = [options_of(optimizer) for optimizer in self.optimizers]
+        batch, noise, dims = self._joined(asked)
+        if any(other != options[0] for other in options[1:]) or self.optimizer is None:
+            self._decline("is for jobs of one learning rate")
+            return super().take(asked, training)
+        if self.inputs.empty and not self._record(self.graph, batch, noise, dims):
+            return super().take(asked, training)
+        if dims != self.dims:  # some see other batches from now on
+            return super().take(asked, training)
+        for rate, given in zip(self.rates, options[0], strict=True):
+            rate.fill_(given["lr"])
+        self.inputs.fill(batch, noise)
+        return self._apart(_copied(self.graph.replay()))
+
+    def _record(self, graph: CUDAGraph, batch: Any, noise: Tensor | None, dims: Any) -> bool:
+        """Captures a step. Returns whether that is possible."""
+        held, self.dims = self.inputs.hold(batch, noise), dims
+
+        def step() -> Outcome:
+            outcome = self._backward(*held, dims)
+            optimizer = self.optimizer
+            assert optimizer is not None
+            before = options_of(optimizer)
+            for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+                group.update(lr=rate, capturable=True)
+            optimizer.step()
+            for group, given in zip(optimizer.param_groups, before, strict=True):
+                group.update(given)
+            return outcome
+
+        try:
+            graph.record(step)
+        except RuntimeError as error:
+            self._decline(f"failed ({str(error).strip().partition(chr(10))[0]})")
+            return False
+        return True
+
+    def _decline(self, why: str) -> None:
+        self.graph = None
+        decline(why)
+
+
+def _copied(outcome: Outcome) -> Outcome:
+    """Copies an outcome out of the graph's memory: all numbers with one launch."""
+    names = list(outcome.metrics)
+    metrics = torch.stack([outcome.loss, *outcome.metrics.values()]).detach().unbind()
+    parts = [{name: value.detach().clone() for name, value in part.items()} for part in outcome[2:]]
+    return Outcome(metrics[0], dict(zip(names, metrics[1:], strict=True)), *parts)
