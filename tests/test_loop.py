@@ -126,6 +126,38 @@ def test_a_variant_with_hooks_of_its_own_gets_lightnings_loop(train, loops, monk
     assert len(called) == 2 * 3  # epochs, batches
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_resume_begins_as_lightnings_does(train, loops, monkeypatch, step):
+    """After an interruption at a step's end, before a validation that was due (at step 2) or not."""
+    ended = vaelab.models.VAE.on_train_batch_end
+    interrupt = False
+
+    def interrupted(self, *args):
+        nonlocal interrupt
+        ended(self, *args)
+        if interrupt and self.trainer.global_step == step:
+            interrupt = False
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(vaelab.models.VAE, "on_train_batch_end", interrupted)
+    interrupted.__module__ = "vaelab.models"
+    results = []
+    for lean in (True, False):
+        interrupt, loops.lean = True, lean
+        part = train("trainer.val_check_interval=2", "trainer.max_epochs=1")
+        assert part.code == 130
+        assert not interrupt
+        assert train(f"resume={part.run}").code == 0
+        results.append(part)
+    lean, full = results
+    assert loops == [True, False, False]  # the interrupted run did not come to the end of an epoch
+    assert figures(lean) == figures(full)
+    assert weights(lean)["loops"] == weights(full)["loops"]
+    assert all(
+        torch.equal(value, weights(full)["state_dict"][name]) for name, value in weights(lean)["state_dict"].items()
+    )
+
+
 def test_other_versions_of_lightning_get_their_own_loop(train, loops, monkeypatch):
     monkeypatch.setattr(vaelab.training.loop, "WRITTEN_FOR", "0.")
     assert train().code == 0
