@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -232,7 +233,10 @@ def refused(self, batch, noise):
 VAE.terms = refused
 sys.exit(main({["train", *MANY, "cuda_graph=true", "model=vae", "run.dir=run"]!r}))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cuda_graph=true failed (" in (tmp_path / "run/run.log").read_text()
 

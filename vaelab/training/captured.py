@@ -1,9 +1,9 @@
 """Takes training steps as a CUDA graph: captured once, then launched as a whole for every full batch.
 
 The step of a small model is some hundred kernels that a GPU ends sooner than the host launches them. The whole step is
-in the graph, the optimiser's included, whose launches would cost as much as the rest: forward, backward, what learns
-without a gradient, clipping, update. Batch and noise are copied to where the graph reads them, and so is the learning
-rate, which a schedule sets as a number; all else that changes from step to step are tensors in their places already.
+in the graph, so that next to nothing is left to launch: forward, backward, what learns without a gradient, clipping,
+the optimiser's step. Batch and noise are copied to where the graph reads them, and so is the learning rate, which a
+schedule sets as a number; all else that changes from step to step is in tensors that keep their places.
 Random numbers inside the graph, such as those that restart idle codes, are those of the step taken eagerly: a replay
 takes seed and offset from torch's generator, and moves it on.
 
