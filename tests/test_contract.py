@@ -74,6 +74,21 @@ def test_terms_and_objective_change_no_state_and_draw_no_noise(model):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_what_learns_without_the_optimiser_stays_where_it_is(model):
+    """A captured step finds it there again, and does not run Python's part another time."""
+    placed(model)
+    images = batch()
+    terms = model.terms(images, model.noise(6))
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    plain = {name: {k: v for k, v in vars(m).items() if k[0] != "_"} for name, m in model.named_modules()}
+    places = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    with torch.no_grad():
+        if (seen := model.observe(images, terms)) is not None:
+            model.learn([seen])
+    assert places == {n: t.data_ptr() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    assert plain == {name: {k: v for k, v in vars(m).items() if k[0] != "_"} for name, m in model.named_modules()}
+
+
 def test_the_reconstruction_is_per_image_and_the_objective_a_scalar(model):
     terms = placed(model).terms(batch(), model.noise(6))
     assert terms["reconstruction"].shape == (6,)
