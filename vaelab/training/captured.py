@@ -86,7 +86,7 @@ class CUDAGraph:
         The allocator is told of it; the generator hears of another's.
         """
         self.broken.append(self.graph)
-        with suppress(RuntimeError):  # a later torch has told it
+        with suppress(RuntimeError, AttributeError):  # a later torch has told it
             torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
         empty = torch.cuda.CUDAGraph()
         empty.capture_begin(capture_error_mode="thread_local")
@@ -189,7 +189,8 @@ class Captured:
         try:
             graph.record(step)
         except RuntimeError as error:
-            self._decline(f"failed ({str(error).strip().partition(chr(10))[0]})")
+            reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
+            self._decline(f"failed ({reason})")
             return False
         return True
 
