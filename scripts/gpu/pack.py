@@ -24,8 +24,10 @@ LACKING = (
     "omegaconf==2.3.*",
     "antlr4-python3-runtime==4.9.*",
     "pydantic>=2.7",
+    "typing-extensions",
     "typing-inspection",
     "rich>=13",
+    "zuko>=1.4",
 )
 MNIST = "MNIST/raw"
 

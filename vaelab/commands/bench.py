@@ -29,29 +29,32 @@ def job(config: Any) -> dict[str, Any]:
         config.run.dir, config.run.overrides, config.run.config_dir = folder, [], None
         plain = resolved(config)
         hydra.cfg = None  # otherwise Lightning would rerun this command line in every process
-        bench = plain.pop("bench")
-        output = _check(bench, plain)
+        bench, advise = plain.pop("bench"), plain.pop("advise", None)
+        output = _check(bench, advise, plain)
         from vaelab.training.checks import check_run
 
         check_run(plain, Path(folder))
-        from vaelab.sweeps import timing
+        from vaelab.sweeps import advice, timing
 
+        kind = advice if advise else timing
         try:
-            figures = timing.measure(plain, Path(folder), bench["steps"], bench["rounds"])
+            figures = kind.measure(plain, Path(folder), bench["steps"], bench["rounds"])
         except SystemExit as stop:  # how Lightning ends after a KeyboardInterrupt, or a signal's
             if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
                 raise
             raise KeyboardInterrupt from None
-    print(timing.table(figures))
+    print(kind.table(figures))
     if output:
         output.write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def _check(bench: Any, config: dict[str, Any]) -> Path | None:
+def _check(bench: Any, advise: Any, config: dict[str, Any]) -> Path | None:
     """Raises UserError for what bench cannot do. Returns the file to write."""
     if not isinstance(bench, dict) or set(bench) != {"steps", "rounds", "output"}:
         raise UserError("bench: it has bench.steps, bench.rounds and bench.output: leave all else out")
+    if not isinstance(advise, bool):
+        raise UserError(f"advise={advise}: must be true or false")
     for key in ("steps", "rounds"):
         if not isinstance(bench[key], int) or isinstance(bench[key], bool) or bench[key] < 2:
             raise UserError(f"bench.{key}={bench[key]}: must be an integer of 2 or more")

@@ -71,9 +71,9 @@ def measure(config: dict[str, Any], run: Path, steps: int, rounds: int) -> dict[
         "batch_size": bare.size,
         "steps": steps,
         "lean_loop": isinstance(trainer.fit_loop.epoch_loop, LeanLoop) and trainer.fit_loop.epoch_loop.lean,
-        "lab_ms": _spread([1e3 * t for t in probe.lab]),
-        "bare_ms": _spread([1e3 * t for t in probe.bare]),
-        "ratio": _spread(ratios),
+        "lab_ms": spread([1e3 * t for t in probe.lab]),
+        "bare_ms": spread([1e3 * t for t in probe.bare]),
+        "ratio": spread(ratios),
         "parts_ms": {part: 1e3 * statistics.median(times) for part, times in probe.parts.items()},
         "peak_memory_bytes": probe.peak,
         "operations": operations,
@@ -231,7 +231,8 @@ def _matrix_limit(device: torch.device, trainer: pl.Trainer) -> float:
     return 2 * MATRIX**3 / best
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Returns what is told of rounds: their median, the least and the greatest."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
 
 
