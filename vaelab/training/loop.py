@@ -190,11 +190,12 @@ class LeanLoop(_TrainingEpochLoop):
             and not _needs_closure(trainer.optimizers[0])
             and not trainer.lr_scheduler_configs
         )
-        if not self.lean:
-            self._without_stepper()
         self.starts, self.befores, self.ends = ([] for _ in range(3))
         for hooks, name in zip((self.starts, self.befores, self.ends), CALLED, strict=True):
             hooks += [getattr(c, name) for c in trainer.callbacks if _overrides(c, name)]  # type: ignore[attr-defined]
+        stepping: Any = model
+        if not self.lean:
+            stepping.stepper = None  # it takes the lean loop's steps
         if self.capture is not None:
             ours = type(model).on_before_optimizer_step.__module__.startswith("vaelab.")
             if not self.lean:
