@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vaelab.core.words import listed
@@ -23,6 +24,7 @@ from vaelab.training.vectorized.turns import Job, own_streams
 
 LARGE = 150_000_000
 """Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 SAID_EVERY = 10.0
 """Seconds between two lines about the progress."""
 
@@ -132,6 +134,8 @@ class Conductor:
         assert first.trainer is not None
         if len(jobs) == 1:
             return "no other job that is left has a model of its parts and sizes"
+        if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
+            return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":
             with torch.no_grad(), FlopCounterMode(display=False) as counted:
                 first.model.measure(*first.asked)
