@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 
 import pytest
@@ -332,3 +333,14 @@ def test_plain_lightning_returns_the_metrics_of_a_test_and_logs_them_once(finish
     assert [(row["step"], row["epoch"]) for row in rows] == [
         (str(summary["steps"]), "1.0")
     ]  # the epoch of the row, which is the last one
+
+
+def test_what_a_command_imports_is_not_searched_for_cycles_again_and_again(command):
+    def searches() -> int:
+        return sum(generation["collections"] for generation in gc.get_stats())
+
+    command("--version")
+    before = searches()
+    kept = [[] for _ in range(20_000)]
+    assert searches() - before <= 3
+    assert len(kept) == 20_000
