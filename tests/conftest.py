@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import fcntl
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -62,6 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and SLOW & set(item.fixturenames):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Spares the search for cycles all that is imported by now: nothing of it is let go of before the end."""
+    gc.freeze()
 
 
 def terms_of(model, x, labels=None):
