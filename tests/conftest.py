@@ -23,6 +23,7 @@ import pytest
 
 # one thread per test process: the suite runs several at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.set_threshold(10_000)  # as a command does, before tests import what commands do
 # a shell's background job ignores Ctrl-C, and so would the processes that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
