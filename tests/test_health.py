@@ -209,6 +209,7 @@ def look(constraint, conditional, train, val, capacity):
         **{"reconstruct": lambda images, labels: images, "likelihood": Bernoulli(), "conditional": conditional},
         **{
             "constraint": constraint,
+            "held": CapacityVAE.held,
             "capacity": torch.tensor(capacity),
             "epoch_vectors": {"val": {"kl_per_dim": None}},
             "prior": None,
@@ -245,12 +246,12 @@ def test_the_capacity_is_judged_on_the_images_that_the_constraint_is_on():
 
 def test_what_a_variant_holds_or_tells_apart_is_judged_by_it():
     """A reconstruction off its target, a KL off its C, dimensions that a discriminator sees hang together."""
-    geco = SimpleNamespace(target=torch.tensor(80.0))
+    geco = SimpleNamespace(held=GECO.held, target=torch.tensor(80.0))
     (finding,) = GECO.diagnose(geco, {"reconstruction": 90.0, "target": 80.0})
     assert finding.evidence == "the reconstruction is 90 nats where its target is 80"
     assert "larger model.target" in finding.remedy
     assert not GECO.diagnose(geco, {"reconstruction": 80.4, "target": 80.0})
-    control = SimpleNamespace(capacity=torch.tensor(20.0))
+    control = SimpleNamespace(held=ControlVAE.held, capacity=torch.tensor(20.0))
     (finding,) = ControlVAE.diagnose(control, {"kl": 12.0, "capacity": 20.0})
     assert "model.integral" in finding.remedy
     (finding,) = FactorVAE.diagnose(None, {"discriminator_accuracy": 0.9})

@@ -11,9 +11,8 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
-from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
-from vaelab.models.regularised.held import Held, diagnose
+from vaelab.models.regularised.held import Held, Holding
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import multiplicative
@@ -26,13 +25,13 @@ LEAST = 1e-6
 """Smallest value of the multiplier: a factor cannot bring it back from zero, where a C out of reach leads it."""
 
 HELD = Held(
-    "capacity_missed", "KL", "C",
+    "capacity_missed", "kl", "capacity", "KL", "C",
     below="a slower ramp (schedule.capacity.over), or a smaller model.capacity or larger model.latent_dim",
     above="a slower ramp (schedule.capacity.over), or a larger model.penalty or model.gamma",
 )  # fmt: skip
 
 
-class CapacityVAE(VAE):
+class CapacityVAE(Holding, VAE):
     """Minimises E_q[-log p(x|z)] subject to mean KL = C, with C scheduled (eq. 8).
 
     The paper's loss is reconstruction + gamma |KL - C|. Since gamma |g| is the maximum of
@@ -52,6 +51,7 @@ class CapacityVAE(VAE):
     """
 
     scalars = {"capacity": 0.0, "gamma": 0.0, "multiplier": 1.0, "penalty": 0.0, "multiplier_rate": 0.0}
+    held = HELD
     capacity: Tensor
     gamma: Tensor
     multiplier: Tensor
@@ -107,6 +107,3 @@ class CapacityVAE(VAE):
 
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         return super().derived(means, vectors) | {"capacity_gap": means["kl"] - means["capacity"]}
-
-    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
-        return diagnose(HELD, figures["kl"], figures["capacity"], self.capacity.item())

@@ -11,10 +11,9 @@ from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
-from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
 from vaelab.models.regularised.geco import PRICE
-from vaelab.models.regularised.held import Held, diagnose
+from vaelab.models.regularised.held import Held, Holding
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import proportional_integral
@@ -24,13 +23,13 @@ from vaelab.nn.posteriors import Head
 from vaelab.nn.priors import Prior
 
 HELD = Held(
-    "capacity_missed", "KL", "C",
+    "capacity_missed", "kl", "capacity", "KL", "C",
     below="more epochs or a larger model.integral; if beta is at model.beta_min, a smaller model.capacity",
     above="more epochs or a larger model.integral; if beta is at model.beta_max, a larger one",
 )  # fmt: skip
 
 
-class ControlVAE(VAE):
+class ControlVAE(Holding, VAE):
     """Minimises E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), with beta such that the mean KL is C (algorithm 1).
 
     C may follow a schedule. The derivative term of a PID controller is 0 in the paper, and left out here.
@@ -42,6 +41,7 @@ class ControlVAE(VAE):
     monitor = "constrained"
     best = "min"
     scalars = {"beta": 1.0, "capacity": 0.0}
+    held = HELD
     capacity: Tensor
     summed: Tensor
 
@@ -88,6 +88,3 @@ class ControlVAE(VAE):
         gap = means["kl"] - means["capacity"]
         constrained = means["reconstruction"] + PRICE * abs(gap)
         return super().derived(means, vectors) | {"capacity_gap": gap, "constrained": constrained}
-
-    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
-        return diagnose(HELD, figures["kl"], figures["capacity"], self.capacity.item())

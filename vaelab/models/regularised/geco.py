@@ -10,9 +10,8 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
 from vaelab.core.types import Decay, PositiveFloat, PositiveInt, Real, Shape
-from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
-from vaelab.models.regularised.held import Held, diagnose
+from vaelab.models.regularised.held import Held, Holding
 from vaelab.models.vae import VAE
 from vaelab.nn.conditions import Condition
 from vaelab.nn.controllers import multiplicative
@@ -27,13 +26,13 @@ PRICE = 10.0
 """What a nat off the constraint costs, in nats of the objective, where epochs are compared to choose the best."""
 
 HELD = Held(
-    "target_missed", "the reconstruction", "its target",
+    "target_missed", "reconstruction", "target", "the reconstruction", "its target",
     below="more epochs or a larger model.rate; a smaller model.target if beta is still rising and the KL near 0",
     above="more epochs or a larger model.rate; a larger model.target if beta is near 0: the network does not reach it",
 )  # fmt: skip
 
 
-class GECO(VAE):
+class GECO(Holding, VAE):
     """Minimises the KL subject to a mean reconstruction of at most `target` nats per image (algorithm 1).
 
     The Lagrangian is KL + lambda (reconstruction - target). It is minimised divided by lambda, as reconstruction +
@@ -48,6 +47,7 @@ class GECO(VAE):
     monitor = "constrained"
     best = "min"
     scalars = {"beta": 1.0, "target": 0.0, "rate": 0.0}
+    held = HELD
     target: Tensor
     rate: Tensor
     room: Tensor
@@ -92,6 +92,3 @@ class GECO(VAE):
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         gap = means["reconstruction"] - means["target"]
         return super().derived(means, vectors) | {"target_gap": gap, "constrained": means["kl"] + PRICE * abs(gap)}
-
-    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
-        return diagnose(HELD, figures["reconstruction"], figures["target"], self.target.item())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from vaelab.core.words import Finding
 
 FAR_OFF, FAR_BEHIND = (0.5, 0.05), (1.0, 0.25)
@@ -13,13 +15,26 @@ STANDS = 0.001
 
 
 class Held(NamedTuple):
-    """What is held, and at what: their names in a finding, and what to do where it stays below or above."""
+    """A metric and the scalar it is held at, their names in a finding, and what to do where it stays below or above."""
 
     code: str
+    metric: str
+    scalar: str
     name: str
     goal: str
     below: str
     above: str
+
+
+class Holding:
+    """Findings of a variant whose controller holds a metric at one of its scalars."""
+
+    held: Held
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        """Diagnoses the means over a training epoch."""
+        scalar: Tensor = getattr(self, self.held.scalar)
+        return diagnose(self.held, figures[self.held.metric], figures[self.held.scalar], scalar.item())
 
 
 def diagnose(held: Held, value: float, goal: float, end: float) -> list[Finding]:
