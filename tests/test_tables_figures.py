@@ -95,3 +95,14 @@ def test_every_figure_of_pictures_is_one_that_there_is():
     assert gallery.FIGURES.keys() > gallery.OF_PICTURES
     captioned = {name for texts in pictures.CAPTIONS.values() for name in texts}
     assert gallery.FIGURES.keys() <= captioned
+
+
+@pytest.mark.parametrize("name", ["x", "a column of many letters"])
+@pytest.mark.parametrize("columns", [2, 12, 60])
+def test_correlations_stand_below_their_title(columns, name):
+    rows = np.random.default_rng(0).normal(size=(50, columns))
+    figure = tables.correlations([f"{name}{i}" for i in range(columns)], rows, rows)
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    top = max(axes.get_tightbbox().y1 for axes in figure.axes)
+    assert 0 < title.get_window_extent().y0 - top < 0.25 * figure.dpi

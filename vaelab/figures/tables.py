@@ -17,6 +17,8 @@ MOST_COLUMNS, ACROSS, BINS = 40, 6, 20
 """Most columns that are drawn, panels in a row, and bins of a column of numbers."""
 MOST_VALUES, LETTERS = 12, 24
 """Most values of a category that have a bar, and most letters of a name."""
+BELOW_TITLE = 0.1
+"""Inches between the title of a figure and its panels."""
 MOST_LINES, CHANNELS = 6, 4
 """Most examples that are drawn as lines, and most channels of each."""
 
@@ -83,7 +85,11 @@ def correlations(names: Sequence[str], real: np.ndarray, generated: np.ndarray) 
         axes.set_xticks(ticks, [_cut(names[i], 16) for i in ticks], rotation=90, fontsize=6)
         axes.set_yticks(ticks, [_cut(names[i], 16) for i in ticks] if title == "real" else [], fontsize=6)
     figure.colorbar(picture, ax=list(panels), shrink=0.6).ax.tick_params(labelsize=7)
-    figure.suptitle(f"Correlations of columns, which differ by {gap:.2f} on average", x=0.01, ha="left")
+    title = figure.suptitle(f"Correlations of columns, which differ by {gap:.2f} on average", x=0.01, ha="left")
+    figure.draw_without_rendering()  # places the panels: square, with what height they leave above and below them
+    top = max(axes.get_tightbbox().y1 for axes in panels)
+    left_over = (title.get_window_extent().y0 - top) / figure.dpi - BELOW_TITLE
+    figure.set_figheight(figure.get_figheight() - 2 * max(0.0, left_over))
     return figure
 
 
