@@ -17,6 +17,8 @@ NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
 PositiveFloat = Annotated[float, Field(gt=0, le=3e38, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=3e38, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Growth = Annotated[float, Field(gt=0, le=1)]
+"""Relative growth of a controlled scalar per step and nat: by exp of it."""
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 """The weight of the past in a moving average."""
 ProperFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
-from vaelab.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
+from vaelab.core.types import Growth, NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.regularised.held import Held, Holding
 from vaelab.models.vae import VAE
@@ -69,7 +69,7 @@ class CapacityVAE(Holding, VAE):
         gamma: NonNegativeFloat,
         constraint: Literal["l1", "lagrangian"],
         penalty: NonNegativeFloat,
-        multiplier_rate: PositiveFloat,
+        multiplier_rate: Growth,
         posterior: Build[Head] = None,
         prior: Build[Prior] = None,
         condition: Build[Condition] = None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import global_mean
-from vaelab.core.types import Decay, PositiveFloat, PositiveInt, Real, Shape
+from vaelab.core.types import Decay, Growth, PositiveFloat, PositiveInt, Real, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.regularised.held import Held, Holding
 from vaelab.models.vae import VAE
@@ -60,7 +60,7 @@ class GECO(Holding, VAE):
         likelihood: Likelihood,
         latent_dim: PositiveInt,
         target: Real,
-        rate: PositiveFloat,
+        rate: Growth,
         decay: Decay,
         beta: PositiveFloat,
         posterior: Build[Head] = None,

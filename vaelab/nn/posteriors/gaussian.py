@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from vaelab.core.metrics import DEAD_DIMENSION
-from vaelab.core.types import NonNegativeFloat, PositiveInt
+from vaelab.core.types import PositiveInt
 from vaelab.nn.gaussian import kl_to_standard_normal, reparameterise
 from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
 from vaelab.nn.priors import Prior, StandardNormal
@@ -87,6 +89,10 @@ class DiagonalGaussian(Gaussian):
         return self.mean, self.logvar
 
 
+Floor = Annotated[float, Field(ge=0, le=10)]
+"""Nats under the KL of a dimension; 10 have its standard deviation below 3e-5, which float32 hardly tells from none."""
+
+
 class Diagonal(Head):
     """Makes a diagonal Gaussian of an encoder's output (Kingma & Welling 2014, appendix C.2).
 
@@ -95,7 +101,7 @@ class Diagonal(Head):
     with the independent prior).
     """
 
-    def __init__(self, latent_dim: PositiveInt, least_kl: NonNegativeFloat = 0.0):
+    def __init__(self, latent_dim: PositiveInt, least_kl: Floor = 0.0):
         super().__init__()
         self.features = 2 * latent_dim
         self.most_logvar = _logvar_of(least_kl) if least_kl else None
