@@ -99,7 +99,11 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         )
     for part, example in PARTS.items():
         if config[part] and part not in config["model"] and not (part == "prior" and afterwards):
-            raise UserError(f"{part}= is for models that have one: add model={example}, or leave it out")
+            target = config["model"]["_target_"]
+            raise UserError(
+                f"{part}=: model={target_names().get(target, target)} takes none, and has at most one of its own: "
+                f"leave it out, or add model={example}"
+            )
     for section in sorted(
         config.keys() - {"trainer", "figures"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
     ):
