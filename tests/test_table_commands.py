@@ -154,6 +154,7 @@ def test_an_array_is_filled_in_with_the_values_and_the_axes_that_it_had(tmp_path
         ("encode input=y.csv out=codes.csv", ["input=y.csv", "no column age"]),
         ("encode input=pink.csv out=codes.csv", ["input=pink.csv", "'pink'"]),
         ("encode input=text.csv out=codes.csv", ["input=text.csv", "column age holds texts"]),
+        ("encode input=commas.csv out=codes.csv", ["input=commas.csv", "column age has numbers with a decimal comma"]),
         ("sample out=made.png", ["out=made.png", ".csv"]),
         ("sample out=made/", ["out=made/", ".csv"]),
         ("decode codes=x.csv out=rows.csv", ["codes=x.csv", "`mean`"]),
@@ -167,6 +168,7 @@ def test_an_array_is_filled_in_with_the_values_and_the_axes_that_it_had(tmp_path
 def test_what_cannot_be_done_is_said_in_a_line(here, capsys, command, words):
     Path("y.csv").write_text("a,b\n1,2\n")
     Path("pink.csv").write_text("age,sick,colour,visits\n1,0,pink,2\n")
+    Path("commas.csv").write_text("age;sick;colour;visits\n20,5;0;red;2\n")
     Path("text.csv").write_text("age,sick,colour,visits\nold,0,red,2\n")
     name, *rest = command.split()
     assert main([name, "run=run", *rest]) == 2

@@ -24,6 +24,8 @@ HEADER = "age,smoker,colour,visits,city"
 ROWS = [f"{20 + i}.5,{i % 2},{('red', 'green', 'blue')[i % 3]},{i % 5},{('Rome', 'Oslo')[i % 2]}" for i in range(40)]
 CSV = "\n".join([HEADER, *ROWS]) + "\n"
 
+COMMAS = "a;b\n" + "".join(f"{i};{'7' if i == 3 else f'{i % 4},5'}\n" for i in range(40))
+
 
 def written(folder: Path, text: str | bytes = CSV, name: str = "x.csv") -> Path:
     path = folder / name
@@ -168,6 +170,8 @@ def test_a_parquet_file_is_the_same_table(tmp_path):
         (CSV.encode("utf-16"), [], ["no UTF-8"]),
         (CSV.replace("22.5", "inf"), [], ["column age has infinite values"]),
         ("id,b\n" + "".join(f"p{i},{i}\n" for i in range(40)), [], ["column id holds 40 different texts", "id: none"]),
+        (COMMAS, [], ["column b has numbers with a decimal comma, such as '0,5'", "{b: categorical}"]),
+        (COMMAS, ["dataset.columns={b: gaussian}"], ["column b has numbers with a decimal comma", "with a point"]),
         (CSV, ["dataset.columns={aeg: poisson}"], ["dataset.columns.aeg", "it has age, smoker"]),
         (CSV, ["dataset.columns={age: poisson}"], ["dataset.columns.age=poisson", "whole numbers"]),
         (CSV, ["dataset.columns={colour: gaussian}"], ["dataset.columns.colour=gaussian", "such as '"]),
@@ -185,6 +189,13 @@ def test_what_cannot_be_used_is_named_with_the_remedy(tmp_path, text, more, word
     assert str(error.value).count("\n") <= 1
     for word in words:
         assert word in str(error.value)
+
+
+def test_texts_that_look_like_numbers_with_commas_can_be_categories(tmp_path):
+    (_, field) = opened(written(tmp_path, COMMAS), "dataset.columns={b: categorical}").fields
+    assert field.values == ("0,5", "1,5", "2,5", "3,5", "7")
+    text = COMMAS.replace(";7", ";red")
+    assert opened(written(tmp_path, text)).fields[1].kind == "categorical"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from vaelab.datasets.sources import count_aside, hold_out
 from vaelab.datasets.splits import TensorSplit
 from vaelab.nn.likelihoods.columns import COUNTS, Column, Kind, columns_of, encode, plain
 
+WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?(e[+-]?\d+)?", re.IGNORECASE)
+"""A number that is written with a decimal comma, if it has a part below 1."""
 MOST_VALUES = 100
 """Most different texts of a column that is taken for categorical without being said so."""
 
@@ -131,6 +134,8 @@ class Table(ImageData):
         kind: Any = self._given.get(name) or _kind(known)
         if not len(known):
             raise UserError(f"{self._source}: column {name} is empty: leave it out, dataset.columns={{{name}: none}}")
+        if self._given.get(name) not in ("categorical", "bernoulli") and (remedy := _of_commas(known)):
+            raise UserError(f"{self._source}: column {name} {remedy}, or have it as {{{name}: categorical}}")
         if kind in ("categorical", "bernoulli"):
             values = _texts(cells)
             if kind == "bernoulli" and len(values) > 2:
@@ -177,9 +182,8 @@ def cells_to_rows(columns: Sequence[Column], cells: dict[str, np.ndarray], sourc
                 wrong = str(cells[column.name][unknown.argmax()])
                 raise UserError(f"{source}: column {column.name} holds {wrong!r}, which the training rows have not")
         elif values.dtype.kind != "f":
-            raise UserError(
-                f"{source}: column {column.name} holds texts, such as {str(values[~holes][0])!r}, not numbers"
-            )
+            why = _of_commas(values[~holes]) or f"holds texts, such as {str(values[~holes][0])!r}, not numbers"
+            raise UserError(f"{source}: column {column.name} {why}")
         numbers.append(values.astype(np.float64))
     return encode(columns, numbers)
 
@@ -188,6 +192,17 @@ def _kind(known: np.ndarray) -> Kind:
     if known.dtype.kind != "f":
         return "categorical"
     return "bernoulli" if set(np.unique(known).tolist()) == {0.0, 1.0} else "gaussian"
+
+
+def _of_commas(known: np.ndarray) -> str | None:
+    """Words that texts are numbers with a decimal comma, and the remedy; None if they are not, or are none."""
+    if known.dtype.kind == "f" or not len(known) or not all(map(WITH_COMMA.fullmatch, known.tolist())):
+        return None
+    first = next(text for text in known.tolist() if "," in text)
+    return (
+        f"has numbers with a decimal comma, such as {first!r}\n"
+        "write them with a point (pandas: read_csv(…, decimal=',') and to_csv)"
+    )
 
 
 def absent(cells: np.ndarray) -> np.ndarray:
