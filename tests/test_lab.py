@@ -100,12 +100,14 @@ class Hub(list):
     [
         (Pairs(), ["a", "b", "c"]),
         (TensorDataset(torch.from_numpy(IMAGES), torch.from_numpy(LABELS)), ["0", "1", "2"]),
+        (TensorDataset(torch.from_numpy(IMAGES), torch.eye(3)[LABELS]), ["0", "1", "2"]),
+        ([(image, "abc"[y]) for image, y in zip(IMAGES, LABELS, strict=True)], ["a", "b", "c"]),
         ((IMAGES, LABELS), ["0", "1", "2"]),
         ({"x": IMAGES, "labels": LABELS, "test_x": IMAGES[:9], "test_labels": LABELS[:9]}, ["0", "1", "2"]),
         (Hub({"image": i, "label": int(y)} for i, y in zip(IMAGES, LABELS, strict=True)), ["zero", "one", "two"]),
         ({"train": (IMAGES, LABELS), "test": (IMAGES[:9], LABELS[:9])}, ["0", "1", "2"]),
     ],
-    ids=["Dataset", "TensorDataset", "pair", "mapping", "Hugging Face", "DatasetDict"],
+    ids=["Dataset", "TensorDataset", "one-hot", "names", "pair", "mapping", "Hugging Face", "DatasetDict"],
 )
 def test_labels_come_with_the_data(data, names):
     run = trained(data, model="cvae", latent_dim=2)
@@ -127,6 +129,8 @@ def test_labels_come_with_the_data(data, names):
         (Hub([{"image": "a text"}]), {}, "data: item 0 is a text"),
         (Hub([]), {}, "data: it is empty"),
         ([(IMAGES[0], 1), (IMAGES[1], None)], {}, "item 1 has no label, and others have one"),
+        ([(IMAGES[0], [0, 1, 1])], {}, r"item 0: its label is \[3\], and no one-hot vector: give one class"),
+        ([(IMAGES[0], {"boxes": 1})], {}, "item 0: its label is a dict"),
         (3, {}, "a int cannot be trained on"),
         (DataLoader(TensorDataset(torch.zeros(8, 1, 8, 8))), {}, r"gives batches: give its data set, loader\.dataset"),
         ({"y": IMAGES}, {}, "name one of them x"),

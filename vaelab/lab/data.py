@@ -148,7 +148,19 @@ def _item(item: Any, names: tuple[str, str | None] | None, what: str) -> tuple[n
         item, label = item[image], item.get(of_label)
     elif isinstance(item, tuple | list) and item:
         item, label = item[0], item[1] if len(item) > 1 else None
-    return _numbers(item, what), np.asarray(label).item() if label is not None and np.ndim(label) == 0 else None
+    return _numbers(item, what), None if label is None else _class_of(label, what)
+
+
+def _class_of(label: Any, what: str) -> Any:
+    """Returns an item's class, a number or a name; of a one-hot vector, the place of its 1."""
+    values = np.asarray(label) if isinstance(label, str) else _numbers(label, f"{what}: its label")
+    if values.ndim == 0:
+        return values.item()
+    if values.ndim == 1 and sorted(values.tolist()) == [0] * (len(values) - 1) + [1]:
+        return int(values.argmax())
+    raise UserError(
+        f"{what}: its label is {list(values.shape)}, and no one-hot vector: give one class to each item, or none"
+    )
 
 
 def _first(names: Iterable[str], item: Mapping[str, Any]) -> str | None:
