@@ -163,7 +163,11 @@ def test_a_run_keeps_the_range_that_it_has_found(tmp_path, monkeypatch):
         ({"x": np.float32([[1], [2], [np.nan], [4]])}, [], ["row 2", "NaN"]),
         ({"x": np.float32([[1], [2], [np.inf], [4]])}, [], ["row 2", "infinite"]),
         ({"x": values(9, 4), "labels": np.arange(8)}, [], ["labels is int64 [8]", "[9]"]),
-        ({"x": values(9, 4), "labels": np.arange(9) - 1}, [], ["from 0 on"]),
+        (
+            {"x": values(9, 4), "labels": np.arange(9) - 1},
+            [],
+            ["labels holds -1", "from 0 on", "leave out rows"],
+        ),
         ({"x": values(9, 4), "labels": values(9)}, [], ["labels is float32"]),
         ({"x": values(9, 4), "test_x": values(9, 5)}, [], ["test_x", "[9, 5]"]),
         ({"x": values(9, 4), "labels": np.arange(9), "test_x": values(9, 4)}, [], ["no test_labels"]),

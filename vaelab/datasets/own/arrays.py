@@ -158,11 +158,11 @@ class Arrays(ImageData):
         """Checks labels, [N] integers from 0 or names, or factors, [N, F] integers from 0; integers become int64."""
         axes, kinds = (1, "biuUS") if name.endswith("labels") else (2, "biu")
         proper = values.ndim == axes and len(values) == count and values.dtype.kind in kinds
-        if not proper or (values.dtype.kind == "i" and values.min(initial=0) < 0):
+        least = values.min(initial=0) if values.dtype.kind == "i" else 0
+        if not proper or least < 0:
+            what = f"{name} holds {least}" if proper else f"{name} is {values.dtype} {list(values.shape)}"
             wanted = f"[{count}]" if axes == 1 else f"[{count}, F]"
-            raise self._error(
-                f"{name} is {values.dtype} {list(values.shape)}", f"it must be {wanted}, integers from 0 on"
-            )
+            raise self._error(what, f"it must be {wanted}, integers from 0 on; leave out rows where it is not known")
         return values.astype(str) if values.dtype.kind in "US" else values.astype(np.int64)
 
     @cached_property
