@@ -1,0 +1,189 @@
+"""hydra/launcher=vectorized: each job comes out as it does alone, and none takes another along."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.recorded import RecordedGraph
+from vaelab.training.vectorized import conductor
+from vaelab.training.vectorized.alike import difference
+
+TOGETHER = "hydra/launcher=vectorized"
+DIGITS = ("dataset=digits", "trainer.max_steps=10", "test=false", "accelerator=cpu")
+"""Few steps: what is near zero, or a near tie of two codes, soon makes another number of a rounding."""
+EPOCHS = ("dataset=digits", "trainer.max_epochs=2", "test=false", "accelerator=cpu")
+
+
+@pytest.fixture
+def train(train):
+    """Runs `vaelab train` in this process, without the options of other tests."""
+    return functools.partial(train, small=False)
+
+
+def epochs(run: Path) -> list[dict[str, float]]:
+    """Metrics of a run's epochs."""
+    with (run / "metrics.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    counted = ("step", "perplexity", "usage")  # of codes: of a vector on which several codes lie, rounding chooses one
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in counted)}
+        for row in rows
+        if "train/loss" in row
+    ]
+
+
+def same(a: Path, b: Path, nats: float = 1e-4) -> None:
+    """Asserts that two runs have the same metrics to 1e-4, of what is near zero to `nats`."""
+    ours, theirs = epochs(a), epochs(b)
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=nats)
+
+
+def stacked(text: str) -> bool:
+    return "by themselves" not in text and "by itself" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("model=vae", "seed=0,1"),
+        ("model=beta", "model.beta=0.5,1", "schedule=linear"),
+        ("model=capacity", "seed=0,1"),
+        ("model=cvae", "optimizer.lr=0.001,0.002"),
+        ("model=iwae", "model.estimator=iwae", "seed=0,1"),
+        ("model=geco", "model.target=10,15"),
+        ("model=vae", "trainer.gradient_clip_val=1,5"),
+        ("model=vae", "averaging=ema", "seed=0,1"),
+        ("model=vae", "dataset.binarize=dynamic", "seed=0,1", "dataset.seed=0"),
+        ("model=vae", "likelihood=gaussian", "likelihood.sigma=0.5,1"),
+        ("model=vae", "network=conv", "seed=0,1"),
+        ("model=vqvae", "codebook=gradient", "seed=0,1", "trainer.max_steps=3"),
+        ("model=vqvae", "codebook=ema", "seed=0,1", "trainer.max_steps=3"),
+        ("model=dip", "model.off_diagonal=1,5"),
+    ],
+    ids=" ".join,
+)
+def test_each_job_comes_out_as_alone(train, arguments):
+    for launcher, folder in (("basic", "alone"), ("vectorized", "together")):
+        result = train("-m", *DIGITS, *arguments, f"hydra/launcher={launcher}", f"sweep.dir={folder}")
+        assert result.code == 0, result.err
+    assert stacked(result.out)
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name, nats=1e-3)
+
+
+def test_jobs_of_other_sizes_form_other_groups(train):
+    result = train("-m", "model=vae", "model.latent_dim=2,3", "seed=0,1", *EPOCHS, TOGETHER, "sweep.dir=s")
+    assert result.code == 0
+    assert stacked(result.out)
+    assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 4
+
+
+def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
+    """The gradient of DReG goes through a hook, which torch.vmap leaves out: the first step shows it."""
+    result = train("-m", "model=iwae", "model.estimator=dreg", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
+    assert result.code == 0
+    assert "0-iwae-digits and 1-iwae-digits: trained by themselves: the gradient of " in result.out
+    train("-m", "model=iwae", "model.estimator=dreg", "seed=0,1", *DIGITS, "sweep.dir=alone")
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("s") / run.name)
+
+
+def test_a_job_that_diverges_takes_no_other_along(train):
+    given = ("model=vae", "optimizer.lr=0.001,1e12,0.002", *EPOCHS)
+    result = train("-m", *given, TOGETHER, "sweep.dir=s")
+    assert result.code == 1
+    states = [json.loads(path.read_text())["status"] for path in sorted(Path("s").glob("*/summary.json"))]
+    assert states == ["finished", "diverged", "finished"]
+    train("-m", "model=vae", "optimizer.lr=0.001,0.002", *EPOCHS, "sweep.dir=alone")
+    same(Path("alone/0-vae-digits"), Path("s/0-vae-digits"), nats=1e-3)
+    same(Path("alone/1-vae-digits"), Path("s/2-vae-digits"), nats=1e-3)
+
+
+def test_jobs_wait_for_room(train):
+    result = train("-m", "model=vae", "seed=0,1,2", *EPOCHS, TOGETHER, "hydra.launcher.width=2", "sweep.dir=s")
+    assert result.code == 0
+    assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 3
+
+
+def test_a_width_of_none_is_refused(train):
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "hydra.launcher.width=0")
+    assert result.code == 2
+    assert "width=0" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_checkpoint_holds_its_own_job_alone(train):
+    """Weights are parts of the stacked ones, of which torch would save all."""
+    train("-m", "model=vae", "seed=0,1,2,3", *DIGITS, TOGETHER, "sweep.dir=s")
+    train("model=vae", *DIGITS, "run.dir=alone")
+    one, other = (Path(run, "checkpoints", "last.ckpt").stat().st_size for run in ("s/0-vae-digits", "alone"))
+    assert one == pytest.approx(other, rel=0.01)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1", "dataset=digits", TOGETHER]
+    command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=60"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lasts = [tmp_path / "s" / f"{i}-vae-digits" / "checkpoints" / "last.ckpt" for i in (0, 1)]
+    until = time.monotonic() + 100
+    while not all(map(zipfile.is_zipfile, lasts)) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, text
+    states = [json.loads(last.parents[1].joinpath("summary.json").read_text())["status"] for last in lasts]
+    assert states == ["interrupted", "interrupted"], text
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("goes on") == 2
+    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1"))]
+    subprocess.run([*alone, "run.dir=alone", "seed=1"], cwd=tmp_path, env=environment, check=True, timeout=200)
+    same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone", nats=0.2)
+
+
+def test_steps_of_a_stack_are_captured(train, monkeypatch):
+    graphs: list[RecordedGraph] = []
+
+    def made(device: torch.device) -> RecordedGraph:
+        graphs.append(RecordedGraph())
+        return graphs[-1]
+
+    given = ("-m", "model=beta", "model.beta=1,1.5", *EPOCHS, TOGETHER)
+    assert train(*given, "sweep.dir=eager").code == 0
+    monkeypatch.setattr("vaelab.training.captured.graphs_on", lambda device: made)
+    monkeypatch.setattr(conductor, "graphs_on", lambda device: made)
+    assert train(*given, "cuda_graph=true", "sweep.dir=captured").code == 0
+    assert [graph.replays for graph in graphs if graph.replays] == [2 * 40 - 2]  # but for the odd last batches
+    for run in sorted(Path("eager").glob("[0-9]-*")):
+        same(run, Path("captured") / run.name)
+
+
+def test_models_are_alike_whatever_their_numbers():
+    from vaelab.models import VAE
+    from vaelab.nn.likelihoods import Bernoulli, Gaussian
+    from vaelab.nn.networks import MLP
+
+    def vae(hidden: int, likelihood) -> VAE:
+        return VAE((1, 4, 4), None, MLP([hidden], "relu", None), likelihood, latent_dim=2)
+
+    assert difference(vae(8, Gaussian(0.1)), vae(8, Gaussian(0.2))) is None
+    assert difference(vae(8, Bernoulli()), vae(9, Bernoulli())) == "Linear: weight is of another size"
+    assert difference(vae(8, Bernoulli()), vae(8, Gaussian(0.1))) == "Bernoulli: Bernoulli and Gaussian"
