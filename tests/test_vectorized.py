@@ -126,6 +126,13 @@ def test_a_width_of_none_is_refused(train):
     assert "Traceback" not in result.err
 
 
+def test_a_logger_of_one_run_per_process_is_refused(train):
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "logger=wandb", "sweep.dir=s")
+    assert result.code == 2
+    assert "logger=wandb: it has one run per process" in result.err
+    assert not Path("s").exists()
+
+
 def test_a_checkpoint_holds_its_own_job_alone(train):
     """Weights are parts of the stacked ones, of which torch would save all."""
     train("-m", "model=vae", "seed=0,1,2,3", *DIGITS, TOGETHER, "sweep.dir=s")

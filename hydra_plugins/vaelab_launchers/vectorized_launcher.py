@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vaelab.core.errors import Stopped
+from vaelab.core.errors import Stopped, UserError
 from vaelab.core.types import PositiveInt
 from vaelab.runs.jobs import compose
 
@@ -45,6 +45,7 @@ class VectorizedLauncher(Launcher):
         """Runs the jobs. Returns the result of each, in their order."""
         from vaelab.training.vectorized.conductor import Conductor
 
+        self._check_loggers()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,17 @@ class VectorizedLauncher(Launcher):
             if job.error is not None:
                 raise job.error
         return [job.result for job in jobs]
+
+    def _check_loggers(self) -> None:
+        """Raises UserError for a logger that knows one run of a process at a time."""
+        from vaelab.core.config import target_of
+
+        for name, node in (self.config.logger or {}).items():
+            if node and getattr(target_of(node, f"logger.{name}"), "one_per_process", False):
+                raise UserError(
+                    f"logger={name}: it has one run per process, and hydra/launcher=vectorized trains many: "
+                    "leave the launcher out, or use hydra/launcher=joblib"
+                )
 
     def _job(self, number: int, overrides: Sequence[str]) -> JobReturn:
         return run_job(

@@ -35,6 +35,8 @@ class WandB(WandbLogger):
     checkpoint: whether the best checkpoint is kept as an artifact of the run. run: the run folder.
     """
 
+    one_per_process = True  # whether a process has one run at a time
+
     def __init__(
         self,
         project: str,
