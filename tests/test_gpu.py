@@ -232,7 +232,7 @@ def refused(self, batch, noise):
 VAE.terms = refused
 sys.exit(main({["train", *MANY, "cuda_graph=true", "model=vae", "run.dir=run"]!r}))
 """
-    paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
