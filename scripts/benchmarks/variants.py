@@ -10,6 +10,7 @@ By `vaelab bench`: the run's own loop and the bare one take turns, `--steps` ste
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import sys
@@ -17,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import HERE, Row, arguments, parse, save, store
+import torch
+from common import HERE, Row, arguments, parse, peak_memory, save, store
 from lab import noise_set
 
 from vaelab.cli import main as vaelab
@@ -28,6 +30,15 @@ DATA = {"m2": ["dataset.labelled=100"]}
 BATCH = 128
 
 
+def fresh() -> None:
+    """Frees what a former variant has left, and starts the peak of memory anew."""
+    gc.collect()
+    peak_memory(anew=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def measure(model: str, options: Any) -> list[Row]:
     """Measures a variant: the median of a step of each loop, and the ratios of their rounds."""
     data = noise_set(60_000)
@@ -36,6 +47,7 @@ def measure(model: str, options: Any) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "bench.json")
         length = [f"bench.steps={options.steps}", f"bench.rounds={max(2, options.rounds)}", f"bench.output={output}"]
+        fresh()
         chosen = [f"model={model}", *data, *DATA.get(model, []), f"accelerator={options.accelerator}"]
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -33,10 +33,10 @@ STAGES: dict[str, tuple[Callable[[Work], None], int]] = {
     "variants": (correctness.variants, 80),
     "devices": (correctness.devices, 20),
     "search": (speed.search, 15),
-    "training": (speed.training, 110),
+    "training": (speed.training, 90),
     "images": (speed.images, 70),
-    "sweeps": (speed.sweeps, 100),
-    "advice": (speed.advice, 60),
+    "sweeps": (speed.sweeps, 180),
+    "advice": (speed.advice, 45),
 }
 """Each stage, and the weight of its share of the time."""
 

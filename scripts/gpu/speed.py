@@ -15,8 +15,8 @@ from work import BENCHMARKS, VAELAB, Work
 
 BATCH = 128
 ADVISED = {"vae": ["model=vae"], "vae conv": ["model=vae", "network=conv"], "vqvae": ["model=vqvae"]}
-SWEPT = {"MLP": (["model=vae", "network=mlp"], (1, 8, 32, 128)), "conv": (["model=vae", "network=conv"], (4, 16))}
-"""What the sweeps train, and how many jobs of it."""
+SWEPT = {"MLP": (["model=vae", "network=mlp"], (32, 8, 128, 1)), "conv": (["model=vae", "network=conv"], (16, 4))}
+"""What the sweeps train, and how many jobs of it: what matters most comes first."""
 
 
 def search(work: Work) -> None:
@@ -92,7 +92,7 @@ def sweeps(work: Work) -> None:
 
 def sweep(work: Work, chosen: list[str], launcher: str, width: int) -> dict[str, Any]:
     """Trains jobs that differ in their seed. Returns ms per step and job, images per second, peak memory."""
-    steps, epochs = (4, 3) if work.cpu else (200, 4)
+    steps, epochs = (4, 3) if work.cpu else (100, 4)
     width = min(width, 2) if launcher == "basic" else width  # one after the other: two tell of all
     folder = work.out / "sweeps" / f"{launcher}-{width}-{time.monotonic_ns()}"
     data = [
