@@ -157,7 +157,7 @@ def main() -> int:
         try:
             rows += measure(variant, option, options)
         except SystemExit as refusal:
-            if option is None:
+            if option is None or not isinstance(refusal.code, str):  # a signal's has a number
                 raise
             print(f"left out: {name}: {' '.join(str(refusal).split())[-300:]}", file=sys.stderr, flush=True)
             continue

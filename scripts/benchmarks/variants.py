@@ -30,6 +30,10 @@ DATA = {"m2": ["dataset.labelled=100"]}
 BATCH = 128
 
 
+class MeasureError(Exception):
+    """A variant could not be measured. Not a SystemExit: that is how a signal ends the lab, and this script with it."""
+
+
 def fresh() -> None:
     """Frees what a former variant has left, and starts the peak of memory anew."""
     gc.collect()
@@ -53,7 +57,7 @@ def measure(model: str, options: Any) -> list[Row]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = vaelab(["bench", *chosen, *length])
         if code:
-            raise SystemExit(f"{said.getvalue()}\nvaelab bench model={model} failed")
+            raise MeasureError(f"{said.getvalue()}\nvaelab bench model={model} failed")
         found = json.loads(output.read_text())
     ratio, rows = found["ratio"], []
     for name, key in (("lab", "lab_ms"), ("bare loop", "bare_ms")):
@@ -92,7 +96,7 @@ def main() -> int:
     for model in options.variants:
         try:
             rows += measure(model, options)
-        except SystemExit as failure:
+        except MeasureError as failure:
             print(f"left out: {model}: {' '.join(str(failure).split())[-300:]}", file=sys.stderr, flush=True)
             continue
         store("variants", rows, notes, keep=not options.quick)
