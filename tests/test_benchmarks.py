@@ -45,7 +45,9 @@ def test_a_change_of_the_machines_speed_leaves_the_ratios(load):
     assert rows[1]["ratios"] == pytest.approx([b / a for a, b in zip(seconds["a"], seconds["b"], strict=True)])
 
 
-@pytest.mark.parametrize("name", ["training", "runs", "options", "quantizer", "scaling", "memory", "startup"])
+@pytest.mark.parametrize(
+    "name", ["training", "variants", "runs", "options", "quantizer", "scaling", "memory", "startup"]
+)
 def test_the_page_shows_the_saved_results(load, name):
     page = (ROOT / "docs" / "performance.md").read_text()
     shown = re.search(rf"<!-- table: {name} -->\n(.*?)\n<!-- end -->", page, re.S)
