@@ -73,6 +73,7 @@ def stacked(text: str) -> bool:
         ("model=vqvae", "codebook=gradient", "seed=0,1", "trainer.max_steps=3"),
         ("model=vqvae", "codebook=ema", "seed=0,1", "trainer.max_steps=3"),
         ("model=dip", "model.off_diagonal=1,5"),
+        ("model=m2", "dataset.labelled=300", "model.alpha=1,100", "network.hidden_dims=[16]"),
     ],
     ids=" ".join,
 )
@@ -80,7 +81,7 @@ def test_each_job_comes_out_as_alone(train, arguments):
     for launcher, folder in (("basic", "alone"), ("vectorized", "together")):
         result = train("-m", *DIGITS, *arguments, f"hydra/launcher={launcher}", f"sweep.dir={folder}")
         assert result.code == 0, result.err
-    assert stacked(result.out)
+    assert stacked(result.out), [l for l in result.out.splitlines() if "itself" in l or "selves" in l]
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name, nats=1e-3)
 
@@ -88,7 +89,7 @@ def test_each_job_comes_out_as_alone(train, arguments):
 def test_jobs_of_other_sizes_form_other_groups(train):
     result = train("-m", "model=vae", "model.latent_dim=2,3", "seed=0,1", *EPOCHS, TOGETHER, "sweep.dir=s")
     assert result.code == 0
-    assert stacked(result.out)
+    assert stacked(result.out), [l for l in result.out.splitlines() if "itself" in l or "selves" in l]
     assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 4
 
 

@@ -49,7 +49,7 @@ class M2(CVAE):
         condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, network, likelihood, latent_dim, label_dim, posterior, prior, condition)
-        self.alpha = alpha
+        self.alpha = float(alpha)
         self.classifier = network.encoder(self.shape, self.classes)
 
     def classify(self, x: Tensor) -> Tensor:

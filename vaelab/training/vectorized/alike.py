@@ -37,13 +37,17 @@ class Numbers(NamedTuple):
 
 
 def numbers_of(model: Model) -> dict[Numbers, float]:
-    """Lists the plain numbers with a fraction that a model's parts hold."""
+    """Lists the plain numbers that a model's parts hold."""
     found = {}
     for part, module in model.named_modules():
         for name, value in _attributes(module):
-            if type(value) is float:
+            if _is_number(value):
                 found[Numbers(part, name)] = value
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (float, int)
 
 
 def difference(a: Model, b: Model) -> str | None:
@@ -68,8 +72,8 @@ def _difference(a: nn.Module, b: nn.Module) -> str | None:
     if ours.keys() != theirs.keys():
         return f"{', '.join(sorted(ours.keys() ^ theirs.keys()))}"
     for name, value in ours.items():
-        numbers = type(value) is float and type(theirs[name]) is float
-        if not numbers and not _same(value, theirs[name]):
+        numbers = _is_number(value) and _is_number(theirs[name])
+        if not (numbers and float in (type(value), type(theirs[name]))) and not _same(value, theirs[name]):
             return f"{name} differs"
     return None
 

@@ -133,7 +133,9 @@ class Conductor:
         assert first.model is not None
         assert first.trainer is not None
         if len(jobs) == 1:
-            return "no other job that is left has a model of its parts and sizes"
+            others = [(job, difference(first.model, job.model)) for job in self.jobs if job.model and job is not first]
+            beside = [f"beside {job.title}, {reason}" for job, reason in others if reason]
+            return f"no other model is like its own{f' ({beside[0]})' if beside else ''}"
         if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
             return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":
