@@ -12,7 +12,7 @@ from vaelab.nn.likelihoods.pixels import (
     Gaussian,
     GaussianLearned,
     Laplace,
-    cross_entropy,
+    log_bernoulli,
 )
 from vaelab.nn.likelihoods.table import Table
 
@@ -26,6 +26,6 @@ __all__ = [
     "Laplace",
     "Likelihood",
     "Table",
-    "cross_entropy",
+    "log_bernoulli",
     "sum_pixels",
 ]

@@ -14,7 +14,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import Shape
 from vaelab.nn.likelihoods.base import Likelihood
 from vaelab.nn.likelihoods.columns import columns_of, spans
-from vaelab.nn.likelihoods.pixels import cross_entropy
+from vaelab.nn.likelihoods.pixels import log_bernoulli
 
 
 class Table(Likelihood):
@@ -79,7 +79,7 @@ class Table(Likelihood):
         return -0.5 * ((x - raw) / self.sigma).square() - self.sigma.log() - 0.5 * math.log(2 * math.pi)
 
     def _bernoulli(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -cross_entropy(raw, x)
+        return log_bernoulli(raw, x)
 
     def _categorical(self, raw: Tensor, x: Tensor) -> Tensor:
         return x * self._log_softmax(raw)
