@@ -52,8 +52,9 @@ def same(a: Path, b: Path, nats: float = 1e-4) -> None:
         assert one == pytest.approx(other, rel=1e-4, abs=nats)
 
 
-def stacked(text: str) -> bool:
-    return "by themselves" not in text and "by itself" not in text
+def by_themselves(text: str) -> list[str]:
+    """What is said of jobs that are not stacked."""
+    return [line for line in text.splitlines() if "by themselves" in line or "by itself" in line]
 
 
 @pytest.mark.parametrize(
@@ -81,15 +82,25 @@ def test_each_job_comes_out_as_alone(train, arguments):
     for launcher, folder in (("basic", "alone"), ("vectorized", "together")):
         result = train("-m", *DIGITS, *arguments, f"hydra/launcher={launcher}", f"sweep.dir={folder}")
         assert result.code == 0, result.err
-    assert stacked(result.out), [l for l in result.out.splitlines() if "itself" in l or "selves" in l]
+    assert not by_themselves(result.out)
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name, nats=1e-3)
+
+
+def test_the_noise_of_a_validation_is_each_jobs_own(train):
+    """All jobs draw from one generator, and each goes on where it was when it waited for the others."""
+    given = ("model=vae", "seed=0,1", "dataset=digits", "dataset.batch_size=32", "trainer.max_epochs=1", "test=false")
+    for launcher, folder in (("basic", "alone"), ("vectorized", "together")):
+        assert train("-m", *given, "accelerator=cpu", f"hydra/launcher={launcher}", f"sweep.dir={folder}").code == 0
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        assert "val/kl" in epochs(run)[0]
+        same(run, Path("together") / run.name)
 
 
 def test_jobs_of_other_sizes_form_other_groups(train):
     result = train("-m", "model=vae", "model.latent_dim=2,3", "seed=0,1", *EPOCHS, TOGETHER, "sweep.dir=s")
     assert result.code == 0
-    assert stacked(result.out), [l for l in result.out.splitlines() if "itself" in l or "selves" in l]
+    assert not by_themselves(result.out)
     assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 4
 
 

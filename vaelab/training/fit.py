@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shlex
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -294,15 +293,16 @@ def _best(trainer: pl.Trainer, saved: dict[str, Any] | None = None) -> dict[str,
 def _log_to(run: Path) -> None:
     """Sends the lab's messages to the terminal and to run.log, until the next run; from the first process only.
 
-    Of jobs in threads of one process each has its own.
+    Of jobs in turns in one process each has its own.
     """
-    thread = threading.current_thread().name
+    job = turns.current()
+    name = None if job is None else f"job {job.number}"
 
     def ours(record: logging.LogRecord) -> bool:
-        return record.threadName == thread or not isinstance(threading.current_thread(), turns.Job)
+        return turns.current() in (None, job)
 
     for handler in list(log.handlers):
-        if handler.name in (None, thread):
+        if handler.name in (None, name):
             log.removeHandler(handler)
             handler.close()
     log.propagate = False
@@ -315,6 +315,6 @@ def _log_to(run: Path) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.insert(0, file)
     for handler in handlers:
-        handler.name = thread
+        handler.name = name
         handler.addFilter(ours)
         log.addHandler(handler)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -54,15 +56,28 @@ class Conductor:
 
     def run(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
         """Runs all jobs to their ends. Returns them, each with its result or error."""
+        ended: Future[list[Job]] = Future()
+
+        def lead() -> None:
+            try:
+                ended.set_result(self._lead(works))
+            except BaseException as error:
+                ended.set_exception(error)
+
+        with own_streams(), self._listening():
+            # the main thread is left to the signals: each job would else take them for itself
+            threading.Thread(target=lead, name="jobs", daemon=True).start()
+            return ended.result()
+
+    def _lead(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
         data: dict[str, Any] = {}
         every = [Job(number, work, data) for number, work in enumerate(works)]
         waiting = list(every)
-        with own_streams(), self._listening():
-            while (waiting and not self.stopped) or self.jobs:
-                while waiting and not self.stopped and (self.width is None or len(self.jobs) < self.width):
-                    self.jobs.append(waiting.pop(0))
-                self._round()
-                self._say(len(every) - len(waiting) - len(self.jobs), len(every))
+        while (waiting and not self.stopped) or self.jobs:
+            while waiting and not self.stopped and (self.width is None or len(self.jobs) < self.width):
+                self.jobs.append(waiting.pop(0))
+            self._round()
+            self._say(len(every) - len(waiting) - len(self.jobs), len(every))
         return every
 
     def _round(self) -> None:
@@ -72,7 +87,7 @@ class Conductor:
                 self._ask_to_stop(job)
             if job.asked is None or job in self.answers:
                 job.go_on(self.answers.pop(job, None))
-                if job.ended:
+                if job.dead:
                     self.jobs.remove(job)
         for group in list(self.groups):
             if any(job.model is None for job in group.jobs):  # one has ended

@@ -1,15 +1,16 @@
-"""Jobs in threads of their own of which one runs at a time, and which ask whoever leads them for their steps."""
+"""Jobs that run in turns in one thread, and ask whoever leads them for their steps."""
 
 from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 import pytorch_lightning as pl
+import torch
+from greenlet import getcurrent, greenlet
 
 from vaelab.core.batch import Batch
 from vaelab.core.randomness import kept_generators
@@ -21,56 +22,44 @@ from vaelab.training.loop import LeanLoop
 from vaelab.training.vectorized.stack import Asked
 
 
-class Job(threading.Thread):
+class Job(greenlet):
     """A job of a sweep, which runs from `go_on` until it asks for a step or ends.
 
     number: its place in the sweep. work: trains the job. data: what jobs have read, by its options.
     """
 
     def __init__(self, number: int, work: Callable[[], Any], data: dict[str, Any]):
-        super().__init__(name=f"job {number}", daemon=True)
-        self.title, self.work, self.data = str(number), work, data
+        super().__init__(self._work)
+        self.number, self.title, self.work, self.data = number, str(number), work, data
         self.result: Any = None
         self.error: BaseException | None = None
-        self.ended = False
         self.model: Model | None = None
         self.trainer: pl.Trainer | None = None
         self.asked: Asked | None = None  # the step that it waits for
         self.grouped = False  # whether it is trained with others
         self.output: TextIO | None = None  # where what it prints goes
-        self._answer: Outcome | None = None
-        self._mine, self._theirs = threading.Lock(), threading.Lock()  # whose turn it is: both are taken in between
-        self._mine.acquire()
-        self._theirs.acquire()
 
-    def run(self) -> None:
-        self._mine.acquire()
+    def _work(self, _: None) -> None:
         try:
             self.result = self.work()
-        except BaseException as error:  # Ctrl-C among them: whoever leads raises it
+        except BaseException as error:  # a job that is interrupted among them: whoever leads raises it
             self.error = error
-        self.ended = True
-        self._theirs.release()
 
     def go_on(self, answer: Outcome | None = None) -> None:
         """Lets the job run until it asks for a step, or ends. answer: what became of the step that it asked for."""
-        self._answer, self.asked = answer, None
-        if not self.is_alive() and not self.ended:
-            self.start()
-        self._mine.release()
-        self._theirs.acquire()
+        self.asked = None
+        self.switch(answer)
 
     def ask(self, batch: Batch, noise: Any) -> Outcome:
         """Asks for a step, and waits until it is taken; a stepper of the job's model."""
         assert self.model is not None
+        assert self.parent is not None
         if not self.model.training and not self.grouped:  # before the first training step
             return self.model.measure(batch, noise)
         self.asked = Asked(batch, noise)
-        with kept_generators(self.model.device):
-            self._theirs.release()
-            self._mine.acquire()
-        assert self._answer is not None
-        return self._answer
+        with kept_generators(self.model.device), _left_modes(self.model.device):
+            outcome: Outcome = self.parent.switch()
+        return outcome
 
     @property
     def training(self) -> bool:
@@ -78,11 +67,27 @@ class Job(threading.Thread):
         return self.model is not None and self.model.training
 
 
+def current() -> Job | None:
+    """Returns the job whose turn it is; None outside of all jobs."""
+    running = getcurrent()
+    return running if isinstance(running, Job) else None
+
+
+@contextmanager
+def _left_modes(device: torch.device) -> Iterator[None]:
+    """Leaves torch's modes in the block: they are the thread's, and a job that validates would have all others do."""
+    if torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 @contextmanager
 def together(model: Model, trainer: pl.Trainer) -> Iterator[None]:
-    """Within the block the steps of a model are taken with other jobs', if this thread is one of several jobs."""
-    job = threading.current_thread()
-    if not isinstance(job, Job) or not isinstance(trainer.fit_loop.epoch_loop, LeanLoop) or model.compiled:
+    """Within the block the steps of a model are taken with other jobs', if this is one of several jobs."""
+    job = current()
+    if job is None or not isinstance(trainer.fit_loop.epoch_loop, LeanLoop) or model.compiled:
         yield
         return
     job.model, job.trainer, model.stepper = model, trainer, job.ask
@@ -98,8 +103,8 @@ def set_up(data: ImageData, config: dict[str, Any]) -> None:
 
     config: the data's options.
     """
-    job = threading.current_thread()
-    if not isinstance(job, Job):
+    job = current()
+    if job is None:
         data.setup()
         return
     aside = {"seed"} if data.binarize != "static" else set()
@@ -115,8 +120,8 @@ def set_up(data: ImageData, config: dict[str, Any]) -> None:
 @contextmanager
 def printing_to(file: TextIO, title: str) -> Iterator[None]:
     """Within the block what this job prints goes to a file. title: what to call the job."""
-    job = threading.current_thread()
-    assert isinstance(job, Job)
+    job = current()
+    assert job is not None
     job.output, job.title = file, title
     try:
         yield
@@ -124,14 +129,15 @@ def printing_to(file: TextIO, title: str) -> Iterator[None]:
         job.output = None
 
 
-class OfThread:
+class _OfJob:
     """A text stream that is another one for each job that has `output`."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def _now(self) -> TextIO:
-        return getattr(threading.current_thread(), "output", None) or self.stream
+        job = current()
+        return self.stream if job is None or job.output is None else job.output
 
     def write(self, text: str) -> int:
         return self._now().write(text)
@@ -150,7 +156,7 @@ class OfThread:
 def own_streams() -> Iterator[None]:
     """Within the block each job has its own standard output and error."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = OfThread(before[0]), OfThread(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _OfJob(before[0]), _OfJob(before[1])  # type: ignore[assignment]
     try:
         yield
     finally:
