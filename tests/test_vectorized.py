@@ -20,6 +20,8 @@ from tests.recorded import RecordedGraph
 from vaelab.training.vectorized import conductor
 from vaelab.training.vectorized.alike import difference
 
+pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
+"""Of what torch.vmap takes one model after the other."""
 TOGETHER = "hydra/launcher=vectorized"
 DIGITS = ("dataset=digits", "trainer.max_steps=10", "test=false", "accelerator=cpu")
 """Few steps: what is near zero, or a near tie of two codes, soon makes another number of a rounding."""

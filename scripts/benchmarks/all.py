@@ -18,8 +18,13 @@ from pathlib import Path
 from common import HERE, RESULTS, markdown
 
 PAGE = HERE.parents[1] / "docs" / "performance.md"
-SCRIPTS = ("startup", "options", "quantizer", "scaling", "runs", "training", "variants", "streaming")
-OWN = {"runs": ["root"], "training": ["root", "pythae", "accelerator"], "variants": ["root", "accelerator"]}
+SCRIPTS = ("startup", "options", "quantizer", "scaling", "runs", "training", "variants", "sweeps", "streaming")
+OWN = {
+    "runs": ["root"],
+    "training": ["root", "pythae", "accelerator"],
+    "variants": ["root", "accelerator"],
+    "sweeps": ["root"],
+}
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -51,7 +56,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="measured rounds (default: each script's own)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing saved: only to see that all run")
-    parser.add_argument("--root", help="runs, training and variants: where MNIST lies, as torchvision puts it")
+    parser.add_argument("--root", help="runs, training, variants and sweeps: where MNIST lies, as torchvision puts it")
     parser.add_argument("--all", action="store_true", help="training: the tutorial's loop for every variant")
     parser.add_argument("--pythae", metavar="PYTHON", help="training: a Python with pythae 0.1.2")
     parser.add_argument("--accelerator", help="training and variants: cpu or gpu")

@@ -24,7 +24,7 @@ class _LogBernoulli(torch.autograd.Function):
 
     @staticmethod
     def forward(logit: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        return logit.abs().sigmoid_().log_().sub_(logit.clamp_min(0)).addcmul_(logit, x)
+        return torch.addcmul(logit.abs().sigmoid_().log_().sub_(logit.clamp_min(0)), logit, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # type: ignore[override]
