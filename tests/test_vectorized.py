@@ -136,15 +136,15 @@ def test_jobs_wait_for_room(train):
 def test_a_width_of_none_is_refused(train):
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "hydra.launcher.width=0")
     assert result.code == 2
-    assert "width=0" in result.err
+    assert "hydra.launcher.width=0" in result.err
     assert "Traceback" not in result.err
 
 
 def test_a_logger_of_one_run_per_process_is_refused(train):
-    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "logger=wandb", "sweep.dir=s")
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "logger=wandb", "sweep.dir=a/b/s")
     assert result.code == 2
     assert "logger=wandb: it has one run per process" in result.err
-    assert not Path("s").exists()
+    assert not Path("a").exists()
 
 
 def test_a_checkpoint_holds_its_own_job_alone(train):

@@ -42,7 +42,7 @@ class RayLauncher(Launcher):
 
         if importlib.util.find_spec("ray") is None:
             raise UserError("hydra/launcher=ray needs Ray: pip install 'vaelab[ray]'")
-        self.settings = options(Settings, OmegaConf.create(self.given))
+        self.settings = options(Settings, OmegaConf.create(self.given), "hydra.launcher")
         self.context, self.config, self.task = hydra_context, config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -38,7 +38,7 @@ class VectorizedLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from vaelab.core.config import options
 
-        self.settings = options(Settings, OmegaConf.create(self.given))
+        self.settings = options(Settings, OmegaConf.create(self.given), "hydra.launcher")
         self.context, self.config, self.task = hydra_context, config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -75,7 +75,7 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
         if key.startswith("hydra.sweeper.") and key.rpartition(".")[2] in OF_SEARCH:
             return f"{key.rpartition('.')[2]}= is for a search: add hydra/sweeper=optuna, with -m"
         value = next((a.partition("=")[2] for a in arguments if key_of(a) == key), "")
-        known = [k for k in keys_of(name, arguments) if k != key]
+        known = [k for k in keys_of(name, arguments, hydra=key.startswith("hydra.")) if k != key]
         hint = _option(key, value) or _elsewhere(key, known) or _near(key, known)
         return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
     if isinstance(error, MissingMandatoryValue):
@@ -137,20 +137,24 @@ def _alike(word: str, known: Sequence[str]) -> list[str]:
     return [k for k in known if k.endswith(f"_{word}")] or difflib.get_close_matches(word, known, 1, 0.6)
 
 
-def keys_of(name: str, arguments: list[str]) -> list[str]:
-    """Returns all keys and groups of the config, composed from the arguments that choose an option of a group."""
+def keys_of(name: str, arguments: list[str], hydra: bool = False) -> list[str]:
+    """Returns all keys and groups of the config, composed from the arguments that choose an option of a group.
+
+    hydra: whether Hydra's own are among them.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-    chosen = [a for a in arguments if a.partition("=")[0] in groups and "," not in a]
+    own_groups = ("hydra/launcher", "hydra/sweeper") if hydra else ()
+    chosen = [a for a in arguments if a.partition("=")[0] in (*groups, *own_groups) and "," not in a]
     mine = [f"hydra.searchpath=[{folder.as_uri()}]"] if (folder := own.options_folder()) else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(name, overrides=[*chosen, *mine])
+            config = compose(name, overrides=[*chosen, *mine], return_hydra_config=hydra)
     except HydraException:
         return groups
 

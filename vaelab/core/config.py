@@ -133,13 +133,15 @@ def _refuse_secrets(node: Any, key: str) -> None:
                 )
 
 
-def options(kind: type[Options], config: Any) -> Options:
+def options(kind: type[Options], config: Any, key: str = "") -> Options:
     """Makes a `kind` of the keys of a command; the annotations of `kind` say what each value can be.
+
+    key: where the keys stand in the whole.
 
     Raises UserError for an unknown key, a value that is missing or one that cannot be.
     """
     given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check_keys(kind, given)
+    check_keys(kind, given, key)
     constructor: Any = kind
     return constructor(**given)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,15 @@ RAY = "hydra_plugins.vaelab_launchers.ray_launcher.RayLauncher"
 
 
 class Begun(NamedTuple):
-    """A sweep that this process has begun: its folder, whether it wants a report, and the formats of its figures."""
+    """A sweep that this process has begun: its folder, whether it wants a report, and the formats of its figures.
+
+    made: folders that were made for the sweep's, from the innermost on.
+    """
 
     folder: Path
     report: bool
     formats: tuple[str, ...]
+    made: list[Path]
 
 
 begun: list[Begun] = []
@@ -45,13 +50,14 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: Any, **unused: Any) -> None:
         folder = runs.shown(config.hydra.sweep.dir)
+        made = [parent for parent in folder.parents if not parent.exists()]
         try:
             _claim(folder)
         except UserError as error:
             raise Refused(str(error)) from error
         kinds = OmegaConf.select(config, "figures.format", default=())
         formats = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-        begun.append(Begun(folder, config.get("report") is True, formats))
+        begun.append(Begun(folder, config.get("report") is True, formats, made))
         launcher = config.hydra.launcher
         with open_dict(launcher), read_write(launcher):
             launcher._target_ = launcher._target_.replace(*SUBMITIT)
@@ -121,6 +127,9 @@ def close(sweep: Begun, code: int) -> int:
         files = SweepFiles(sweep.folder)
         if {*sweep.folder.glob("*")} <= {files.lock, files.hydra}:
             shutil.rmtree(sweep.folder, ignore_errors=True)
+            with suppress(OSError):  # something else lies there by now
+                for folder in sweep.made:
+                    folder.rmdir()
         return 0
     summaries = {folder.name: jobs.summary_of(folder) for folder in folders}
     print(f"\n{sweep_table(summaries)}")
