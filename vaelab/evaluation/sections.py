@@ -35,6 +35,7 @@ GAP_STEPS, GAP_RATE, GAP_SAMPLES = 100, 0.03, 200
 
 def likelihood(subject: Subject) -> Section:
     """Measures ELBO and importance-weighted bound, or distortion and rate of discrete codes."""
+    _require_density(subject.model.prior)
     if not subject.model.bounded:
         return _distortion(subject)
     bounds, samples = subject.bounds, subject.settings.importance_samples
@@ -43,16 +44,26 @@ def likelihood(subject: Subject) -> Section:
         figures[name], figures[f"{name}_se"] = mean_and_error(bounds[name])
     figures["effective_samples"] = bounds["effective_samples"].quantile(0.5).item()
     meaning = subject.model.likelihood.density(subject.data.binary)
-    closed = subject.posterior.has_kl(subject.model.require_prior())
-    how = "in closed form" if closed else "from the same draws"
+    prior = subject.model.require_prior()
+    how = "in closed form" if subject.posterior.has_kl(prior) else "from the same draws"
     figures |= _bits(subject, figures["log_p_hat"])
     return Section(
         figures,
         f"The likelihood is {meaning}. ELBO: reconstruction from {samples:,} draws of z per image, KL {how}. "
         "log_p_hat: the importance-weighted bound of the same draws (Burda et al. 2016); effective_samples: its median "
-        "effective sample size. Standard errors are over images.",
+        f"effective sample size. Standard errors are over images.{_estimated(prior, 'the bounds hold, but looser')}",
         per_image=bounds,
     )
+
+
+def _require_density(prior: Prior | None) -> None:
+    if prior is not None and not prior.density:
+        raise Unsupported(f"{prior.words}: this has no density, and without one there is no bound on log p(x)")
+
+
+def _estimated(prior: Prior, so: str) -> str:
+    """Says for a protocol that log p(z) is not exact, and what follows, after a space; "" where it is."""
+    return f" log p(z) is {prior.estimate}, at most log p(z) in expectation: {so}." if prior.estimate else ""
 
 
 def _distortion(subject: Subject) -> Section:
@@ -100,6 +111,7 @@ def _bits(subject: Subject, log_p: float) -> dict[str, float]:
 
 def latents(subject: Subject) -> Section:
     """Measures the KL of each dimension, active dimensions, what the KL is spent on, and the amortisation gap."""
+    _require_density(subject.model.prior)
     if not subject.model.bounded:
         raise Unsupported("the model has no bound on log p(x)")
     posterior, prior = subject.posterior, subject.model.require_prior()
@@ -150,7 +162,8 @@ def latents(subject: Subject) -> Section:
     return Section(
         figures,
         f"{protocol}Amortisation gap (Cremer et al. 2018): {GAP_STEPS} steps of Adam on the posteriors of "
-        f"{sum(map(len, gaps)):,} images, measured with {GAP_SAMPLES} fresh draws.",
+        f"{sum(map(len, gaps)):,} images, measured with {GAP_SAMPLES} fresh draws."
+        f"{_estimated(prior, 'kl_marginal is at most what is measured')}",
         vectors,
         per_image,
     )

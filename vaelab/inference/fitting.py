@@ -13,7 +13,7 @@ from vaelab import __version__, runs
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.randomness import seed_of, seeded
-from vaelab.core.words import counted
+from vaelab.core.words import counted, listed
 from vaelab.inference.batches import batch_size, evaluating
 from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import Latents
@@ -51,12 +51,12 @@ class Encoded(NamedTuple):
 class Worth(NamedTuple):
     """What the fitted prior is worth on images of a split.
 
-    log_prob: mean log p(z) of what it is fitted to, nats. gain: nats of ELBO over the model's own prior, by draws of
-    q(z|x) that the fit has not seen; None of a model without a bound.
+    log_prob: mean log p(z) of what it is fitted to, nats; None of a prior without a density. gain: nats of ELBO over
+    the model's own prior, by draws of q(z|x) that the fit has not seen; None of a model without a bound.
     """
 
     images: int
-    log_prob: float
+    log_prob: float | None
     gain: float | None
 
 
@@ -121,10 +121,16 @@ def require(kind: Any, name: str, model: Any) -> None:
             f"prior={name}: {type(model).__name__} draws z given what is seen of an image, by a prior of its own: "
             "no other can stand in its place"
         )
-    if not kind.fits(model.layout):
+    density, name_of_model = model.blank().density, type(model).__name__
+    if kind.fits(model.layout, density):
+        return
+    if kind.discrete == (model.layout.codes is not None):
+        why = f"it is made of posteriors q(z|x), and a code of {name_of_model} has no distribution"
+    else:
         of, codes = ("indices of codes", "vectors") if kind.discrete else ("vectors of real numbers", "discrete")
-        fit = " or ".join(f"prior={other}" for other in priors.fitting(model.layout))
-        raise UserError(f"prior={name}: it is of {of}, and the codes of {type(model).__name__} are {codes}: use {fit}")
+        why = f"it is of {of}, and the codes of {name_of_model} are {codes}"
+    fit = listed([f"prior={other}" for other in priors.fitting(model.layout, density)], "or")
+    raise UserError(f"prior={name}: {why}: use {fit}")
 
 
 def fit(trained: Trained, asked: Asked) -> Prior:
@@ -157,7 +163,10 @@ def _fitted(trained: Trained, asked: Asked, codes: dict[str, Encoded]) -> tuple[
     """The prior, fitted to the training images, and how that went."""
     about = _about(trained, asked)
     with seeded(seed_of(asked.seed, "start"), trained.model.device):
-        prior = build(asked.node)(**about["arguments"]).to(trained.model.device)
+        prior = build(asked.node)(**about["arguments"])
+        prior.belongs(trained.model.encode, trained.model.shape)
+        prior.start_from(trained.data.training_images)
+    prior = prior.to(trained.model.device)
     parts = {
         name: Latents(latents(found.posterior, asked.of, asked.seed), found.labels) for name, found in codes.items()
     }
@@ -173,6 +182,8 @@ def _fitted(trained: Trained, asked: Asked, codes: dict[str, Encoded]) -> tuple[
 
 def _worth(trained: Trained, prior: Prior, codes: Encoded, asked: Asked) -> Worth:
     own, gain, (posterior, labels) = trained.model.prior, None, codes
+    if not prior.density:
+        return Worth(len(posterior), None, None)
     if trained.model.bounded and own is not None:
         fresh = latents(posterior, "draws", asked.seed + 1)
         gain = mean_log_prob(prior, fresh, labels) - mean_log_prob(own, fresh, labels)
@@ -200,6 +211,11 @@ def _report(trained: Trained, asked: Asked, prior: Prior, how: str, worth: dict[
     own = trained.model.prior
     print(f"{trained.config['run']['name']}, {trained.checkpoint} checkpoint: {prior.words}")
     print(how)
+    if not prior.density:
+        print("it has no density: samples can be drawn from it, and no bound is under it")
+        return
+    if prior.estimate:
+        print(f"log p(z) is {prior.estimate}: at most log p(z) in expectation")
     print(f"{'nats per image':28}" + "".join(f"{split:>12}" for split in worth))
     given = "|y" * (prior.classes is not None)
     print(f"{f'mean log p(z{given})':28}" + "".join(f"{found.log_prob:12.3f}" for found in worth.values()))

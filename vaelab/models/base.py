@@ -179,7 +179,7 @@ class Variant(nn.Module):
     @property
     def bounded(self) -> bool:
         """Whether there is a bound on log p(x): the posterior and the prior have densities."""
-        return self.prior is not None and self.blank().density
+        return self.prior is not None and self.prior.density and self.blank().density
 
     def require_prior(self) -> Prior:
         """Returns the prior. Raises UserError if there is none."""

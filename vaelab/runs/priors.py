@@ -44,8 +44,8 @@ def command(run: Path, name: str, checkpoint: str) -> str:
     return words if checkpoint == "best" else f"{words} checkpoint={checkpoint}"
 
 
-def fitting(layout: Layout) -> list[str]:
-    """The names of the priors that can be fitted afterwards to latents of this layout."""
+def fitting(layout: Layout, density: bool) -> list[str]:
+    """The names of the priors that can be fitted afterwards to latents of this layout; see `Prior.fits`."""
     from omegaconf import OmegaConf
 
     from vaelab.core.conf import CONF
@@ -54,7 +54,7 @@ def fitting(layout: Layout) -> list[str]:
     found = []
     for path in sorted((CONF / "prior").glob("*.yaml")):
         node: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if node and (fits := getattr(target_of(node, "prior"), "fits", None)) and fits(layout):
+        if node and (fits := getattr(target_of(node, "prior"), "fits", None)) and fits(layout, density):
             found.append(path.stem)
     return found
 
@@ -119,7 +119,7 @@ def stand_in(run: Path, model: Model, checkpoint: str) -> Taken:
     if known:
         choice = " or ".join(f"prior={name}" for name in known)
         return Taken(None, f"{own}, for none of those that were fitted to its codes is taken by itself: add {choice}")
-    name = fitting(model.layout)[0]
+    name = fitting(model.layout, model.blank().density)[0]
     return Taken(None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes")
 
 
@@ -170,7 +170,7 @@ def read(run: Path, name: str, model: Model, checkpoint: str, trust: bool = Fals
             f"prior={name}: it was fitted to the {point['name']} checkpoint of epoch {point['epoch']}, whose weights "
             f"are not those of the {checkpoint} one\n{again}"
         )
-    prior = _built(path, about, tensors, again, trust)
+    prior = _built(path, about, tensors, model, again, trust)
     prior.words = about["words"]
     return prior.to(model.device)
 
@@ -199,7 +199,7 @@ def _content(path: Path, again: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return about, tensors
 
 
-def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], again: str, trust: bool) -> Prior:
+def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], model: Model, again: str, trust: bool) -> Prior:
     from vaelab.core.config import build, check
     from vaelab.core.renames import upgrade
     from vaelab.runs import gate
@@ -211,6 +211,7 @@ def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], again: st
     check(node, "prior")
     try:
         prior = build(node)(**about["arguments"])
+        prior.belongs(model.encode, model.shape)
         prior.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(path, "its tensors are of another prior than it says", again) from error

@@ -54,7 +54,7 @@ def _checked(node: dict[str, Any] | None, name: str) -> dict[str, Any]:
     if not node or not getattr(target_of(node, "prior"), "afterwards", False):
         raise UserError(
             f"prior={name}: this is not fitted afterwards, but chosen for a training: vaelab train prior={name}\n"
-            "prior=gmm fits a mixture of Gaussians, prior=flow a flow, prior=pixelcnn a PixelCNN to discrete codes"
+            "prior=gmm fits a mixture of Gaussians, prior=flow a flow, prior=pixelcnn a PixelCNN to discrete codes, say"
         )
     check(node, "prior")
     return node

@@ -42,6 +42,9 @@ class Prior(nn.Module):
     words: its name in captions and messages. standard: whether each axis has mean 0 and standard deviation 1.
     in_training: whether a model can have it while it trains. afterwards: whether `fit` fits it to the codes of a
     finished run. fitted: whether that was done, and it has taken the place of a model's own.
+    density: whether it has a `log_prob`, without which there is no bound on log p(x). estimate: how `log_prob` is
+    estimated, in words, if it is not exact; its mean is then at most log p(z). of_posteriors: whether it is made of
+    the posteriors of its model, which need a density.
     discrete: whether it is of indices of codes, and not of real numbers. placeholder: whether it only stands where a
     better one is to be fitted: draws from it look like nothing. classes: number of classes of the labels that it is
     told, None if it looks at none.
@@ -52,6 +55,9 @@ class Prior(nn.Module):
     in_training = True
     afterwards = False
     fitted = False
+    density = True
+    estimate = ""
+    of_posteriors = False
     discrete = False
     placeholder = False
     classes: int | None = None
@@ -62,9 +68,9 @@ class Prior(nn.Module):
         self.register_buffer("place", torch.zeros(()), persistent=False)  # knows the device to draw on
 
     @classmethod
-    def fits(cls, layout: Layout) -> bool:
-        """Whether it can be fitted afterwards to latents of this layout."""
-        return cls.afterwards and cls.discrete == (layout.codes is not None)
+    def fits(cls, layout: Layout, density: bool) -> bool:
+        """Whether it can be fitted afterwards to latents of this layout, whose posteriors have a density or not."""
+        return cls.afterwards and cls.discrete == (layout.codes is not None) and (density or not cls.of_posteriors)
 
     @classmethod
     def sizes(cls, layout: Layout, num_classes: int | None) -> dict[str, Any]:
