@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from tests.correlated import seeded
 from tests.test_code_priors import NODES
 from tests.test_priors import Fitted
 from vaelab.cli import main
+from vaelab.core.batch import Batch
 from vaelab.core.config import target_of
-from vaelab.nn.priors import Latents
+from vaelab.inference import fitting
+from vaelab.nn.posteriors import DiagonalGaussian
+from vaelab.nn.priors import Latents, StandardNormal, VampPrior
 from vaelab.nn.priors.hypersphere import Hypersphere
 from vaelab.runs import Files, load, priors, read_evaluation
+from vaelab.runs.trained import Trained
 
 OF_VECTORS = [
     name for name, node in NODES.items() if node and (kind := target_of(node, "prior")).afterwards and not kind.discrete
@@ -51,6 +56,40 @@ def test_draws_lie_on_a_sphere_as_wide_as_the_codes_and_in_every_direction_alike
     assert direction[:, 0].abs().sub(0.5).abs().mean().item() == pytest.approx(0.25, abs=3e-3)  # uniform: Archimedes
     torch.testing.assert_close(prior.sample(n, generator=seeded(1), temperature=0.5), z.mean(0) + 0.5 * away)
     assert torch.equal(prior.sample(2, temperature=0.0)[0], prior.mean)
+
+
+# --- the VampPrior ----------------------------------------------------------------------------
+
+
+def test_a_vampprior_gains_no_more_than_the_aggregate_posterior_has_and_more_than_nothing():
+    """Of a linear Gaussian encoder q(z) is a Gaussian, and KL(q(z) || N(0, I)) all that is there to gain."""
+    n, variance, encoder, prior = 6000, torch.tensor(0.2), torch.nn.Linear(3, D), VampPrior(D, 20, 10, 200, 0.05, 5)
+    with torch.no_grad():
+        encoder.weight.copy_(torch.tensor([[1.5, 0.0, 0.5], [1.0, 0.8, 0.0]]))
+        encoder.bias.copy_(torch.tensor([1.0, -0.5]))
+
+    def encode(x, labels):
+        mean = encoder(x.flatten(1))
+        return DiagonalGaussian(mean, variance.log().expand_as(mean))
+
+    prior.belongs(encode, (1, 1, 3))
+    images = torch.randn(2 * n, 1, 1, 3, generator=seeded(1))
+    prior.start_from(lambda count: Batch(images[:count], None))
+    with torch.no_grad():
+        draws = encode(images, None).rsample(torch.randn(2 * n, D, generator=seeded(2)))
+    aggregate = MultivariateNormal(encoder.bias, encoder.weight @ encoder.weight.T + variance * torch.eye(D))
+    most = kl_divergence(aggregate, MultivariateNormal(torch.zeros(D), torch.eye(D))).item()
+    fresh = draws[n + 1000 :]
+
+    @torch.no_grad()
+    def gain() -> float:
+        return (prior.log_prob(fresh) - StandardNormal(D).log_prob(fresh)).mean().item()
+
+    before = gain()
+    fitted(prior, draws[:n], draws[n : n + 1000])
+    error = (aggregate.log_prob(fresh) - prior.log_prob(fresh)).std().item() / math.sqrt(len(fresh))
+    assert max(before + 0.02, 0.9 * most) < gain() < most + 3 * error
+    assert encoder.weight.grad is None  # it stays
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -120,3 +159,37 @@ def test_each_is_fitted_kept_loaded_sampled_and_evaluated(vaelab, name):
     found = read_evaluation(Path("vae"), "test", name)
     assert math.isfinite(found["figures"]["likelihood/elbo"])
     assert all(prior.estimate in found["protocols"][section] for section in ("likelihood", "latents"))
+
+
+@pytest.mark.parametrize("name", [name for name in OF_VECTORS if "epochs" in NODES[name]])
+def test_a_fit_that_is_ended_goes_on_where_it_was(vaelab, monkeypatch, name):
+    fit(vaelab, name)
+    path = Files(Path("vae")).prior(name)
+    whole = path.read_bytes()
+    path.unlink()
+    save = priors.Unfinished.save
+
+    def cut(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(priors.Unfinished, "save", cut)
+        assert vaelab("prior", "run=vae", *small(name), "max_images=600", "device=cpu")[0] == 130
+    assert "goes on after epoch 1" in fit(vaelab, name)
+    assert path.read_bytes() == whole
+
+
+def test_pseudo_inputs_start_at_training_images_and_learn_while_the_encoder_stays(vaelab):
+    before = load("vae").state_dict()
+    fit(vaelab, "vamp", "vae", "prior.lr=1e-12", "prior.epochs=1")
+    model = load("vae", prior="vamp")
+    trained = Trained("vae", device="cpu")
+    torch.testing.assert_close(model.prior.pseudo_inputs.detach(), trained.data.training_images(3).images)
+    assert all(torch.equal(before[key], value) for key, value in trained.model.state_dict().items())
+    fit(vaelab, "vamp", "vae", "prior.lr=0.05")
+    learned = load("vae", prior="vamp").prior
+    assert (learned.pseudo_inputs - model.prior.pseudo_inputs).abs().max() > 0.01
+    codes = fitting.encoded(trained, "train", 600, 0).posterior
+    z = fitting.latents(codes, "draws", 0)
+    assert fitting.mean_log_prob(learned, z) > fitting.mean_log_prob(model.require_prior(), z)

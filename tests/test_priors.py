@@ -312,7 +312,7 @@ def test_what_cannot_be_is_two_lines(vaelab, monkeypatch):
 def test_a_training_of_another_prior_does_not_take_it(vaelab):
     says = ["prior=pixelcnn", "fitted afterwards", "vaelab prior run=RUN prior=pixelcnn"]
     vaelab.refused("train", "model=vae", "prior=pixelcnn", "run.dir=x", says=says)
-    vaelab.refused("train", "model=ae", "prior=vamp", "run.dir=x", says=["prior=", "model=vae"])
+    vaelab.refused("train", "model=ae", "prior=standard", "run.dir=x", says=["prior=", "model=vae"])
     says = ["prior=gmm", "vectors", "VQVAE", "prior=pixelcnn"]
     vaelab.refused("train", "model=vqvae", "prior=gmm", "run.dir=x", says=says)
     vaelab.refused("train", "model=ae", "prior=pixelcnn", "run.dir=x", says=["prior=pixelcnn", "AE", "prior=gmm"])

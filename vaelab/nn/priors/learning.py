@@ -128,7 +128,7 @@ def _epoch(
         labels = None if known.labels is None else known.labels[batch].to(device)
         nats = -prior.log_prob(known.z[batch].to(device), labels)
         optimizer.zero_grad()
-        (nats.mean() / prior.parts).backward()
+        (nats.mean() / prior.parts).backward(inputs=list(prior.parameters()))  # and not a frozen encoder's
         torch.nn.utils.clip_grad_norm_(prior.parameters(), STEEPEST)
         optimizer.step()
         sums.append(nats.detach().sum())

@@ -10,29 +10,44 @@ import torch
 from torch import Tensor, nn
 
 from vaelab.core.batch import Batch
-from vaelab.core.types import PositiveInt, Shape
-from vaelab.nn.priors.base import Prior
+from vaelab.core.types import PositiveFloat, PositiveInt, Shape
+from vaelab.nn.priors.learning import Gradual
 
 if TYPE_CHECKING:
     from vaelab.nn.posteriors import Posterior
 
 
-class VampPrior(Prior):
-    """p(z) = 1/K sum_k q(z|u_k), for K images u_k that are learned with the model: section 3.3, eq. 9.
+class VampPrior(Gradual):
+    """p(z) = 1/K sum_k q(z|u_k), for K images u_k that are learned: section 3.3, eq. 9.
 
     The best prior for the ELBO is the aggregate posterior, and this is one of as many images as can be afforded. u_k
-    start at training images. Deviation: they are free, where the paper keeps them between 0 and 1. Of a conditional
-    model each keeps the label of the image that it started at: p(z) is that of all labels together.
+    start at training images. With a model in training they learn by the ELBO's gradient, `fit` maximises the likelihood
+    of draws of a finished model's q(z|x), whose encoder stays. Deviation: they are free, where the paper keeps them
+    between 0 and 1. Of a conditional model each keeps the label of the image that it started at: p(z) is that of all
+    labels together.
 
-    latent_dim: number d of latent dimensions. components: K.
+    latent_dim: number d of latent dimensions. components: K. epochs, batch_size, lr, patience: of `fit`; see
+    `vaelab.nn.priors.learning`. What trains without them need not name them.
     """
+
+    of_posteriors = True
+    part = "latent"
 
     encode: Callable[[Tensor, Tensor | None], Posterior]
     pseudo_labels: Tensor
 
-    def __init__(self, latent_dim: PositiveInt, components: PositiveInt):
-        super().__init__()
-        self.latent_dim, self.components = latent_dim, components
+    def __init__(
+        self,
+        latent_dim: PositiveInt,
+        components: PositiveInt,
+        epochs: PositiveInt = 20,
+        batch_size: PositiveInt = 500,
+        lr: PositiveFloat = 3e-2,
+        patience: PositiveInt = 3,
+    ):
+        super().__init__(epochs, batch_size, lr, patience)
+        self.latent_dim = self.parts = latent_dim
+        self.components = components
         self.words = f"a VampPrior of {components} pseudo-input{'s' * (components > 1)}"
 
     def belongs(self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape) -> None:
