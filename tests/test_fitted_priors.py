@@ -22,6 +22,7 @@ from vaelab.inference import fitting
 from vaelab.nn.posteriors import DiagonalGaussian
 from vaelab.nn.priors import Latents, StandardNormal, VampPrior
 from vaelab.nn.priors.hypersphere import Hypersphere
+from vaelab.nn.priors.two_stage import TwoStage
 from vaelab.runs import Files, load, priors, read_evaluation
 from vaelab.runs.trained import Trained
 
@@ -38,6 +39,98 @@ def fitted(prior, z, held_out):
     with contextlib.redirect_stdout(io.StringIO()):
         prior.fit(z, 0, None, Latents(held_out, None))
     return prior.eval()
+
+
+# --- the second VAE ---------------------------------------------------------------------------
+
+
+def two_stage(d=2, samples=50, epochs=15, hidden_dims=(32,)):
+    torch.manual_seed(0)
+    return TwoStage(d, list(hidden_dims), samples, epochs=epochs, batch_size=200, lr=1e-2, patience=20)
+
+
+@torch.no_grad()
+def moved(prior):
+    """Away from where it starts, so that its density is nothing simple."""
+    for weights in prior.parameters():
+        weights += 0.1 * torch.randn(weights.shape, generator=seeded(2))
+    prior.shift.copy_(torch.tensor([1.0, -1.0]))
+    prior.scale.copy_(torch.tensor([2.0, 0.5]))
+    return prior
+
+
+def test_a_second_vae_starts_as_a_gaussian_and_exactly():
+    """One draw of u tells log p(z): its posterior is the true one, and no bound has to be tight by many."""
+    prior, z = two_stage(samples=1), torch.randn(50, 2, generator=seeded(1))
+    torch.testing.assert_close(prior.log_prob(z), StandardNormal(2).log_prob(z))
+    torch.testing.assert_close(prior.sample(100_000, generator=seeded(1)).T.cov(), torch.eye(2), atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_its_density_is_that_of_its_draws():
+    prior = moved(two_stage(samples=200))
+    axis = torch.linspace(-12, 12, 161)
+    density = prior.log_prob(torch.cartesian_prod(axis, axis)).exp()
+    assert (density.sum() * (axis[1] - axis[0]) ** 2).item() == pytest.approx(1, abs=0.01)
+    draws = prior.sample(50_000, generator=seeded(3))
+    for low, high in ((-1.0, 1.0), (1.0, 3.0)):
+        inside = ((draws[:, 0] > low) & (draws[:, 0] < high)).float().mean().item()
+        grid = torch.cartesian_prod(torch.linspace(low, high, 101), axis)
+        expected = prior.log_prob(grid).exp().mean().item() * (high - low) * 24
+        assert inside == pytest.approx(expected, abs=0.015)
+    assert torch.equal(prior.sample(1, temperature=0.0)[0], prior.mean)
+
+
+@torch.no_grad()
+def test_its_bounds_rise_with_the_draws_from_the_elbo_that_it_learns_by():
+    prior, z = moved(two_stage()), torch.randn(20_000, 2, generator=seeded(1))
+    torch.manual_seed(0)
+    found = [prior.objective(z).mean().item()]
+    for samples in (1, 5, 200):
+        prior.importance_samples = samples
+        found.append(prior.log_prob(z).mean().item())
+    assert found[0] == pytest.approx(found[1], abs=0.03)
+    assert found[1] + 0.01 < found[2] < found[3]
+    assert torch.equal(prior.log_prob(z[:5]), prior.log_prob(z[:5]))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_it_reaches_the_density_of_gaussian_codes_and_is_never_above(correlation):
+    """Of N(0, I), where nothing can be won, and of a correlated Gaussian, where independent dimensions lose 0.83."""
+    covariance = torch.eye(3)
+    covariance[0, 1] = covariance[1, 0] = correlation
+    truth = MultivariateNormal(torch.zeros(3), covariance)
+    torch.manual_seed(1)
+    z, held_out, fresh = truth.sample((4000,)), truth.sample((1000,)), truth.sample((20_000,))
+    prior = fitted(two_stage(3, epochs=10), z, held_out)
+    lost = truth.log_prob(fresh) - prior.log_prob(fresh)
+    error = lost.std().item() / math.sqrt(len(lost))
+    assert -3 * error < lost.mean().item() < 0.04
+
+
+def far_apart():
+    """Draws of two Gaussians in the plane, at 4 and at -4 of the first axis, with a deviation of 0.5."""
+    sign = torch.randint(2, (13_000, 1), generator=seeded(0)) * 2.0 - 1
+    return torch.cat([4 * sign, 0 * sign], 1) + 0.5 * torch.randn(13_000, 2, generator=seeded(1))
+
+
+def test_it_learns_by_the_elbo_whatever_its_density_is_estimated_with():
+    z = far_apart()
+    one, other = (fitted(two_stage(samples=samples, epochs=1), z[:4000], z[4000:5000]) for samples in (1, 20))
+    assert torch.equal(one.decoder.last.weight, other.decoder.last.weight)
+    assert not torch.equal(one.decoder.last.weight, two_stage().decoder.last.weight)
+
+
+def test_of_two_gaussians_far_apart_it_makes_more_than_one():
+    z = far_apart()
+    prior = fitted(two_stage(epochs=25), z[:4000], z[4000:5000])
+    fresh = z[5000:]
+    found = prior.log_prob(fresh).mean().item()
+    truth = -math.log(2) - math.log(2 * math.pi) - 2 * math.log(0.5) - 1
+    gaussian = MultivariateNormal(z.mean(0), z.T.cov()).log_prob(fresh).mean().item()
+    assert max(gaussian, StandardNormal(2).log_prob(fresh).mean().item()) + 0.4 < found < truth + 0.03
+    draws = prior.sample(5000, generator=seeded(2))
+    assert ((draws[:, 0].abs() - 4).abs() < 1.5).float().mean() > 0.7  # of one Gaussian it is 0.36
 
 
 # --- the sphere -------------------------------------------------------------------------------
@@ -178,6 +271,26 @@ def test_a_fit_that_is_ended_goes_on_where_it_was(vaelab, monkeypatch, name):
         assert vaelab("prior", "run=vae", *small(name), "max_images=600", "device=cpu")[0] == 130
     assert "goes on after epoch 1" in fit(vaelab, name)
     assert path.read_bytes() == whole
+
+
+def test_what_cannot_be_is_a_line(vaelab):
+    says = ["prior=vamp", "AE has no distribution", "prior=two_stage"]
+    vaelab.refused("prior", "run=ae", "prior=vamp", says=says)
+    assert "or prior=vamp" not in vaelab("prior", "run=ae", "prior=vamp")[2]
+    vaelab.refused("train", "model=ae", "prior=vamp", "run.dir=x", says=says)
+    for name in ("two_stage", "hypersphere"):
+        says = [f"prior={name}", "fitted afterwards", f"vaelab prior run=RUN prior={name}"]
+        vaelab.refused("train", "model=vae", f"prior={name}", "run.dir=x", says=says)
+    vaelab.refused("prior", "run=vae", "prior=two_stage", "prior.importance_samples=0", says=["importance_samples=0"])
+    vaelab.refused("prior", "run=vae", "prior=two_stage", "prior.hidden_dims=[0]", says=["hidden_dims"])
+    vaelab.refused("prior", "run=vae", "prior=vamp", "prior.components=0", says=["prior.components=0"])
+    assert not Path("x").exists()
+
+
+def test_an_autoencoder_takes_those_that_ask_for_no_density(vaelab):
+    assert "codes of 600 images" in fit(vaelab, "two_stage", "ae")
+    assert "ELBO" not in fit(vaelab, "hypersphere", "ae")
+    assert vaelab("sample", "run=ae", "prior=hypersphere", "n=4")[0] == 0
 
 
 def test_pseudo_inputs_start_at_training_images_and_learn_while_the_encoder_stays(vaelab):

@@ -23,7 +23,7 @@ BLOCK = 4096
 
 
 class Gradual(Prior):
-    """Base class of the priors whose `fit` maximises log p(z) by gradients.
+    """Base class of the priors whose `fit` maximises log p(z), or a bound on it, by gradients.
 
     epochs, batch_size, lr, patience: of `fit`; see `learn`. A subclass sets `parts`, the number of latents of an image,
     and what one is called: nats are told of each.
@@ -36,6 +36,13 @@ class Gradual(Prior):
     def __init__(self, epochs: PositiveInt, batch_size: PositiveInt, lr: PositiveFloat, patience: PositiveInt):
         super().__init__()
         self.epochs, self.batch_size, self.lr, self.patience = epochs, batch_size, lr, patience
+
+    def objective(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Computes what `fit` maximises the mean of, [N], nats: log p(z) of each image, or a bound on it.
+
+        Noise comes of torch's global generators. Arguments are those of `log_prob`.
+        """
+        return self.log_prob(z, labels)
 
     @property
     def reference(self) -> str:
@@ -126,7 +133,7 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = prior.lr * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / total)))
         labels = None if known.labels is None else known.labels[batch].to(device)
-        nats = -prior.log_prob(known.z[batch].to(device), labels)
+        nats = -prior.objective(known.z[batch].to(device), labels)
         optimizer.zero_grad()
         (nats.mean() / prior.parts).backward(inputs=list(prior.parameters()))  # and not a frozen encoder's
         torch.nn.utils.clip_grad_norm_(prior.parameters(), STEEPEST)
