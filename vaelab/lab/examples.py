@@ -14,7 +14,8 @@ from vaelab.commands.trained import own_tables
 from vaelab.core.errors import UserError
 from vaelab.core.randomness import seeded
 from vaelab.datasets.own import table_file
-from vaelab.datasets.own.arrays import KEPT, ArraySplit
+from vaelab.datasets.own.array_split import ArraySplit
+from vaelab.datasets.own.arrays import KEPT
 from vaelab.datasets.own.table import cells_to_rows
 from vaelab.datasets.splits import unit
 from vaelab.inference import coding
