@@ -28,3 +28,5 @@ Portion = NonNegativeInt | Annotated[float, Field(ge=0, lt=1, allow_inf_nan=Fals
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
 """An image's (channels, height, width)."""
+AskedLabel = NonNegativeInt | Real | str | list[Real | str]
+"""A label as a user asks for it: a class by number or name; of a vector its numbers, or names of attributes."""

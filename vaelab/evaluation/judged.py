@@ -51,7 +51,7 @@ def labels(subject: Subject) -> Section:
     """Measures how much of the label is in the code vectors, and how easily it is read off them."""
     codes = _vectors(subject)
     if subject.labels is None:
-        raise Unsupported("the data set has no labels")
+        raise Unsupported("the data set has no classes")
     _unseen(subject)
     known = subject.some(subject.of("train"), PROBED)
     learnt = subject.encode(known).code.cpu().numpy(), _labels(subject, known).numpy()
@@ -76,6 +76,8 @@ def conditional(subject: Subject) -> Section:
     """Measures whether a conditional model uses the label, and z."""
     if not subject.model.conditional:
         raise Unsupported("the model is not conditional on labels")
+    if subject.data.num_classes is None:
+        raise Unsupported("the labels are vectors, and no classes that a classifier could tell apart")
     if subject.model.prior is None:
         raise Unsupported("the model has no prior to draw samples of a class from: vaelab prior fits one")
     subject.require_pictures()
@@ -125,8 +127,8 @@ def samples(subject: Subject) -> Section:
     _unseen(subject)
     data, settings, model = subject.data, subject.settings, subject.model
     of_data, compared = (data.pixel_range, data.binary), subject.some(subject.own, settings.generated)
-    classes = _labels(subject, compared) if model.by_class else None
-    drawn = torch.cat([to_bytes(part) for part in generate(model, len(compared), classes, *of_data, settings.seed)])
+    told = _labels(subject, compared) if model.told else None
+    drawn = torch.cat([to_bytes(part) for part in generate(model, len(compared), told, *of_data, settings.seed)])
     redrawn = [
         to_bytes(as_data(model.reconstruct(batch.images, batch.labels), *of_data))
         for batch in subject.batches(subject.some(compared, SOUGHT), "reconstructing")
@@ -135,7 +137,7 @@ def samples(subject: Subject) -> Section:
     figures, protocol = {"images": float(len(drawn))}, f"{len(drawn):,} generated images and as many real ones. "
     held_out = subject.of("test" if subject.part == "val" else "val")
     if data.num_classes is None:
-        protocol += "No labels, so no classifier in whose features they could be compared. "
+        protocol += "No classes, so no classifier in whose features they could be compared. "
     elif len(real) <= FEATURES:
         protocol += f"Too few to be compared in a classifier's {FEATURES} features. "
     else:

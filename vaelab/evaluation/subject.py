@@ -198,8 +198,8 @@ class Subject:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """Labels of the measured images, [N] int64 on the CPU, or None."""
-        return self.known_of(self.own, "labels")
+        """Classes of the measured images, [N] int64 on the CPU; None without labels, or where they are vectors."""
+        return None if self.data.num_classes is None else self.known_of(self.own, "labels")
 
     @cached_property
     def factors(self) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vaelab.core.pixels import to_unit
 from vaelab.inference.batches import batch_size, evaluating
+from vaelab.nn.conditions import for_all
 from vaelab.nn.posteriors import Posterior
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def codes(model: Model, x: Tensor, labels: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Range, levels: int | None = None) -> Tensor:
-    """Decodes codes to mean images: z [N, d], or code indices [N, h, w]. labels: [N], or [1] for all.
+    """Decodes codes to mean images: z [N, d], or code indices [N, h, w]. labels: [N] or [N, A], or one for all.
 
     levels: how many of several levels of codes count, from the first on; None for all.
     """
@@ -61,7 +62,7 @@ def decode(model: Model, codes: Tensor, labels: Tensor | None, pixel_range: Rang
 def raw(model: Model, codes: Tensor, labels: Tensor | None, levels: int | None = None) -> Iterator[Tensor]:
     """Decodes codes to raw parameters of the likelihood, a batch at a time. The arguments are those of `decode`."""
     fewer = {} if levels is None else {"levels": levels}
-    labels, size = None if labels is None else labels.expand(len(codes)), batch_size(model.shape)
+    labels, size = None if labels is None else for_all(labels, len(codes)), batch_size(model.shape)
     for start in range(0, len(codes), size):
         part = slice(start, start + size)
         given = None if labels is None else labels[part].to(model.device)
@@ -80,16 +81,16 @@ def draws(
 ) -> Iterator[Tensor]:
     """Makes `count` draws from the prior of the codes, in blocks: z of N(0, temperature^2 I), or uniform indices, say.
 
-    The first draws of a seed are the same however many are asked for. labels: [count], or [1] for all; None takes
-    every class in turn, where samples are of a class. top_k: as `Prior.sample` takes it.
+    The first draws of a seed are the same however many are asked for. labels: [count] or [count, A], or one for
+    all; None takes labels in turn, where samples are of one. top_k: as `Prior.sample` takes it.
     Raises UserError if there is no prior.
     """
     prior, noise = model.require_prior(), torch.Generator().manual_seed(seed)
-    labels = model.in_turn(count) if labels is None else labels.expand(count)
+    labels = model.in_turn(count) if labels is None else for_all(labels, count)
     for start in range(0, count, BLOCK):
         given = None if labels is None else labels[start : start + BLOCK]
         if given is not None and len(given) < BLOCK:
-            given = torch.cat([given, given[-1:].expand(BLOCK - len(given))])
+            given = torch.cat([given, for_all(given[-1:], BLOCK - len(given))])
         yield prior.sample(BLOCK, given, noise, temperature, top_k)[: count - start]
 
 
@@ -105,7 +106,7 @@ def share_rows(codes: Tensor, above: int, columns: int) -> Tensor:
 def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, seed: int) -> Tensor:
     """Decodes `count` draws from the prior to mean images.
 
-    labels: [count], or [1] for all; None takes every class in turn, where samples are of a class.
+    labels: [count] or [count, A], or one for all; None takes labels in turn, where samples are of one.
     Raises UserError if the model has no prior.
     """
     labels = model.in_turn(count) if labels is None else labels

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaelab.core.errors import UserError
 from vaelab.inference.batches import evaluating
+from vaelab.nn.conditions import again
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -53,7 +54,7 @@ def _expected(model: Model, x: Tensor, labels: Tensor | None, draws: int, rows: 
         z, log_ratio = posterior.draw(
             torch.randn(count, *posterior.code.shape, generator=noise).to(x.device), prior, labels
         )
-        raw = model.decode(z.flatten(0, 1), None if labels is None else labels.repeat(count))
+        raw = model.decode(z.flatten(0, 1), again(labels, count))
         log_w = model.likelihood.log_prob(raw, x.repeat(count, 1, 1, 1)).view(count, -1) + log_ratio
         before, highest = highest, torch.maximum(highest, log_w.amax(0))
         w, shrink = (log_w - highest).exp(), (before - highest).exp()

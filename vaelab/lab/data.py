@@ -17,7 +17,7 @@ FOLDER = OUTPUTS / "arrays"
 """Folder of the files that data from Python are kept in, one for each content."""
 BY_SUFFIX = {".npy": "arrays", ".npz": "arrays", ".csv": "table", ".parquet": "table", ".vaelab": "prepared"}
 """Data sets that read a file of such a suffix."""
-NAMES = ("x", "labels", "factors", "class_names", "test_x", "test_labels", "test_factors")
+NAMES = ("x", "labels", "factors", "class_names", "label_names", "test_x", "test_labels", "test_factors")
 """Names of arrays that are trained on together."""
 IMAGES, LABELS = ("image", "img", "x", "pixel_values"), ("label", "labels", "y", "target", "fine_label")
 """Names by which a data set of mappings is known to hold images, and labels."""
@@ -93,7 +93,7 @@ def _parts(data: Any, of: str) -> dict[str, np.ndarray]:
 
 
 def _tested(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"test_{name}": values for name, values in parts.items() if name != "class_names"}
+    return {f"test_{name}": values for name, values in parts.items() if name not in ("class_names", "label_names")}
 
 
 def _gathered(data: Any, of: str) -> dict[str, np.ndarray]:
@@ -121,9 +121,10 @@ def _gathered(data: Any, of: str) -> dict[str, np.ndarray]:
         first = next(i for i, label in enumerate(labels) if label is None)
         raise UserError(f"{of}data: item {first} has no label, and others have one: give one to each, or to none")
     if known:
-        parts["labels"] = np.array(known)
-        if of_classes := _class_names(data, names):
-            parts["class_names"] = np.array(of_classes)
+        parts["labels"] = _classes_or_vectors(known, f"{of}data")
+        whose = "label_names" if parts["labels"].ndim == 2 else "class_names"
+        if of_labels := _names_of(data, names, whose):
+            parts[whose] = np.array(of_labels)
     return parts
 
 
@@ -148,29 +149,42 @@ def _item(item: Any, names: tuple[str, str | None] | None, what: str) -> tuple[n
         item, label = item[image], item.get(of_label)
     elif isinstance(item, tuple | list) and item:
         item, label = item[0], item[1] if len(item) > 1 else None
-    return _numbers(item, what), None if label is None else _class_of(label, what)
+    return _numbers(item, what), None if label is None else _label(label, what)
 
 
-def _class_of(label: Any, what: str) -> Any:
-    """Returns an item's class, a number or a name; of a one-hot vector, the place of its 1."""
+def _label(label: Any, what: str) -> np.ndarray:
+    """Returns an item's label: a class, [], which is a number or a name, or a vector, [A]."""
     values = np.asarray(label) if isinstance(label, str) else _numbers(label, f"{what}: its label")
-    if values.ndim == 0:
-        return values.item()
-    if values.ndim == 1 and sorted(values.tolist()) == [0] * (len(values) - 1) + [1]:
-        return int(values.argmax())
-    raise UserError(
-        f"{what}: its label is {list(values.shape)}, and no one-hot vector: give one class to each item, or none"
-    )
+    if values.ndim > 1:
+        raise UserError(
+            f"{what}: its label is {list(values.shape)}: give one class or one vector to each item, or none"
+        )
+    return values
+
+
+def _classes_or_vectors(labels: list[np.ndarray], what: str) -> np.ndarray:
+    """Returns classes, [N], or vectors, [N, A]. Where all vectors are one-hot, the classes are the places of the 1s."""
+    shape = labels[0].shape
+    other = next((number for number, label in enumerate(labels) if label.shape != shape), None)
+    if other is not None:
+        raise UserError(
+            f"{what}: item {other} has a label of {list(labels[other].shape)}, and item 0 of {list(shape)}: make them "
+            "alike"
+        )
+    values = np.stack(labels)
+    one_hot = values.ndim == 2 and ((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all()
+    return values.argmax(1) if one_hot and values.shape[1] > 1 else values
 
 
 def _first(names: Iterable[str], item: Mapping[str, Any]) -> str | None:
     return next((name for name in names if name in item), None)
 
 
-def _class_names(data: Any, names: tuple[str, str | None] | None) -> list[str] | None:
-    """Returns the names of the classes, where the data set has them."""
-    known = getattr(data.features[names[1]], "names", None) if names and names[1] else getattr(data, "classes", None)
-    return [str(name) for name in known] if isinstance(known, list | tuple) and len(known) else None
+def _names_of(data: Any, names: tuple[str, str | None] | None, whose: str) -> list[str] | None:
+    """Returns `class_names`, or `label_names` of the entries of vectors, where the data set has them."""
+    held = {"class_names": "classes", "label_names": "attr_names"}[whose]  # as torchvision calls them
+    known = getattr(data.features[names[1]], "names", None) if names and names[1] else getattr(data, held, None)
+    return [str(name) for name in known if name] if isinstance(known, list | tuple) and len(known) else None
 
 
 def _numbers(values: Any, what: str) -> np.ndarray:
@@ -197,8 +211,8 @@ def _labels(labels: Any, count: int, what: str) -> np.ndarray:
     if array is not None and array.dtype.kind in "OT" and all(isinstance(name, str) for name in array.flat):
         labels = array.astype(str)  # names in an array of objects, or in a column of a data frame
     array = _numbers(labels, what)
-    if array.shape != (count,):
-        raise UserError(f"{what}: {list(array.shape)} for {count:,} examples: give one for each")
+    if array.shape[:1] != (count,) or array.ndim > 2:
+        raise UserError(f"{what}: {list(array.shape)} for {count:,} examples: give a class or a vector for each")
     return array
 
 

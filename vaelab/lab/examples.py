@@ -124,19 +124,21 @@ def _in_own_units(trained: Trained, images: Tensor) -> Tensor:
 
 
 def labels_of(trained: Trained, labels: Any, count: int) -> Tensor | None:
-    """Returns the classes of `count` examples, [count] int64, or None for a model that is told none.
+    """Returns the labels of `count` examples, [count] int64 or [count, A], or None for a model that is told none.
 
-    labels: numbers or names, one for each or one for all. Raises UserError where they are missing or too many.
+    labels: classes by number or name, or vectors, one for each or one for all. Raises UserError where they
+    are missing or too many.
     """
     model, name = trained.model, type(trained.model).__name__
     if labels is None:
         if model.conditional:
-            raise UserError(f"labels: {name} has to know the class of each example")
+            raise UserError(f"labels: {name} has to know the label of each example")
         return None
-    if not model.by_class:
+    if not model.told:
         raise UserError(f"labels: {name} takes none: leave them out")
-    values = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
-    given = values.tolist() if values.ndim else [values.item()] * count
-    if len(given) != count:
-        raise UserError(f"labels: {len(given)} for {count} examples: give one for each")
-    return torch.tensor([trained.classes.require(label) for label in given])
+    given = labels.tolist() if hasattr(labels, "tolist") else list(labels) if isinstance(labels, tuple) else labels
+    depth = 0 if not isinstance(given, list) else 1 + any(isinstance(label, list | tuple) for label in given)
+    each = given if depth > model.condition.axes else [given] * count
+    if len(each) != count:
+        raise UserError(f"labels: {len(each)} for {count} examples: give one for each")
+    return torch.cat([model.condition.read(label, trained.classes.require) for label in each])

@@ -191,7 +191,7 @@ class Run:
             raise UserError(f"n={n!r}: a number of samples, 1 or more, is wanted")
         model = self.model
         model.require_prior().check_sampling(temperature, top_k, type(model).__name__)
-        in_turn = label is None and model.by_class
+        in_turn = label is None and model.told
         labels = model.in_turn(n) if in_turn else examples.labels_of(self.trained, label, n)
         codes = torch.cat(list(coding.draws(model, n, seed, temperature, labels, top_k)))
         return examples.decoded(self.trained, codes, labels, seed)

@@ -79,9 +79,14 @@ class Variant(nn.Module):
         return self.condition.size > 0
 
     @property
-    def by_class(self) -> bool:
-        """Whether samples are of a class: the decoder or the prior is told the label."""
+    def told(self) -> bool:
+        """Whether samples are of a label: the decoder or the prior is told one."""
         return self.conditional or (self.prior is not None and self.prior.classes is not None)
+
+    @property
+    def by_class(self) -> bool:
+        """Whether samples are of a class: they are of a label, and it is no vector."""
+        return self.told and self.num_classes is not None
 
     @property
     def classes(self) -> int:
@@ -93,7 +98,7 @@ class Variant(nn.Module):
     # --- what a variant implements ------------------------------------------------------------
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
-        """Returns the posterior of each image. x: [B, C, H, W] in the data's range; labels: [B] or None."""
+        """Returns the posterior of each image. x: [B, C, H, W] in the data's range; labels: [B], [B, A] or None."""
         raise NotImplementedError
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -161,20 +166,25 @@ class Variant(nn.Module):
     def sample(self, count: int, labels: Tensor | None = None) -> Tensor:
         """Decodes `count` draws from the prior to mean images, [count, C, H, W].
 
-        labels: [count], where samples are of a class; None for every class in turn. Raises UserError without a prior.
+        labels: [count] or [count, A], where samples are of a label; None for labels in turn. Raises UserError without
+        a prior.
         """
         labels = self.in_turn(count) if labels is None else labels
         return self.likelihood.mean(self.decode(self.require_prior().sample(count, labels), labels))
 
     def in_turn(self, count: int) -> Tensor | None:
-        """Takes every class in turn for `count` samples: [count] int64; None where samples are of no class."""
-        return torch.arange(count, device=self.device) % self.classes if self.by_class else None
+        """Takes every class in turn for `count` samples, [count] int64, or label vectors of the data, [count, A].
+
+        None where samples are of no label.
+        """
+        if self.by_class:
+            return torch.arange(count, device=self.device) % self.classes
+        return self.condition.in_turn(count)
 
     @torch.no_grad()
     def blank(self) -> Posterior:
-        """Encodes one black image of the first class: the posterior's type and tensors show what `encode` gives."""
-        labels = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return self.encode(torch.zeros(1, *self.shape, device=self.device), labels)
+        """Encodes one black image of the first label: the posterior's type and tensors show what `encode` gives."""
+        return self.encode(torch.zeros(1, *self.shape, device=self.device), self.in_turn(1))
 
     @property
     def bounded(self) -> bool:

@@ -18,10 +18,10 @@ from vaelab.nn.priors import Prior
 class CVAE(VAE):
     """A VAE of p(x | y): the label y enters encoder and decoder, and the prior of z stays as it is.
 
-    Both see the same learned vector of the label (`vaelab.nn.conditions.Label`), next to the pixels and
-    next to z.
+    Both see the same vector of the label, next to the pixels and next to z: a learned one of a class
+    (`vaelab.nn.conditions.Label`), unless `condition` is another.
 
-    label_dim: size of the label's vector.
+    label_dim: size of a class's vector.
     """
 
     def __init__(
@@ -36,10 +36,8 @@ class CVAE(VAE):
         prior: Build[Prior] = None,
         condition: Build[Condition] = None,
     ):
-        name = type(self).__name__.lower()
-        if num_classes is None:
-            raise UserError(f"model={name} needs labels, and this data set has none: use model=vae, or a labelled one")
         if condition == {}:  # the option `none` is an empty mapping
+            name = type(self).__name__.lower()
             raise UserError(f"condition=none: model={name} is conditional on labels: leave it out, or use model=vae")
         condition = condition or partial(Label, dim=label_dim)
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)

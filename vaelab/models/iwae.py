@@ -12,7 +12,7 @@ from vaelab.core.batch import Batch
 from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.vae import VAE
-from vaelab.nn.conditions import Condition
+from vaelab.nn.conditions import Condition, again
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 from vaelab.nn.posteriors import Head
@@ -62,7 +62,7 @@ class IWAE(VAE):
         posterior = self.encode(x, labels)
         draw = posterior.draw if self.gradient == "iwae" else posterior.draw_by_path
         z, log_ratio = draw(noise, self.prior, labels)
-        every = None if labels is None else labels.repeat(draws)
+        every = again(labels, draws)
         raw = self.decode(z.flatten(0, 1), every)
         log_px = self.likelihood.log_prob(raw, x.repeat(draws, 1, 1, 1)).view(draws, -1)
         log_weights = log_px + log_ratio

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.batch import Batch
+from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeFloat, PositiveInt, Shape
 from vaelab.models.base import Build, Terms
 from vaelab.models.cvae import CVAE
@@ -48,6 +49,8 @@ class M2(CVAE):
         prior: Build[Prior] = None,
         condition: Build[Condition] = None,
     ):
+        if num_classes is None:
+            raise UserError("model=m2 needs labels that are classes, and this data set has none: use model=vae")
         super().__init__(shape, num_classes, network, likelihood, latent_dim, label_dim, posterior, prior, condition)
         self.alpha = float(alpha)
         self.classifier = network.encoder(self.shape, self.classes)

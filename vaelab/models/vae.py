@@ -59,7 +59,7 @@ class VAE(Model):
         self.layout = vector(latent_dim, self.prior.standard)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
         self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
-        self.prior.belongs(self.encode, self.shape)
+        self.prior.belongs(self.encode, self.shape, self.condition.in_turn(1))
         if estimator == "stl":
             self.check_path("model.estimator=stl")
         if free_bits and not (estimator == "closed" and self.posterior.example().has_kl(self.prior)):

@@ -52,8 +52,8 @@ def payload(
     """Returns a model's explorer as JSON; None if its weights or codes are not all finite.
 
     model: a `Model`. images: real ones as it sees them, [N, C, H, W]; up to 12 of them are there to start from,
-    and all of them say how much each dimension is used. labels: [N], or None. class_names: names of the classes,
-    in order.
+    and all of them say how much each dimension is used. labels: [N] or [N, A], or None. class_names: names of the
+    classes, in order.
     """
     posterior, layout = coding.posterior(model, images, labels), model.layout
     codes, used = posterior.code.cpu(), posterior.usage(model.prior) if layout.dimensions else None
@@ -62,6 +62,7 @@ def payload(
     if not _finite([*weights, codes, *([used.values] if used else [])]):
         return None
     labels = None if labels is None else labels.cpu()
+    classes = None if labels is None or labels.ndim > 1 else labels
     with evaluating(model):
         found = portable.decoder(model)
     carried, why = (None, found) if isinstance(found, str) else (found, None)
@@ -69,15 +70,15 @@ def payload(
     def decoded(z: Tensor, y: Tensor | None) -> Tensor:
         return coding.decode(model, z, y, pixel_range)
 
-    starts = _starts(labels, len(images), STARTS if carried else SHEET_STARTS if used else 1)
+    starts = _starts(classes, len(images), STARTS if carried else SHEET_STARTS if used else 1)
     own = None if labels is None else labels[starts]
     page = {
         "standard": layout.standard,
         "shape": list(model.shape),
         "range": list(pixel_range),
-        "names": _names(model, labels, class_names),
-        "conditional": model.conditional and (carried is not None or used is not None),
-        "labels": None if own is None else own.tolist(),
+        "names": _names(model, classes, class_names),
+        "conditional": model.conditional and model.by_class and (carried is not None or used is not None),
+        "labels": None if classes is None else classes[starts].tolist(),
         "originals": sheet(to_unit(images[starts.to(images.device)], pixel_range)),
     }
     if used is None:
@@ -152,16 +153,17 @@ def _dimensions(codes: Tensor, used: Usage, layout: Layout) -> tuple[list[float]
 
 
 def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decoded: Callable[..., Tensor]) -> Json:
-    """Decodes each start into a sheet: as it is; under each label, if conditional; along each dimension.
+    """Decodes each start into a sheet: as it is; under each class, if it is told one; along each dimension.
 
-    codes: [N, d]; labels: [N], of a conditional model. The page's sliders are cut down to those that have pictures.
+    codes: [N, d]; labels: [N] or [N, A], of a conditional model. The page's sliders are cut down to those
+    that have pictures.
     """
     page["dimensions"] = [d | {"step": (d["high"] - d["low"]) / (SHEET_VALUES - 1)} for d in page["dimensions"]]
     del page["dimensions"][SHEET_DIMENSIONS:]
     z, y = [], []
     for start, code in enumerate(codes):
         own = None if labels is None else labels[start]
-        classes = range(len(page["names"])) if own is not None else ()
+        classes = range(len(page["names"])) if page["conditional"] else ()
         z += [code] * (1 + len(classes))
         y += [own, *(own.new_tensor(k) for k in classes)] if own is not None else []
         for slider in page["dimensions"]:

@@ -102,7 +102,7 @@ def _samples(s: Scene) -> Figure | None:
 def _real_and_generated(s: Scene) -> Figure | None:
     if s.model.prior is None:
         return None
-    labels = s.few.labels if s.model.by_class else None  # the same classes on both sides
+    labels = s.few.labels if s.model.told else None  # the same labels on both sides
     generated = coding.sample(s.model, len(s.few.images), labels, s.data.pixel_range, SEED)
     return images.real_and_generated(s.unit(s.few.images), generated)
 
@@ -200,11 +200,11 @@ def _latents(s: Scene) -> Figure | None:
     if s.model.layout.dimensions != 2:
         points, explained = latents.principal_components(s.codes)
         axes = tuple(latents.component(i, explained) for i in range(2))
-    values, names = s.many.labels, s.classes
+    values, names = s.many.classes, s.classes
     if values is None and s.many.factors is not None and s.data.factor_sizes:
         values, names = s.many.factors[:, 0], []
     if values is not None and len(values.unique()) > latents.MOST_CLASSES:
-        names = ["class"] if s.many.labels is not None else [next(iter(s.data.factor_sizes or ["factor"]))]
+        names = ["class"] if s.many.classes is not None else [next(iter(s.data.factor_sizes or ["factor"]))]
     what = "posterior means" if s.posterior.density else "codes"
     return latents.scatter(
         points,
@@ -234,7 +234,7 @@ def _uncertainty(s: Scene) -> Figure | None:
 
 def _data(s: Scene) -> Figure:
     """Draws training images; a class with few of them has gaps in its row."""
-    x, labels, columns = s.unit(s.known.images), s.known.labels, 8
+    x, labels, columns = s.unit(s.known.images), s.known.classes, 8
     groups = {"all": x} if labels is None else {name: x[labels.cpu() == c] for c, name in enumerate(s.classes[:ROWS])}
     groups = {name: group for name, group in groups.items() if len(group)}
     columns = min(columns, max(map(len, groups.values())))

@@ -83,6 +83,8 @@ class _Carrier:
             raise _NotPortableError
         self.mean = _MEANS[type(model.likelihood).mean]
         table = model.condition.table
+        if table is None and model.conditional:  # on a vector of numbers
+            raise _NotPortableError
         self.labels = None if table is None else self._table(table)
         self.codes, size = None, model.layout.shape
         if len(model.layout.levels) > 1 and model.layout.codes is not None:
@@ -192,7 +194,7 @@ def _is_plain(model: Any) -> bool:
 
     A new variant may decode in its own way, which would show nowhere in its layers.
     """
-    labels, layout = torch.zeros(1, dtype=torch.int64, device=model.device), model.layout
+    labels, layout = model.condition.in_turn(1), model.layout
     if layout.codes is not None:
         code = torch.arange(math.prod(layout.shape), device=model.device) % layout.codes
         code = code.view(1, *layout.shape)

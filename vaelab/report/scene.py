@@ -65,7 +65,7 @@ class Scene:
         """Many training rows of a table and as many drawn ones, [N, D] each, as the model sees them; None without."""
         if self.data.fields is None or self.model.prior is None:
             return None
-        labels = self.known.labels if self.model.by_class else None
+        labels = self.known.labels if self.model.told else None
         with seeded(SEED, self.model.device), torch.no_grad():
             z = torch.cat([*coding.draws(self.model, len(self.known.images), SEED, labels=labels)])
             drawn = [self.model.likelihood.sample(raw).cpu() for raw in coding.raw(self.model, z, labels)]

@@ -6,13 +6,12 @@ from typing import Any
 
 KEYS = ("schema", "value_range")
 """Keys of a data set that its data may answer: numbers mean the same to a model from then on."""
+TOLD = {"schema": ("likelihood", "columns"), "label_names": ("condition", "names")}
+"""Answers that a part of the model is told, too, by the part's name and key: a model is then built without its data."""
 
 
 def answer(config: dict[str, Any], found: dict[str, Any]) -> None:
-    """Puts answers of the data, by key, into the config's section `dataset` where it has null, and notes which.
-
-    The columns of a table go to a likelihood that takes them, too: a model is then built without its data.
-    """
+    """Puts answers of the data, by key, into the config's section `dataset` where it has null, and notes which."""
     found = {key: value for key, value in found.items() if config["dataset"].get(key) is None}
     if found:
         _put(config, found)
@@ -33,10 +32,9 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
 
 def _put(config: dict[str, Any], values: dict[str, Any]) -> None:
     config["dataset"] = (config.get("dataset") or {}) | values
-    if "schema" not in values:
-        return
-    columns, model = {"columns": values["schema"]}, config.get("model") or {}
-    if "columns" in (config.get("likelihood") or {}):
-        config["likelihood"] = config["likelihood"] | columns
-    if "columns" in (model.get("likelihood") or {}):
-        config["model"] = model | {"likelihood": model["likelihood"] | columns}
+    for answered in values.keys() & TOLD.keys():
+        (part, key), model = TOLD[answered], config.get("model") or {}
+        if key in (config.get(part) or {}):
+            config[part] = config[part] | {key: values[answered]}
+        if key in (model.get(part) or {}):
+            config["model"] = model | {part: model[part] | {key: values[answered]}}

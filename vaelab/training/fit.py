@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from vaelab import runs
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.words import listed
+from vaelab.datasets.classes import labels_of
 from vaelab.runs import Files
 from vaelab.runs.answers import answer
 from vaelab.runs.quiet import Terminal, quieten
@@ -139,6 +141,7 @@ def prepare(config: dict[str, Any], run: Path, checkpoint: Path | None = None) -
     model = build_model(config, data)
     if checkpoint is None:
         model.start_from(data.mean_image, data.spread, len(data.train))
+        model.condition.start_from(partial(labels_of, data.train), partial(labels_of, data.val or data.train))
         if model.prior is not None:
             model.prior.start_from(data.training_images)
     trainer = _build_trainer(config, run, model, data, checkpoint)

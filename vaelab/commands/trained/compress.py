@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from vaelab.commands import command
 from vaelab.commands.trained import own_images, viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt
+from vaelab.core.types import AskedLabel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class Options(NamedTuple):
     input: str
     out: str
     resize: bool
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     names: bool
     trust: bool
 
@@ -68,7 +68,7 @@ def job(config: Any) -> None:
         bitsback.require(trained.model, trained.dataset["binarize"] != "none")
     found = images.find(asked.input, trained.model.shape, "input", asked.resize, trained.bits)
     labels = _needed(
-        trained, asked.fitted, own_images.labels_of(found, trained, viewing.class_of(trained, asked.label))
+        trained, asked.fitted, own_images.labels_of(found, trained, viewing.label_of(trained, asked.label))
     )
     file, said = (_codes if discrete else _images)(trained, asked, found, labels)
     packed.write(out, file)
@@ -147,6 +147,8 @@ def _needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tenso
             f"label: prior={prior} is told the class of an image: give label=, or a folder for each class\n"
             f"vaelab prior prior={prior} prior.labels=false fits one that is not"
         )
+    if trained.model.conditional and not trained.model.by_class:
+        raise UserError("run: its model is told vectors, and a file of vaelab compress holds classes: train it without")
     return labels if told or trained.model.conditional else None
 
 

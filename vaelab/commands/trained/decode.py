@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from vaelab.commands import command
 from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt
+from vaelab.core.types import AskedLabel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class Options(NamedTuple):
     device: str
     codes: str
     out: str
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     trust: bool
 
 
@@ -169,17 +169,27 @@ def _codes(arrays: dict[str, Any], model: Model, path: str) -> Tensor:
 
 
 def _labels(arrays: dict[str, Any], trained: Trained, asked: Options, count: int) -> Tensor | None:
-    """Returns classes to decode with, [N] int64, of `label` or of the file; None unless the model is conditional."""
+    """Returns labels to decode with, [N] int64 or [N, A], of `label` or of the file; None without a condition."""
     import torch
 
-    label = viewing.class_of(trained, asked.label)
+    from vaelab.nn.conditions import for_all
+
+    label = viewing.label_of(trained, asked.label)
     if not trained.model.conditional:
         return None
     if label is not None:
-        return torch.full((count,), label)
+        return for_all(label, count)
     if "labels" not in arrays:
-        raise UserError(f"label: the model takes a label, and codes={asked.codes} holds no `labels`: give label=0, say")
-    labels = arrays["labels"]
+        example = trained.model.condition.example
+        raise UserError(
+            f"label: the model takes a label, and codes={asked.codes} holds no `labels`: give {example}, say"
+        )
+    labels, one = arrays["labels"], trained.model.in_turn(1)
+    assert one is not None
+    if not trained.model.by_class:
+        if labels.shape != (count, one.shape[1]) or labels.dtype.kind not in "iuf":
+            raise UserError(f"codes={asked.codes}: `labels` must be {count} x {one.shape[1]} numbers, a row for each")
+        return torch.from_numpy(labels).to(one.dtype)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"codes={asked.codes}: `labels` must be {count} integers, one for each row")
     if labels.min() < 0 or labels.max() >= trained.model.classes:

@@ -10,7 +10,7 @@ from vaelab.commands import command
 from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
-from vaelab.core.types import NonNegativeInt
+from vaelab.core.types import AskedLabel
 from vaelab.core.words import counted
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Options(NamedTuple):
     input: str
     out: str
     resize: bool
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     trust: bool
 
 
@@ -52,7 +52,7 @@ def job(config: Any) -> None:
     from vaelab.runs.trained import Trained
 
     trained = Trained(asked.run, asked.checkpoint, asked.device, trust=asked.trust)
-    label = viewing.class_of(trained, asked.label)
+    label = viewing.label_of(trained, asked.label)
     if trained.fields is None:
         found = images.find(asked.input, trained.model.shape, "input", asked.resize, trained.bits)
         labels = own_images.labels_of(found, trained, label)
@@ -61,7 +61,8 @@ def job(config: Any) -> None:
         found, labels = rows.found, rows.labels
     arrays = own_images.encoded(trained, found, labels)
     if own_tables.is_table(asked.out):
-        of_classes = {"label": [trained.classes.name(i) for i in labels.tolist()]} if labels is not None else {}
+        named = labels is not None and labels.ndim == 1
+        of_classes = {"label": [trained.classes.name(i) for i in labels.tolist()]} if named else {}
         own_tables.write(out, {"file": found.names} | own_tables.codes(arrays) | of_classes)
     else:
         _write(out, arrays, _about(trained, found, labels), found.names, labels)

@@ -10,9 +10,11 @@ from pydantic import Field
 from vaelab.commands import command
 from vaelab.commands.trained import own_tables, viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt, Seed
+from vaelab.core.types import AskedLabel, Seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vaelab.runs.trained import Trained
 
 
@@ -24,7 +26,7 @@ class Options(NamedTuple):
     device: str
     input: str
     out: str
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     draws: Annotated[int, Field(ge=1, le=10**6)]
     seed: Seed
     trust: bool
@@ -50,13 +52,13 @@ def job(config: Any) -> None:
             f"run={asked.run}: it was trained on whole examples: train with dataset=table or arrays and "
             "dataset.missing=mask"
         )
-    label = viewing.class_of(trained, asked.label)
+    label = viewing.label_of(trained, asked.label)
     missing, total = (_table if trained.fields is not None else _array)(trained, asked, label)
     print(f"{missing:,} of {total:,} values filled in by {trained.folder} ({trained.checkpoint} checkpoint)")
     print(f"filled in: {asked.out}")
 
 
-def _table(trained: Trained, asked: Options, label: int | None) -> tuple[int, int]:
+def _table(trained: Trained, asked: Options, label: Tensor | None) -> tuple[int, int]:
     """Fills a CSV in; what was there, and columns that the run does not know, stay as they are."""
     import numpy as np
 
@@ -81,23 +83,23 @@ def _table(trained: Trained, asked: Options, label: int | None) -> tuple[int, in
     return missing, total
 
 
-def _array(trained: Trained, asked: Options, label: int | None) -> tuple[int, int]:
+def _array(trained: Trained, asked: Options, label: Tensor | None) -> tuple[int, int]:
     """Fills an array in, an .npy file."""
     import numpy as np
-    import torch
 
     from vaelab.core.config import build
     from vaelab.core.files import whole
     from vaelab.inference import imputation
+    from vaelab.nn.conditions import for_all
 
     out = Path(asked.out).expanduser()
     if out.suffix != ".npy":
         raise UserError(f"out={asked.out}: name a file that ends in .npy")
     data: Any = build(trained.dataset | {"root": asked.input})
     seen, array = data.images_of(trained.model.shape, "input")
-    labels = None if label is None else torch.full((len(seen),), label)
+    labels = None if label is None else for_all(label, len(seen))
     if trained.model.conditional and labels is None:
-        raise UserError("label: the model takes a class: give label=0, say, for all of the file")
+        raise UserError(f"label: the model takes one: give {trained.model.condition.example}, say, for all of the file")
     filled = imputation.impute(trained.model, seen, labels, asked.draws, asked.seed)
     holes = np.isnan(array)
     with whole(out) as partial, partial.open("wb") as file:

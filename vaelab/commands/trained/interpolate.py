@@ -10,7 +10,7 @@ from pydantic import Field
 from vaelab.commands import command
 from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt
+from vaelab.core.types import AskedLabel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ class Options(viewing.Options):
     steps: Annotated[int, Field(ge=2, le=101)]
     mode: Literal["both", "linear", "spherical"]
     corners: Any
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     resize: bool
 
 
@@ -48,7 +48,7 @@ def job(config: Any) -> Path:
     trained = viewing.opened(asked)
     viewing.require_pictures(trained, "interpolate")
     trained.model.layout.require_axes(type(trained.model).__name__, "interpolate")
-    label = viewing.class_of(trained, asked.label)
+    label = viewing.label_of(trained, asked.label)
     path = viewing.destination(asked.out, trained.folder, "interpolate")
 
     import torch
@@ -58,7 +58,7 @@ def job(config: Any) -> Path:
 
     chosen = [viewing.choose(trained, asked.split, [item], key, label, asked.resize) for key, item in wanted]
     codes = torch.cat([coding.codes(trained.model, one.images, one.labels) for one in chosen])
-    labels = chosen[0].labels if label is None else torch.tensor([label])
+    labels = chosen[0].labels if label is None else label
     labels = labels if trained.model.conditional else None
     style.save(_drawing(trained, asked, torch.cat([one.images for one in chosen]), codes, labels), path)
     for number, one in enumerate(chosen):
@@ -67,7 +67,7 @@ def job(config: Any) -> Path:
         apart = f", {_apart(codes[0], codes[number])}" if number else ""
         print(f"{one.names[0]}{kl}, |z| {codes[number].norm():.2f}{apart}")
     if labels is not None:
-        print(f"decoded as class {trained.classes.name(int(labels))} throughout; label= chooses another")
+        print(f"decoded as {viewing.words_of(trained, labels)} throughout; label= chooses another")
     print(f"figure: {path}")
     return path
 

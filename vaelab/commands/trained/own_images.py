@@ -24,23 +24,26 @@ SOFTWARE = "vaelab decode"
 # --- images to codes --------------------------------------------------------------------------
 
 
-def labels_of(found: Found, trained: Trained, label: int | None) -> Tensor | None:
-    """Returns the images' classes, [N] int64, or None where neither the model nor the folders have any.
+def labels_of(found: Found, trained: Trained, label: Tensor | None) -> Tensor | None:
+    """Returns the images' labels, [N] int64 or [N, A], or None where neither the model nor the folders have any.
 
     `label` for all, or the class folders, each of which is the class of that name in training. Folders of other names
     are numbered in alphabetical order where the model takes no labels, and refused where it does.
     """
     import torch
 
+    from vaelab.nn.conditions import for_all
+
     if label is not None:
-        return torch.full((len(found.names),), label)
+        return for_all(label, len(found.names))
     conditional, classes = trained.model.conditional, trained.classes
-    if found.labels is None or found.classes is None:
+    if found.labels is None or found.classes is None or (conditional and not trained.model.by_class):
         if not conditional:
             return None
+        example = f"label={classes.name(0)}" if trained.model.by_class else trained.model.condition.example
         raise UserError(
-            f"label: the model takes images with their labels\ngive label={classes.name(0)}, say, for all of them, or "
-            "put them into a folder for each class"
+            f"label: the model takes images with their labels\ngive {example}, say, for all of them"
+            + ", or put them into a folder for each class" * trained.model.by_class
         )
     numbers = [classes.find(name) for name in found.classes]
     unknown = next((name for name, number in zip(found.classes, numbers, strict=True) if number is None), None)

@@ -35,8 +35,9 @@ class Rows(NamedTuple):
         return Found([f"row {i}" for i in range(1, len(self.x) + 1)], TensorSplit(self.x), None, self.labels)
 
 
-def read(trained: Trained, path: str, key: str, label: int | None) -> Rows:
-    """Reads a table as the run saw its own. label: the class of all rows; None takes the run's column of classes.
+def read(trained: Trained, path: str, key: str, label: Tensor | None) -> Rows:
+    """Reads a table as the run saw its own. label: that of all rows, [1] or [1, A]; None takes the run's
+    column of classes.
 
     Raises UserError, naming file and column, for what the run cannot take.
     """
@@ -44,10 +45,11 @@ def read(trained: Trained, path: str, key: str, label: int | None) -> Rows:
 
     from vaelab.datasets.own import table_file
     from vaelab.datasets.own.table import cells_to_rows
+    from vaelab.nn.conditions import for_all
 
     cells, source = table_file.read(path, key), f"{key}={path}"
     x = cells_to_rows(_fields(trained), cells, source, trained.model.likelihood.missing)
-    labels = None if label is None else torch.full((len(x),), label)
+    labels = None if label is None else for_all(label, len(x))
     name = trained.dataset["label"]
     if labels is None and name in cells:
         labels = torch.tensor([trained.classes.require(_word(cell)) for cell in cells[name].tolist()])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vaelab.commands import command
 from vaelab.commands.trained import own_tables, viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt, PositiveInt
+from vaelab.core.types import AskedLabel, PositiveInt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ class Options(viewing.Options):
 
     n: PositiveInt
     image: Any
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     resize: bool
 
 
@@ -51,7 +51,7 @@ def job(config: Any) -> Path:
     wanted = None if asked.image is None else viewing.images_named(asked.image, "image")
     _check(asked, kind, wanted)
     trained = viewing.opened(asked)
-    label = viewing.class_of(trained, asked.label)
+    label = viewing.label_of(trained, asked.label)
     if rows := viewing.of_rows(trained, asked, kind, "reconstruct"):
         return _rows(trained, asked, rows)
     path = viewing.destination(asked.out, trained.folder, "reconstruct")
@@ -106,7 +106,7 @@ def _check(asked: Options, kind: str, wanted: list[int | str] | None) -> None:
 
 
 def _chosen(
-    trained: Trained, asked: Options, wanted: list[int | str] | None, label: int | None
+    trained: Trained, asked: Options, wanted: list[int | str] | None, label: Tensor | None
 ) -> tuple[int, Iterable[Any]]:
     """Returns how many images there are, and batches of them, as the model sees them, with labels."""
     if wanted is None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from vaelab.commands import command
 from vaelab.commands.trained import own_tables, viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from vaelab.core.types import AskedLabel, NonNegativeFloat, PositiveInt
 from vaelab.core.words import counted
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IN_A_FIGURE = 1024
 """Images that a figure can hold."""
 UNKNOWN = "unknown"
-"""The label of images of which a model that knows how is told no class."""
+"""The label of images of which a model that knows how is told nothing."""
 CLASSES_IN_A_ROW = 20
 """Classes that are drawn one per column."""
 
@@ -35,7 +35,7 @@ class Options(viewing.Options):
     """Keys of conf/sample.yaml."""
 
     n: Annotated[int, Field(ge=1, le=100_000)]
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     temperature: NonNegativeFloat
     top_k: PositiveInt | None
     level: str | None
@@ -92,7 +92,7 @@ def job(config: Any) -> Path:
     return path
 
 
-def _check_folder(kind: str, out: str, label: int | str | None) -> None:
+def _check_folder(kind: str, out: str, label: Any) -> None:
     """Raises UserError unless class folders can be made in `out`: a folder that is new or empty."""
     if kind != "folder":
         raise UserError(f"class_folders=true: it is for a folder of images: out=FOLDER/, not out={out}")
@@ -122,7 +122,7 @@ def _only_fitted(trained: Trained) -> str | None:
 
 
 def _checked(trained: Trained, asked: Options) -> Options:
-    """Returns what is asked, with the label as a number or `all`. Raises UserError for what the model cannot do."""
+    """Returns what is asked. Raises UserError for what the model cannot do."""
     from vaelab.runs import priors
 
     model = trained.model
@@ -132,12 +132,21 @@ def _checked(trained: Trained, asked: Options) -> Options:
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
     if asked.class_folders and not model.by_class:
         raise UserError(f"class_folders=true: {name} draws images of no class: leave it out, or train model=cvae")
-    known = (None, "all", UNKNOWN) if model.condition.null is not None else (None, "all")
-    label = asked.label if asked.label in known and model.by_class else viewing.class_of(trained, asked.label)
+    _one_label(trained, asked)
     model.prior.check_sampling(asked.temperature, asked.top_k, name)
     if asked.level is not None:
         model.layout.span(asked.level)
-    return replace(asked, label=label)
+    return asked
+
+
+def _one_label(trained: Trained, asked: Options) -> Tensor | None:
+    """Returns the one label that is asked for, [1] or [1, A]. Raises UserError for one that the model does not know.
+
+    None where none is asked for, `all` of them, or nothing is to be told.
+    """
+    model = trained.model
+    words = [*["all"] * model.by_class, *[UNKNOWN] * (model.told and model.condition.null is not None)]
+    return None if asked.label in words else viewing.label_of(trained, asked.label)
 
 
 def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:
@@ -145,20 +154,20 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
     import torch
 
     from vaelab.inference import coding
+    from vaelab.nn.conditions import for_all
 
     model = trained.model
-    classes = model.classes if asked.label == "all" else 1
+    classes, one = model.classes if asked.label == "all" else 1, _one_label(trained, asked)
     each = -(-asked.n // classes)
+    in_turn = model.in_turn(each)
 
     def labels(group: int) -> Tensor | None:
-        if not model.by_class:
-            return None
-        if asked.label is None:
-            return torch.arange(each) % model.classes
+        if in_turn is None or asked.label is None:
+            return in_turn
         if asked.label == UNKNOWN:
             assert model.condition.null is not None
-            return torch.full((each,), model.condition.null)
-        return torch.full((each,), group if asked.label == "all" else int(asked.label))
+            return torch.full_like(in_turn, model.condition.null)
+        return torch.full((each,), group) if one is None else for_all(one, each)
 
     def drawn(wanted: Tensor | None) -> Iterable[Tensor]:
         codes = coding.draws(model, each, asked.seed, asked.temperature, wanted, asked.top_k)
@@ -202,11 +211,11 @@ def _drawing(trained: Trained, asked: Options, batches: list[tuple[Tensor, Tenso
 
     model = trained.model
     images = torch.cat([images for images, _ in batches])
-    of = "" if asked.label is None else " of each class"
+    of, one = "" if asked.label is None else " of each class", _one_label(trained, asked)
     if asked.label == UNKNOWN:
-        of = " of no class that was told"
-    elif asked.label not in (None, "all"):
-        of = f" of class {trained.classes.name(int(asked.label))}"
+        of = f" of no {'class' if model.by_class else 'label'} that was told"
+    elif one is not None:
+        of = f" of {viewing.words_of(trained, one)}"
     words = [f"{trained.config['run']['name']}: samples{of}", *_manner(asked)]
     title = ", ".join([*words, *([f"prior {asked.fitted}"] if asked.fitted else [])])
     if asked.label == "all":
@@ -230,16 +239,18 @@ def _columns(model: Model, asked: Options, count: int) -> int:
 
 
 def _classes(trained: Trained, asked: Options, count: int) -> list[str]:
-    """Which classes the samples are of, in words; nothing of a model that is not told any."""
-    model = trained.model
-    if not model.by_class:
+    """Which labels the samples are of, in words; nothing of a model that is not told any."""
+    model, one = trained.model, _one_label(trained, asked)
+    if not model.told:
         return []
     if asked.label == UNKNOWN:
-        return ["told no class"]
+        return [f"told no {'class' if model.by_class else 'label'}"]
+    if one is not None:
+        return [f"as {viewing.words_of(trained, one)}"]
+    if not model.by_class:
+        return ["of labels as the data have them"]
     if asked.label is None:
         return [f"classes {trained.classes.words} in turn"]
     each = count // model.classes
-    if asked.label == "all":
-        same = f"{each} draws of z" if model.require_prior().classes is None else "noise"
-        return [f"{each} of each class", f"from the same {same}"]
-    return [f"as {trained.classes.name(int(asked.label))}"]
+    same = f"{each} draws of z" if model.require_prior().classes is None else "noise"
+    return [f"{each} of each class", f"from the same {same}"]

@@ -14,7 +14,7 @@ from vaelab.commands import command
 from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
-from vaelab.core.types import NonNegativeInt, PositiveInt
+from vaelab.core.types import AskedLabel, PositiveInt
 from vaelab.core.words import counted
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Options(viewing.Opening):
     n: Annotated[int, Field(ge=1, le=64)]
     importance_samples: PositiveInt
     resize: bool
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +59,7 @@ def job(config: Any) -> dict[str, Path]:
     from vaelab.evaluation.scores import scored
 
     trained = viewing.opened(asked)
-    label, rows = viewing.class_of(trained, asked.label), trained.fields is not None
+    label, rows = viewing.label_of(trained, asked.label), trained.fields is not None
     if rows:
         found, labels = (table := own_tables.read(trained, asked.input, "input", label)).found, table.labels
     else:

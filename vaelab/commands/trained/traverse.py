@@ -11,7 +11,7 @@ from pydantic import Field
 from vaelab.commands import command
 from vaelab.commands.trained import viewing
 from vaelab.core.errors import UserError
-from vaelab.core.types import NonNegativeInt
+from vaelab.core.types import AskedLabel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,13 +37,13 @@ class Options(viewing.Options):
     range: Annotated[float, Field(gt=0, le=1e6)]
     steps: Annotated[int, Field(ge=2, le=101)]
     image: Any
-    label: NonNegativeInt | str | None
+    label: AskedLabel | None
     resize: bool
     level: str | None
 
 
 class Start(NamedTuple):
-    """The start of a traversal. code: [1, d]. labels: [1] or None. name: in words."""
+    """The start of a traversal. code: [1, d]. labels: [1] or [1, A], or None. name: in words."""
 
     code: Tensor
     labels: Tensor | None
@@ -80,7 +80,7 @@ def job(config: Any) -> Path:
     viewing.check_figure(asked.out)
     trained = viewing.opened(asked)
     viewing.require_pictures(trained, "traverse")
-    label = viewing.class_of(trained, asked.label)
+    label = viewing.label_of(trained, asked.label)
     _check(trained.model, asked, dims)
     path = viewing.destination(asked.out, trained.folder, "traverse")
 
@@ -139,7 +139,8 @@ def _check(model: Model, asked: Options, dims: list[int] | None) -> None:
         raise UserError(f"image=null: {type(model).__name__} has no prior whose mean to start at: give image=0")
     if asked.image is None and model.conditional and asked.label is None:
         raise UserError(
-            "label: a conditional model has to know which class to draw from the prior's mean: give label=0"
+            "label: a conditional model has to know which label to draw from the prior's mean: give "
+            f"{model.condition.example}"
         )
 
 
@@ -162,18 +163,16 @@ def _axes(trained: Trained, split: str, level: str | None) -> Axes:
     return Axes(dims.tolist(), used, codes.mean(0), codes.std(0, unbiased=False))
 
 
-def _start(trained: Trained, asked: Options, wanted: int | str | None, label: int | None) -> Start:
+def _start(trained: Trained, asked: Options, wanted: int | str | None, label: Tensor | None) -> Start:
     """Returns the code of the image, or the prior's mean; decoded as class `label` if one is asked for."""
-    import torch
 
     from vaelab.inference import coding
 
     model = trained.model
-    labels = None if label is None else torch.tensor([label])
     if wanted is None:
         mean = model.require_prior().mean
         assert mean is not None  # a prior of vectors has one
-        return Start(mean[None].cpu(), labels, viewing.as_class(trained, "the prior's mean", label))
+        return Start(mean[None].cpu(), label, viewing.as_label(trained, "the prior's mean", label))
     chosen = viewing.choose(trained, asked.split, [wanted], "image", label, asked.resize)
     code = coding.codes(model, chosen.images, chosen.labels)
-    return Start(code, chosen.labels if labels is None else labels, viewing.as_class(trained, chosen.names[0], label))
+    return Start(code, chosen.labels if label is None else label, viewing.as_label(trained, chosen.names[0], label))

@@ -16,6 +16,7 @@ from vaelab.commands import command
 from vaelab.commands.trained import own_tables
 from vaelab.core.errors import UserError
 from vaelab.core.files import whole
+from vaelab.core.types import AskedLabel
 from vaelab.runs import Files
 
 if TYPE_CHECKING:
@@ -79,19 +80,19 @@ def opened(options: Opening, prior: str | None = None) -> Trained:
     return trained
 
 
-def class_of(trained: Trained, label: int | str | None) -> int | None:
-    """Finds the number of the class that `label=` names, None for none.
+def label_of(trained: Trained, label: AskedLabel | None) -> Tensor | None:
+    """Finds the label that `label=` asks for, [1] or [1, A], None for none.
 
     Raises UserError for a label that the model has no use for, or does not know.
     """
     if label is None:
         return None
     model = trained.model
-    if not model.by_class:
+    if not model.told:
         name, of_codes = type(model).__name__, model.layout.codes is not None and model.num_classes is not None
         other = "fit a prior that is told the class (vaelab prior)" if of_codes else "train model=cvae"
         raise UserError(f"label={label}: {name} takes no labels: leave it out, or {other}")
-    return trained.classes.require(label)
+    return model.condition.read(label, trained.classes.require)
 
 
 def images_named(value: Any, key: str) -> list[int | str]:
@@ -124,9 +125,9 @@ def one_image(value: Any, key: str) -> int | str:
 
 
 def choose(
-    trained: Trained, split: str, wanted: Sequence[int | str], key: str, label: int | None, resize: bool
+    trained: Trained, split: str, wanted: Sequence[int | str], key: str, label: Tensor | None, resize: bool
 ) -> Chosen:
-    """The images, from the split or from files. label: the class of those from files, for a conditional model.
+    """The images, from the split or from files. label: that of those from files, for a conditional model.
 
     The data is read only where an index asks for it. Raises UserError for an index or a file that does not fit.
     """
@@ -149,26 +150,32 @@ def _from_split(trained: Trained, split: str, index: int, key: str) -> Chosen:
     if index >= size:
         raise UserError(f"{key}={index}: split={split} has {size:,} images, 0 to {size - 1}")
     batch = trained.batch(split, torch.tensor([index]))
-    name = f"{split} {index}" + ("" if batch.labels is None else f" (class {trained.classes.name(int(batch.labels))})")
+    name = f"{split} {index}"
+    if batch.classes is not None:
+        name += f" (class {trained.classes.name(int(batch.classes))})"
     return Chosen(batch.images, batch.labels, [name])
 
 
-def _from_file(trained: Trained, path: str, key: str, label: int | None, resize: bool) -> Chosen:
-    import torch
-
+def _from_file(trained: Trained, path: str, key: str, label: Tensor | None, resize: bool) -> Chosen:
     from vaelab.datasets import images
 
     model = trained.model
     if model.conditional and label is None:
-        raise UserError(f"label: {type(model).__name__} has to know the class of {path}: give label=0 or another")
+        example = model.condition.example
+        raise UserError(f"label: {type(model).__name__} has to know the label of {path}: give {example} or another")
     read = images.read(path, model.shape, key, resize, trained.bits).to(model.device)
     x = images.as_model_sees(read, trained.pixel_range, trained.dataset["binarize"] != "none")
-    return Chosen(x, None if label is None else torch.tensor([label], device=model.device), [Path(path).name])
+    return Chosen(x, None if label is None else label.to(model.device), [Path(path).name])
 
 
-def as_class(trained: Trained, name: str, label: int | None) -> str:
-    """An image's name, with the class it is decoded as if one was asked for."""
-    return name if label is None else f"{name} as class {trained.classes.name(label)}"
+def as_label(trained: Trained, name: str, label: Tensor | None) -> str:
+    """An image's name, with the label it is decoded as if one was asked for."""
+    return name if label is None else f"{name} as {words_of(trained, label)}"
+
+
+def words_of(trained: Trained, label: Tensor) -> str:
+    """Says in words which label this is, [1] or [1, A]."""
+    return trained.model.condition.words(label[0], trained.classes.name)
 
 
 def spread(trained: Trained, split: str, count: int) -> Tensor:
@@ -248,8 +255,8 @@ def write_images(
 ) -> None:
     """Writes unit images with their labels, [n] or None: an .npz file, or a folder of PNGs, with a progress bar.
 
-    .npz: `images`, [N, H, W, C] uint8, and `labels`, [N] int64, if there are any. Folder: NUMBER.png, or
-    NUMBER-LABEL.png, or in the folder of its class, if folders for them are given, NUMBER.png.
+    .npz: `images`, [N, H, W, C] uint8, and `labels`, [N] int64 or [N, A], if there are any. Folder: NUMBER.png, or
+    NUMBER-CLASS.png, or in the folder of its class, if folders for them are given, NUMBER.png.
     """
     from tqdm import tqdm
 
@@ -270,7 +277,8 @@ def _folder(path: Path, folders: Sequence[str] | None) -> Writer:
     number = count()
 
     def keep(pixels: Tensor, labels: Tensor | None) -> None:
-        for image, label in zip(pixels, [None] * len(pixels) if labels is None else labels.tolist(), strict=True):
+        classes = [None] * len(pixels) if labels is None or labels.ndim > 1 else labels.tolist()
+        for image, label in zip(pixels, classes, strict=True):
             name = f"{next(number):06}"
             if label is not None:
                 name = f"{name}-{label}" if folders is None else f"{folders[label]}/{name}"

@@ -29,7 +29,7 @@ class ArraySplit:
 
     values: [N, ...], numbers; of a file that is read where it lies, or in memory. layout: their axes. value_range: the
     values that become 0 and 1; None keeps 8 and 16 bits as they are. index: which rows, [M] int64; None for all.
-    labels: [N] int64 or None; factors: [N, F] int64 or None.
+    labels: [N] int64, [N, A] float32 or None; factors: [N, F] int64 or None.
     """
 
     def __init__(

@@ -36,15 +36,17 @@ KEPT = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 class Arrays(ImageData):
     """Arrays in an .npy file, which is read where it lies and may be larger than the memory, or in an .npz file.
 
-    An .npz file holds `x`, or one array alone; where known `labels`, [N], integers from 0 or names; `factors`, [N, F],
-    integers from 0; `test_x`, `test_labels` and `test_factors`; `class_names`, [classes], of labels that are integers.
+    An .npz file holds `x`, or one array alone; where known `labels`, [N], integers from 0 or names, or vectors of
+    numbers, [N, A]; `factors`, [N, F], integers from 0; `test_x`, `test_labels` and `test_factors`; `class_names`,
+    [classes], of labels that are integers; `label_names`, [A], of the entries of vectors.
 
     root: the file. layout: the axes, n(umber) c(hannels) h(eight) w(idth) l(ength) d(imensions); None: as the shape
     says. A vector is held as an image of one row, a sequence as one of height 1. value_range: the values of black and
     white; None: 0 and the greatest of 8 and 16 bits, [0, 1] where all values of another type lie in it, and else their
     least and greatest. test_size: what is set aside for testing where there is no `test_x`: a count if 1 or more,
     a fraction below 1, in every class's proportion. missing: whether to `refuse` NaN, or to `mask` them: a likelihood
-    does not count them.
+    does not count them. label_names: names of the entries of labels that are vectors; None: those in the file, or else
+    `label_0` and so on.
     """
 
     root: str
@@ -52,6 +54,7 @@ class Arrays(ImageData):
     value_range: tuple[Real, Real] | None
     test_size: PositiveInt | ProperFraction
     missing: Literal["refuse", "mask"]
+    label_names: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,12 +64,14 @@ class Arrays(ImageData):
     def load(self) -> tuple[ArraySplit, ArraySplit]:
         """Opens the file and looks at all values. Raises UserError if they, or the file, cannot be used."""
         arrays, values = self._arrays, self._arrays["x"]
-        layout, value_range = self._layout(values), self._range
+        layout, value_range, vectors = self._layout(values), self._range, self._label_names is not None
         labels, factors = (None if t is None else torch.from_numpy(t) for t in (self._labels[0], arrays.get("factors")))
         whole = ArraySplit(values, layout, value_range, labels=labels, factors=factors)
         if "test_x" not in arrays:
             count = count_aside(f"dataset.root={self.root}", len(whole), self.test_size, "add a `test_x`")
-            kept, aside = hold_out(torch.zeros(len(whole), dtype=torch.int64) if labels is None else labels, count)
+            kept, aside = hold_out(
+                torch.zeros(len(whole), dtype=torch.int64) if labels is None or vectors else labels, count
+            )
             return whole.subset(kept), whole.subset(aside)
         labels, factors = (
             None if t is None else torch.from_numpy(t) for t in (self._labels[1], arrays.get("test_factors"))
@@ -95,8 +100,9 @@ class Arrays(ImageData):
 
     @property
     def found(self) -> dict[str, Any]:
-        """The range of values, where they had to be looked at for it."""
-        return {} if self._range is None else {"value_range": list(self._range)}
+        """The range of values, where they had to be looked at for it, and names of the entries of label vectors."""
+        answers = {"value_range": self._range and list(self._range), "label_names": self._label_names}
+        return {key: value for key, value in answers.items() if value is not None}
 
     # --- values outside the training ----------------------------------------------------------
 
@@ -142,22 +148,35 @@ class Arrays(ImageData):
             if of not in arrays:
                 raise self._error(f"it holds {name}, but no {of}", f"add {of}, or leave {name} out")
             arrays[name] = self._numbered(name, arrays[name], len(arrays[of]))
+        shapes = [arrays[name].shape[1:] for name in ("labels", "test_labels") if name in arrays]
+        if len(set(shapes)) > 1:
+            raise self._error(f"a label is {list(shapes[0])}, and of test_labels {list(shapes[1])}", "make them alike")
         return arrays
 
     def _numbered(self, name: str, values: np.ndarray, count: int) -> np.ndarray:
-        """Checks labels, [N] integers from 0 or names, or factors, [N, F] integers from 0; integers become int64."""
+        """Checks labels, [N] integers from 0 or names, or factors, [N, F] integers from 0; integers become int64.
+
+        Labels that are vectors of finite numbers, [N, A], become float32.
+        """
+        if name.endswith("labels") and values.ndim == 2 and len(values) == count and values.dtype.kind in "biuf":
+            if not np.isfinite(values).all():
+                raise self._error(f"{name} holds NaN or infinite numbers", "leave out rows where it is not known")
+            return values.astype(np.float32)
         axes, kinds = (1, "biuUS") if name.endswith("labels") else (2, "biu")
         proper = values.ndim == axes and len(values) == count and values.dtype.kind in kinds
         least = values.min(initial=0) if values.dtype.kind == "i" else 0
         if not proper or least < 0:
             what = f"{name} holds {least}" if proper else f"{name} is {values.dtype} {list(values.shape)}"
             wanted = f"[{count}]" if axes == 1 else f"[{count}, F]"
-            raise self._error(what, f"it must be {wanted}, integers from 0 on; leave out rows where it is not known")
+            vectors = f", or vectors of numbers, [{count}, A]" if axes == 1 else ""
+            raise self._error(
+                what, f"it must be {wanted}, integers from 0 on{vectors}; leave out rows where it is not known"
+            )
         return values.astype(str) if values.dtype.kind in "US" else values.astype(np.int64)
 
     @cached_property
     def _classes(self) -> list[str] | None:
-        if "labels" not in self._arrays:
+        if "labels" not in self._arrays or self._label_names is not None:
             return None
         known = [self._arrays[name] for name in ("labels", "test_labels") if name in self._arrays]
         if known[0].dtype.kind == "i":
@@ -168,12 +187,29 @@ class Arrays(ImageData):
             return names
         return [str(name) for name in np.unique(np.concatenate(known))]
 
+    @cached_property
+    def _label_names(self) -> list[str] | None:
+        """Names of the entries of labels that are vectors, None where they are not."""
+        labels, given = self._arrays.get("labels"), self.label_names
+        if labels is None or labels.ndim == 1:
+            if given is not None:
+                raise UserError(f"dataset.label_names: the labels of {self.root} are no vectors, [N, A]: leave it out")
+            return None
+        names = given or [str(name) for name in self._arrays.get("label_names", [])]
+        names = names or [f"label_{i}" for i in range(labels.shape[1])]
+        if len(set(names)) != labels.shape[1] or len(names) != labels.shape[1]:
+            raise UserError(
+                f"dataset.label_names: {len(names)} names for the {labels.shape[1]} numbers of a label in {self.root}: "
+                "give each a name of its own"
+            )
+        return names
+
     @property
     def _labels(self) -> list[np.ndarray | None]:
-        """Labels to train on and to test on, [N] int64 each, or None."""
+        """Labels to train on and to test on, [N] int64 or [N, A] float32 each, or None."""
         known = [self._arrays.get(name) for name in ("labels", "test_labels")]
         names = np.array(self._classes or [])
-        return [v if v is None or v.dtype.kind == "i" else np.searchsorted(names, v).astype(np.int64) for v in known]
+        return [v if v is None or v.dtype.kind in "if" else np.searchsorted(names, v).astype(np.int64) for v in known]
 
     def _layout(self, x: np.ndarray) -> Layout:
         """Returns the axes of `x`. Raises UserError where its shape does not say which they are, or says otherwise."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vaelab.inference.batches import evaluation_mode
+from vaelab.nn.conditions import again
 
 if TYPE_CHECKING:
     from vaelab.models import Model
@@ -176,14 +177,14 @@ def _draws(
         raise ValueError(f"samples={samples}: needs at least 1")
     rows = max(1, memory // (4 * x[0].numel()))  # images decoded at a time
     count = min(samples, max(1, rows // len(x)))
-    images, classes = x.repeat(count, 1, 1, 1), None if labels is None else labels.repeat(count)
+    images, told = x.repeat(count, 1, 1, 1), again(labels, count)
     prior = model.require_prior()
     for start in range(0, samples, count):
         n = min(count, samples - start)
         noise = torch.stack([_noise(posterior.code, generator) for _ in range(n)])
         z, log_ratio = posterior.draw(noise, prior, labels)
         flat = z.flatten(0, 1)
-        known = repeat(None) if classes is None else classes[: len(flat)].split(rows)
+        known = repeat(None) if told is None else told[: len(flat)].split(rows)
         log_likelihood = [
             model.likelihood.log_prob(model.decode(part, some), pixels)
             for part, pixels, some in zip(flat.split(rows), images[: len(flat)].split(rows), known, strict=False)

@@ -50,10 +50,11 @@ class VampPrior(Gradual):
         self.components = components
         self.words = f"a VampPrior of {components} pseudo-input{'s' * (components > 1)}"
 
-    def belongs(self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape) -> None:
+    def belongs(self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape, label: Tensor | None) -> None:
         self.encode = encode  # a method: no part of this module, and of a copied model that of the copy
         self.pseudo_inputs = nn.Parameter(torch.rand(self.components, *shape))
-        self.register_buffer("pseudo_labels", torch.zeros(self.components, dtype=torch.int64))
+        blank = torch.zeros(1, dtype=torch.int64) if label is None else torch.zeros_like(label)
+        self.register_buffer("pseudo_labels", blank.repeat(self.components, *[1] * (blank.ndim - 1)))
 
     @torch.no_grad()
     def start_from(self, images: Callable[[int], Batch]) -> None:
@@ -61,7 +62,7 @@ class VampPrior(Gradual):
         batch = images(self.components)
         place = torch.arange(self.components) % len(batch.images)
         self.pseudo_inputs.copy_(batch.images[place].nan_to_num())
-        if batch.labels is not None:
+        if batch.labels is not None and batch.labels[0].shape == self.pseudo_labels[0].shape:
             self.pseudo_labels.copy_(batch.labels[place])
 
     def posteriors(self) -> Posterior:
