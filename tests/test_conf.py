@@ -35,6 +35,16 @@ def named(group: str, option: str) -> tuple[str, ...]:
     return (f"{group}={option}", *(own if option == "modules" else ()))
 
 
+ATTRIBUTES = "dataset.label_names=[one,two,three]"
+"""Has fake images come with vectors of 0 and 1 in the place of classes."""
+
+
+def condition(option: str) -> tuple[str, ...]:
+    """The words that choose an option of conf/condition, with such labels of fake images as it is for."""
+    text = (CONF / "condition" / f"{option}.yaml").read_text()
+    return (f"condition={option}", *([ATTRIBUTES] if "dataset.label_names" in text else []))
+
+
 def composed(*overrides: str) -> dict:
     """The config of a run in the folder x, resolved; the caller may change it."""
     return copy.deepcopy(_composed(*overrides))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vaelab
-from tests.test_conf import composed, in_training, options
+from tests.test_conf import composed, condition, in_training, options
 from vaelab.cli import main
 from vaelab.core.batch import Batch
 from vaelab.core.config import build
@@ -25,7 +25,7 @@ PARTS = [
     *(["model=vqvae", f"codebook={name}"] for name in options("codebook") if name != "none"),
     *(["model=vae", f"posterior={name}", "model.latent_dim=4"] for name in options("posterior") if name != "none"),
     *(["model=vae", f"prior={name}", "model.latent_dim=4"] for name in options("prior") if in_training(name)),
-    *(["model=vae", f"condition={name}"] for name in options("condition")),
+    *(["model=vae", "dataset=fake", *condition(name)] for name in options("condition")),
 ]
 """Every variant, and every option of each group of parts in a variant that takes it."""
 
@@ -33,20 +33,25 @@ PARTS = [
 def made(*overrides: str) -> Any:
     """A model as training builds it, in eval mode, its parameters moved from where they start."""
     torch.manual_seed(0)
-    model = build(composed(*overrides)["model"], shape=SHAPE, num_classes=CLASSES).eval()
+    node = composed(*overrides)["model"]
+    of_vectors = (node.get("condition") or {}).get("names")
+    model = build(node, shape=SHAPE, num_classes=None if of_vectors else CLASSES).eval()
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn(parameter.shape)
     return model
 
 
-def batch(count: int = 6) -> Batch:
-    return Batch(torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.arange(count) % CLASSES)
+def batch(count: int = 6, model: Any = None) -> Batch:
+    """Images with classes, or such labels as a model takes."""
+    labels = None if model is None else model.condition.in_turn(count)
+    labels = torch.arange(count) % CLASSES if labels is None else labels
+    return Batch(torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1)), labels)
 
 
 def placed(model: Any) -> Any:
     """The model in training, after what has to see a first batch has seen one."""
-    model.train().place(batch(64))
+    model.train().place(batch(64, model))
     return model
 
 
@@ -63,7 +68,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def test_terms_and_objective_change_no_state_and_draw_no_noise(model):
     placed(model)
-    before, images = copy.deepcopy(model), batch()
+    before, images = copy.deepcopy(model), batch(model=model)
     noise = model.noise(6)
     random = torch.get_rng_state()
     first, second = model.terms(images, noise), model.terms(images, noise)
@@ -77,7 +82,7 @@ def test_terms_and_objective_change_no_state_and_draw_no_noise(model):
 def test_what_learns_without_the_optimiser_stays_where_it_is(model):
     """A captured step finds it there again, and does not run Python's part another time."""
     placed(model)
-    images = batch()
+    images = batch(model=model)
     terms = model.terms(images, model.noise(6))
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     plain = {name: {k: v for k, v in vars(m).items() if k[0] != "_"} for name, m in model.named_modules()}
@@ -90,14 +95,14 @@ def test_what_learns_without_the_optimiser_stays_where_it_is(model):
 
 
 def test_the_reconstruction_is_per_image_and_the_objective_a_scalar(model):
-    terms = placed(model).terms(batch(), model.noise(6))
+    terms = placed(model).terms(batch(model=model), model.noise(6))
     assert terms["reconstruction"].shape == (6,)
     assert model.objective(terms).shape == ()
 
 
 def test_a_posterior_is_a_set_of_images(model):
     """Selecting, splitting and joining images gives theirs, and the code is what the layout says."""
-    images = batch()
+    images = batch(model=model)
     posterior = model.encode(images.images, images.labels)
     assert posterior.code.shape == (6, *model.layout.shape)
     assert posterior.code.dtype == (torch.int64 if model.layout.codes else torch.float32)
@@ -112,7 +117,7 @@ def test_a_posterior_is_a_set_of_images(model):
 def test_a_posteriors_density_and_kl_agree_with_its_draws(model):
     """The mean of -log p(z) + log q(z|x) over draws is the KL, in closed form or by other draws."""
     prior = model.prior
-    posterior = model.encode(batch(2).images, batch(2).labels)
+    posterior = model.encode(batch(2, model).images, batch(2, model).labels)
     if not (posterior.density and prior is not None):
         assert not model.bounded
         return

@@ -114,7 +114,7 @@ def test_labels_come_with_the_data(data, names):
     assert run.trained.classes.names == names
     assert run.sample(5, names[1]).shape == (5, 1, 8, 8)
     assert torch.equal(run.sample(3, 1), run.sample(3, [names[1]] * 3))
-    with pytest.raises(UserError, match="has to know the class"):
+    with pytest.raises(UserError, match="has to know the label"):
         run.encode(IMAGES[:2])
     with pytest.raises(UserError, match="2 for 3 examples"):
         run.encode(IMAGES[:3], [0, 1])
@@ -129,7 +129,8 @@ def test_labels_come_with_the_data(data, names):
         (Hub([{"image": "a text"}]), {}, "data: item 0 is a text"),
         (Hub([]), {}, "data: it is empty"),
         ([(IMAGES[0], 1), (IMAGES[1], None)], {}, "item 1 has no label, and others have one"),
-        ([(IMAGES[0], [0, 1, 1])], {}, r"item 0: its label is \[3\], and no one-hot vector: give one class"),
+        ([(IMAGES[0], [[0, 1]])], {}, r"item 0: its label is \[1, 2\]: give one class or one vector"),
+        ([(IMAGES[0], [0, 1]), (IMAGES[1], 1)], {}, r"item 1 has a label of \[\], and item 0 of \[2\]"),
         ([(IMAGES[0], {"boxes": 1})], {}, "item 0: its label is a dict"),
         (3, {}, "a int cannot be trained on"),
         (DataLoader(TensorDataset(torch.zeros(8, 1, 8, 8))), {}, r"gives batches: give its data set, loader\.dataset"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vaelab
-from tests.test_conf import in_training, options
+from tests.test_conf import condition, in_training, options
 from tests.test_gallery import assert_drawn
 from tests.test_resume import interrupted, same_weights
 from vaelab.cli import main
@@ -38,7 +38,10 @@ def words() -> list[list[str]]:
         with_class = [o for o in with_class if group != "prior" or in_training(o)]
         own = f"override /{group}@_global_.{group}: "
         more = [option for option in with_class if own + option not in texts[taking[0]]]
-        found += [[f"model={taking[0]}", f"{group}={option}"] for option in more]
+        found += [
+            [f"model={taking[0]}", *(condition(option) if group == "condition" else [f"{group}={option}"])]
+            for option in more
+        ]
     return found
 
 
@@ -95,5 +98,5 @@ def test_it_is_evaluated_drawn_and_exported(train, capsys, monkeypatch, shared, 
     onnx = words == ["model=vae"] or computed(own) != (VAE.encode, VAE.decode, Diagonal, Unconditional)
     assert main(["export", f"run={run}", f"onnx={str(onnx).lower()}", "out=export"]) == 0, capsys.readouterr().err
     exported = vaelab.load("export")
-    x, labels = torch.rand(5, *own.shape), torch.arange(5) % 2
+    x, labels = torch.rand(5, *own.shape), own.in_turn(5)
     assert torch.equal(exported.reconstruct(x, labels), own.reconstruct(x, labels))

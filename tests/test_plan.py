@@ -134,7 +134,7 @@ def test_jobs_that_would_be_refused_are_named_and_the_others_planned(plan):
     code, rows, out, err = plan("-m", "model=vae,cvae", "dataset.classes=null")
     assert code == 2
     assert [row["state"] for row in rows] == ["new", "refused"]
-    assert err.startswith("vaelab: job 1: model=cvae needs labels")
+    assert err.startswith("vaelab: job 1: condition=label needs labels")
     assert "2 jobs: 1 new, 1 refused" in out
 
 
@@ -160,7 +160,7 @@ def test_a_search_is_told_by_its_first_trial(plan):
         (["-m", "run.dir=run", "seed=0,1"], "name the sweep's with sweep.dir="),
         (["-m", "sweep.dir=file", "seed=0,1"], "sweep.dir=file: it is no folder"),
         (["run.dir=."], "run.dir=. is not empty"),
-        (["-m", "model=cvae", "dataset.classes=null", "seed=0,1,2"], "all jobs: model=cvae needs labels"),
+        (["-m", "model=cvae", "dataset.classes=null", "seed=0,1,2"], "all jobs: condition=label needs labels"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: there is nothing"),
         (["-m", "hydra/launcher=nope"], "hydra/launcher=nope"),
     ],

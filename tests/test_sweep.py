@@ -51,7 +51,7 @@ def test_a_failed_job_stops_no_other_and_the_exit_code_says_so(train, tmp_path):
     assert result.code == 1
     states = {p.parent.name: json.loads(p.read_text())["status"] for p in (tmp_path / "sweep").glob("*/summary.json")}
     assert states == {"0-vae-fake": "finished", "1-cvae-fake": "failed", "2-ae-fake": "finished"}
-    assert "model=cvae needs labels" in (tmp_path / "sweep" / "1-cvae-fake" / "run.log").read_text()
+    assert "condition=label needs labels" in (tmp_path / "sweep" / "1-cvae-fake" / "run.log").read_text()
     assert "1-cvae-fake" in result.out
 
 
@@ -359,7 +359,7 @@ def test_parallel_jobs_outlive_one_that_fails_and_one_that_is_killed(tmp_path):
         "2-beta-fake": "interrupted",
     }
     assert f"2-beta-fake interrupted: killed by SIGKILL\n  {name}/2-beta-fake/output.txt" in out
-    assert "1-cvae-fake failed: model=cvae needs labels" in out
+    assert "1-cvae-fake failed: condition=label needs labels" in out
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def prepare(config: Any, arguments: list[str]) -> None:
     about = {
         "num_classes": data.num_classes,
         "class_names": data.class_names,
+        "label_names": data.found.get("label_names"),
         "factors": data.factor_sizes,
         "binary": data.binary,
         "source": source,

@@ -30,18 +30,22 @@ class Prepared(ImageData):
 
     root: the file. order: how an epoch orders the training images. `blocks`: blocks of neighbours come
     in a random order, and each image then moves back by a random distance within `window`, so that
-    a disk reads whole blocks; `random`: any order at all. block, window: their sizes in MiB of images.
+    a disk reads whole blocks; `random`: any order at all. block, window: their sizes in MiB of images. label_names: of
+    the entries of labels that are vectors, None for those in the file.
     """
 
     root: str
     order: Literal["blocks", "random"]
     block: PositiveFloat
     window: PositiveFloat
+    label_names: list[str] | None = None
 
     def load(self) -> tuple[PreparedSplit, PreparedSplit]:
         """Opens the file. Raises UserError if it is missing, damaged, cut short, or of another version."""
         path = Path(self.root).expanduser()
         train, test = (PreparedSplit(path, self.header, part) for part in PARTS)
+        if self.label_names is not None and len(self.label_names) != len(self.found.get("label_names", [])):
+            raise UserError(f"dataset.label_names: a label of {path} has not {len(self.label_names)} numbers")
         return train, test
 
     @cached_property
@@ -52,6 +56,12 @@ class Prepared(ImageData):
     @property
     def num_classes(self) -> int | None:
         return self.header["num_classes"]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """Names of the entries of label vectors."""
+        names = self.header.get("label_names")
+        return {} if names is None else {"label_names": names}
 
     @property
     def class_names(self) -> list[str] | None:

@@ -8,7 +8,8 @@ The file, all numbers little-endian:
     bytes 16-23    length of the header
     from byte 24   the header, JSON: shape, classes, factors, source, and where each array lies
     then           the arrays, each from a multiple of 4096 on: of `train` and of `test`
-                   images [N, C, H, W] uint8, labels [N] int64 and factors [N, F] int64 where there are any
+                   images [N, C, H, W] uint8, labels [N] int64, or vectors [N, A] float32, and factors [N, F] int64
+                   where there are any
 
 The training images lie in a random order, so that neighbours are a random sample of them.
 """
@@ -81,6 +82,8 @@ def read_header(path: Path) -> dict[str, Any]:
 
 DTYPES = {"images": "|u1", "labels": "<i8", "factors": "<i8"}
 """Types of the arrays."""
+VECTORS = DTYPES | {"labels": "<f4"}
+"""Types of the arrays where labels are vectors."""
 
 
 def _wrong(header: dict[str, Any]) -> str:
@@ -98,20 +101,28 @@ def _wrong(header: dict[str, Any]) -> str:
         return "factors"
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         return "class_names"
+    entries = header.get("label_names")  # which older files have not
+    if entries is not None and not (isinstance(entries, list) and entries and all(type(n) is str for n in entries)):
+        return "label_names"
+    dtypes = VECTORS if entries else DTYPES
     taken, end = [], _padded(PREFIX.size)
     for part in PARTS:
         count, arrays = header["parts"][part]["count"], header["parts"][part]["arrays"]
-        rows = {"images": shape, "labels": [], "factors": [len(factors)] if factors else None}
+        rows = {
+            "images": shape,
+            "labels": [len(entries)] if entries else [],
+            "factors": [len(factors)] if factors else None,
+        }
         if not _counts(count) or arrays.keys() - {name for name, row in rows.items() if row is not None}:
             return f"the arrays of {part}"
         for name, place in ({"images": arrays["images"]} | arrays).items():
             taken.append((place["offset"], place["offset"] + place["bytes"]))
             values = [count, *(rows[name] or [])]
-            size = math.prod(values) * np.dtype(DTYPES[name]).itemsize
+            size = math.prod(values) * np.dtype(dtypes[name]).itemsize
             whole = type(place["offset"]) is int and place["offset"] % PAGE == 0 and type(place["bytes"]) is int
             if (
                 not whole
-                or place["dtype"] != DTYPES[name]
+                or place["dtype"] != dtypes[name]
                 or str(place["shape"]) != str(values)
                 or place["bytes"] != size
             ):
@@ -132,7 +143,7 @@ def _counts(*values: Any) -> bool:
 def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict[str, Any]) -> dict[str, Any]:
     """Makes the header of a file for these splits, in which the checksums are still to come.
 
-    about: num_classes, class_names, factors (name: number of values), binary and source.
+    about: num_classes, class_names, label_names, factors (name: number of values), binary and source.
     """
     header = {"shape": list(shape), **about, "size": 0, "parts": {}}
     for name, split in zip(PARTS, splits, strict=True):
@@ -145,7 +156,7 @@ def layout(shape: tuple[int, int, int], splits: tuple[Split, Split], about: dict
         arrays = {
             what: {"dtype": dtype, "shape": [len(split), *tensor.shape[1:]], "offset": 0, "bytes": 0, "crc32": "0" * 8}
             for what, dtype, tensor in zip(
-                ("images", "labels", "factors"), ("|u1", "<i8", "<i8"), first[:3], strict=True
+                DTYPES, (VECTORS if about.get("label_names") else DTYPES).values(), first[:3], strict=True
             )
             if tensor is not None
         }

@@ -89,8 +89,8 @@ class Label(Unconditional):
         super().__init__(num_classes)
         if num_classes is None:
             raise UserError(
-                "condition=label needs labels that are classes, and this data set has none: take one that has, leave "
-                "the condition out, or use condition=attributes or vector where labels are vectors"
+                "condition=label needs labels that are classes, and this data set has none: use model=vae "
+                "condition=none\nlabels that are vectors are told by condition=attributes or condition=vector"
             )
         self.size, self.drop, self.null = dim, drop, num_classes if drop else None
         self.embedding = nn.Embedding(num_classes + bool(drop), dim)

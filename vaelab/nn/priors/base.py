@@ -77,7 +77,9 @@ class Prior(nn.Module):
         """What the constructor is told of a model's latents and of the data's labels: plain data."""
         return {"latent_dim": layout.dimensions}
 
-    def belongs(self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape, label: Tensor | None) -> None:
+    def belongs(
+        self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape, label: Tensor | None = None
+    ) -> None:
         """Tells the prior of the model that it becomes a part of: how it encodes images, and their (C, H, W).
 
         label: one that the model may be told, [1] or [1, A], or None.

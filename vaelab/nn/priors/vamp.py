@@ -50,7 +50,9 @@ class VampPrior(Gradual):
         self.components = components
         self.words = f"a VampPrior of {components} pseudo-input{'s' * (components > 1)}"
 
-    def belongs(self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape, label: Tensor | None) -> None:
+    def belongs(
+        self, encode: Callable[[Tensor, Tensor | None], Posterior], shape: Shape, label: Tensor | None = None
+    ) -> None:
         self.encode = encode  # a method: no part of this module, and of a copied model that of the copy
         self.pseudo_inputs = nn.Parameter(torch.rand(self.components, *shape))
         blank = torch.zeros(1, dtype=torch.int64) if label is None else torch.zeros_like(label)
