@@ -57,3 +57,44 @@ def test_a_broken_list_is_named(faces, common, text):
 def test_download_without_network(tmp_path, common, no_network):
     with pytest.raises(UserError, match=r"list_eval_partition.*the download failed"):
         celeba(tmp_path, common, download=True).load()
+
+
+@pytest.fixture
+def described(faces):
+    """The faces with three attributes: the first in every second image, the second in the last five, the third never."""
+    rows = [f"{i + 1:06}.jpg {1 if i % 2 else -1:2} {1 if i > 4 else -1:2} -1" for i in reversed(range(10))]
+    text = "\n".join(["10", "Smiling Male Bald", *rows]) + "\n"
+    (faces / "celeba" / "list_attr_celeba.txt").write_text(text)
+    return faces
+
+
+def test_labels_are_the_attributes_of_each_image_or_those_asked_for(described, common):
+    train, test = celeba(described, common).load()
+    assert train.labels.tolist() == [[i % 2, i > 4, 0] for i in range(8)]
+    assert test.batch(torch.arange(2)).labels.tolist() == [[0, 1, 0], [1, 1, 0]]
+    some = celeba(described, common, label_names=["Bald", "Smiling"])
+    some.setup()
+    assert some.found == {"label_names": ["Bald", "Smiling"]}
+    assert some.num_classes is None
+    assert some.load()[0].labels.tolist() == [[0, i % 2] for i in range(8)]
+
+
+def test_an_attribute_that_is_not_there_is_named(described, common):
+    with pytest.raises(UserError, match=r"dataset\.label_names: did you mean Smiling\? Smilling is no attribute"):
+        celeba(described, common, label_names=["Smilling"]).load()
+
+
+def test_attributes_are_missed_where_they_are_asked_for(faces, common):
+    assert celeba(faces, common).found == {}
+    with pytest.raises(UserError, match=r"list_attr_celeba\.txt"):
+        celeba(faces, common, label_names=["Male"]).load()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "10\nSmiling\n", "1\nSmiling Male\n000001.jpg 1\n", "1\nSmiling\n000001.jpg 3\n", "1\nMale\n000001.jpg 1"],
+)
+def test_a_broken_list_of_attributes_is_named(faces, common, text):
+    (faces / "celeba" / "list_attr_celeba.txt").write_text(text)
+    with pytest.raises(UserError, match=r"list_attr_celeba\.txt"):
+        celeba(faces, common).load()

@@ -18,6 +18,7 @@ from torch import Tensor
 from vaelab.core.errors import UserError
 from vaelab.core.pixels import to_unit
 from vaelab.core.types import PositiveInt, ProperFraction, Real, Shape
+from vaelab.core.words import counted
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.own.array_split import AXES, ArraySplit, Layout
 from vaelab.datasets.sources import count_aside, hold_out
@@ -197,10 +198,10 @@ class Arrays(ImageData):
             return None
         names = given or [str(name) for name in self._arrays.get("label_names", [])]
         names = names or [f"label_{i}" for i in range(labels.shape[1])]
-        if len(set(names)) != labels.shape[1] or len(names) != labels.shape[1]:
+        if not len(set(names)) == len(names) == labels.shape[1]:
             raise UserError(
-                f"dataset.label_names: {len(names)} names for the {labels.shape[1]} numbers of a label in {self.root}: "
-                "give each a name of its own"
+                f"dataset.label_names: {counted(len(names), 'name')} for {labels.shape[1]} numbers in each label of "
+                f"{self.root}: give each a name of its own"
             )
         return names
 
