@@ -61,7 +61,7 @@ def test_download_without_network(tmp_path, common, no_network):
 
 @pytest.fixture
 def described(faces):
-    """The faces with three attributes: the first in every second image, the second in the last five, the third never."""
+    """The faces with three attributes: of every second image, of the last five, and of none."""
     rows = [f"{i + 1:06}.jpg {1 if i % 2 else -1:2} {1 if i > 4 else -1:2} -1" for i in reversed(range(10))]
     text = "\n".join(["10", "Smiling Male Bald", *rows]) + "\n"
     (faces / "celeba" / "list_attr_celeba.txt").write_text(text)

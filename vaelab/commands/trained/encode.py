@@ -61,8 +61,8 @@ def job(config: Any) -> None:
         found, labels = rows.found, rows.labels
     arrays = own_images.encoded(trained, found, labels)
     if own_tables.is_table(asked.out):
-        named = labels is not None and labels.ndim == 1
-        of_classes = {"label": [trained.classes.name(i) for i in labels.tolist()]} if named else {}
+        numbers = labels.tolist() if labels is not None and labels.ndim == 1 else []
+        of_classes = {"label": [trained.classes.name(number) for number in numbers]} if numbers else {}
         own_tables.write(out, {"file": found.names} | own_tables.codes(arrays) | of_classes)
     else:
         _write(out, arrays, _about(trained, found, labels), found.names, labels)

@@ -14,6 +14,7 @@ import yaml
 from vaelab import runs
 from vaelab.core.conf import target_names
 from vaelab.core.metrics import metric
+from vaelab.core.words import listed
 from vaelab.report import pictures
 from vaelab.report.run import again, evaluations, facts, final_metrics, verdicts
 from vaelab.runs import Files
@@ -129,7 +130,9 @@ def _loading(about: dict[str, Any], address: str) -> str:
     given = f"images = {drawn}  # yours instead: {about['images']}"
     made = "made = model.reconstruct(images)"
     if about["conditional"]:
-        made = f"labels = torch.zeros(4, dtype=torch.int64)  # classes, below {about['num_classes']}\n"
+        classes, names = about["num_classes"], (about["model"].get("condition") or {}).get("names") or []
+        what = f"numbers, {listed(names)}" if classes is None else f"classes, below {classes}"
+        made = f"labels = model.in_turn(4)  # yours instead: {what}\n"
         made += "made = model.reconstruct(images, labels)"
     sampled = "samples = model.sample(16)" if about["samples"] else "# it has no prior to draw samples from"
     extra = "[hub]" if address.startswith("hf://") else ""
