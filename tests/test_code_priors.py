@@ -345,7 +345,7 @@ def test_what_samples_are_is_said_in_the_line_and_above_the_picture(vaelab, monk
     source = "drawn from a PixelCNN fitted to the codes of 1 image\n"
     for given, line, title in (
         ("n=1", f"1 sample of vqvae-digits, classes 0 to 9 in turn, {source}", "samples, prior pixelcnn"),
-        ("n=2 label=7", f"2 samples of vqvae-digits, as 7, {source}", "samples of class 7, prior pixelcnn"),
+        ("n=2 label=7", f"2 samples of vqvae-digits, as class 7, {source}", "samples of class 7, prior pixelcnn"),
         (
             "n=8 label=all temperature=0.7 top_k=3",
             "10 samples of vqvae-digits (n=8 is no multiple of the 10 classes), 1 of each class, from the same noise, "
