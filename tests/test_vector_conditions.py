@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vaelab
-from tests.test_conf import ATTRIBUTES, composed
+from tests.test_conf import ATTRIBUTES, composed, options
 from tests.test_ppca import density
 from vaelab.cli import main
 from vaelab.core.batch import Batch
@@ -132,6 +132,20 @@ def test_the_order_of_attributes_changes_nothing_in_what_they_mean(tmp_path, mon
             rows = run.sample(8, [name]).mean((0, 1, 3))
             assert rows.argmax() == number
             assert rows[number] > 0.6 > 0.4 > rows.sort().values[-2]
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_is_told_attributes_or_says_that_it_needs_classes(train, model):
+    result = train(f"model={model}", "condition=attributes", ATTRIBUTES)
+    if result.code == 2:
+        assert "needs labels that are classes" in result.err
+        return
+    assert result.code == 0, result.err
+    loaded = vaelab.load(result.run)
+    x, labels = torch.rand(6, 1, 8, 8), (torch.arange(18) % 2).float().view(6, 3)
+    assert not torch.allclose(loaded.reconstruct(x, labels), loaded.reconstruct(x, 1 - labels))
+    assert main(["reconstruct", f"run={result.run}"]) == 0
+    assert main(["sample", f"run={result.run}", "label=[one]", "n=4"]) == (2 if loaded.prior is None else 0)
 
 
 # --- what a user asks for -----------------------------------------------------------------------
