@@ -227,6 +227,12 @@ def test_a_model_that_was_always_told_the_attributes_knows_no_null(finished, cap
         ),
         (["model=cvae", "condition=attributes", "dataset.classes=null"], "and this data set has no labels"),
         (["model=cvae", ATTRIBUTES], "condition=attributes or condition=vector"),
+        (["model=vae", "condition=vector", "condition.names=[a,b]"], "classes, which condition=label tells"),
+        (["model=vae", "condition=vector", "condition.names=[a]", ATTRIBUTES], "condition.names: 1 of them"),
+        (
+            ["model=vae", "condition=vector", "condition.names=[a]", "dataset.classes=null"],
+            "condition.names: 1 of them",
+        ),
         (["model=m2", "condition=vector", ATTRIBUTES], "model=m2 needs labels that are classes"),
         (["model=vae", "dataset.balance=true", ATTRIBUTES], "these data have no classes"),
     ],

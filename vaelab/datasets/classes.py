@@ -51,7 +51,7 @@ def labels_of(split: Split) -> Tensor:
     labels = getattr(split, "labels", None)
     if labels is None:
         parts = [split.batch(part).labels for part in torch.arange(len(split)).split(256)]
-        labels = torch.cat([part for part in parts if part is not None])
+        labels = torch.cat([part for part in parts if part is not None] or [torch.empty(0, dtype=torch.int64)])
     return labels.cpu()
 
 

@@ -128,7 +128,7 @@ class Vector(Unconditional):
     def __init__(self, num_classes: int | None, names: list[str] | None, drop: Fraction = 0.0):
         super().__init__(num_classes)
         self.name = type(self).__name__.lower()
-        if names is None:
+        if names is None or num_classes is not None:
             known = "no labels" if num_classes is None else "classes, which condition=label tells"
             raise UserError(
                 f"condition={self.name} needs labels that are vectors, [N, A], and this data set has {known}"
@@ -153,6 +153,11 @@ class Vector(Unconditional):
     def start_from(self, labels: Callable[[], Tensor], held_out: Callable[[], Tensor]) -> None:
         """Takes mean and deviation of the labels to train on, and keeps some of the others at random."""
         known, others = labels(), held_out()
+        if known.shape[1:] != self.mean.shape:
+            raise UserError(
+                f"condition.names: {len(self.names)} of them, and the data's labels are {list(known.shape)}: leave it "
+                "out, and name them by dataset.label_names"
+            )
         self.check(torch.cat([known, others]))
         self.mean.copy_(known.double().mean(0))
         deviation = known.double().std(0, correction=0)
