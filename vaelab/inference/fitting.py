@@ -164,7 +164,7 @@ def _fitted(trained: Trained, asked: Asked, codes: dict[str, Encoded]) -> tuple[
     about = _about(trained, asked)
     with seeded(seed_of(asked.seed, "start"), trained.model.device):
         prior = build(asked.node)(**about["arguments"])
-        prior.belongs(trained.model.encode, trained.model.shape)
+        prior.belongs(trained.model.encode, trained.model.shape, trained.model.condition.in_turn(1))
         prior.start_from(trained.data.training_images)
     prior = prior.to(trained.model.device)
     parts = {

@@ -211,7 +211,7 @@ def _built(path: Path, about: dict[str, Any], tensors: dict[str, Any], model: Mo
     check(node, "prior")
     try:
         prior = build(node)(**about["arguments"])
-        prior.belongs(model.encode, model.shape)
+        prior.belongs(model.encode, model.shape, model.condition.in_turn(1))
         prior.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(path, "its tensors are of another prior than it says", again) from error
