@@ -250,6 +250,13 @@ def test_a_learned_prior_of_pseudo_inputs_keeps_the_vectors_of_their_images(trai
     assert vaelab.load(result.run).prior.pseudo_labels.shape == (4, 3)
 
 
+def test_pseudo_inputs_that_are_fitted_afterwards_have_vectors_too(finished, capsys):
+    run = finished("model=cvae", "condition=attributes", ATTRIBUTES, "condition.drop=0.2").run
+    assert main(["prior", f"run={run}", "prior=vamp", "prior.components=4", "prior.epochs=1", "device=cpu"]) == 0
+    assert vaelab.load(run, prior="vamp").prior.pseudo_labels.shape == (4, 3)
+    assert main(["sample", f"run={run}", "prior=vamp", "label=one", "n=4", "out=made.npz"]) == 0
+
+
 # --- data ---------------------------------------------------------------------------------------
 
 
