@@ -29,8 +29,9 @@ EPOCHS = ("dataset=digits", "trainer.max_epochs=2", "test=false", "accelerator=c
 
 
 @pytest.fixture
-def train(train):
-    """Runs `vaelab train` in this process, without the options of other tests."""
+def train(train, monkeypatch):
+    """Runs `vaelab train` in this process, without the options of other tests; two jobs are stacked here, too."""
+    monkeypatch.setattr(conductor, "FEW", 2)
     return functools.partial(train, small=False)
 
 
@@ -116,6 +117,14 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
         same(run, Path("s") / run.name)
 
 
+def test_a_few_jobs_are_trained_by_themselves_on_a_processor(train, monkeypatch):
+    monkeypatch.setattr(conductor, "FEW", 3)
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
+    assert result.code == 0
+    assert "0-vae-digits and 1-vae-digits: trained by themselves: a processor gains nothing by fewer" in result.out
+    assert len(list(Path("s").glob("*/checkpoints/last.ckpt"))) == 2
+
+
 def test_a_job_that_diverges_takes_no_other_along(train):
     given = ("model=vae", "optimizer.lr=0.001,1e12,0.002", *EPOCHS)
     result = train("-m", *given, TOGETHER, "sweep.dir=s")
@@ -157,13 +166,13 @@ def test_a_checkpoint_holds_its_own_job_alone(train):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1", "dataset=digits", TOGETHER]
+    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3", "dataset=digits", TOGETHER]
     command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=60"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    lasts = [tmp_path / "s" / f"{i}-vae-digits" / "checkpoints" / "last.ckpt" for i in (0, 1)]
+    lasts = [tmp_path / "s" / f"{i}-vae-digits" / "checkpoints" / "last.ckpt" for i in range(4)]
     until = time.monotonic() + 100
     while not all(map(zipfile.is_zipfile, lasts)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -171,11 +180,11 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     states = [json.loads(last.parents[1].joinpath("summary.json").read_text())["status"] for last in lasts]
-    assert states == ["interrupted", "interrupted"], text
+    assert states == ["interrupted"] * 4, text
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("goes on") == 2
-    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1"))]
+    assert again.stdout.count("goes on") == 4
+    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1,2,3"))]
     subprocess.run([*alone, "run.dir=alone", "seed=1"], cwd=tmp_path, env=environment, check=True, timeout=200)
     same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone", nats=0.2)
 
