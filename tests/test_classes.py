@@ -87,7 +87,7 @@ def test_a_folder_is_the_class_of_its_name(run, tmp_path, capsys, known):
         assert set(codes["labels"].tolist()) == {1}
         assert json.loads(str(codes["about"]))["classes"] == {"1": "10"}
     assert main(["sample", f"run={run}", "label=10", "n=2", "out=ten.npz"]) == 0
-    assert " as 10" in capsys.readouterr().out
+    assert " as class 10" in capsys.readouterr().out
     with np.load("ten.npz") as made:
         assert made["labels"].tolist() == [1, 1]
     Path("some/10").rename("some/cat")

@@ -14,9 +14,9 @@ from tests.test_contract import PARTS, batch, made, placed
 from vaelab.cli import main
 
 
-def holed(missing: float = 0.3):
-    """A batch of images with holes, and where they are."""
-    whole = batch()
+def holed(missing: float = 0.3, model=None):
+    """A batch of images with holes, and where they are; with such labels as a model takes."""
+    whole = batch(model=model)
     holes = torch.rand(whole.images.shape, generator=torch.Generator().manual_seed(3)) < missing
     return whole._replace(images=whole.images.masked_fill(holes, math.nan)), holes
 
@@ -26,7 +26,7 @@ def test_every_variant_learns_from_images_with_holes(parts):
     """Terms and gradients are finite; what is reconstructed there has a value."""
     model = placed(made(*parts))
     model.likelihood.missing = True
-    images, holes = holed()
+    images, holes = holed(model=model)
     terms = model.terms(images, model.noise(6))
     assert all(term.isfinite().all() for term in terms.values())
     model.objective(terms).backward()

@@ -74,7 +74,7 @@ def drawn(fields, shape, columns=None):
     x = torch.rand(40, *shape)
     data = SimpleNamespace(
         fields=fields, shape=shape, pixel_range=(0.0, 1.0), class_names=None, factor_sizes=None, binary=False,
-        sample_batch=lambda count, device: SimpleNamespace(images=x[:count], labels=None, factors=None),
+        sample_batch=lambda count, device: SimpleNamespace(images=x[:count], labels=None, classes=None, factors=None),
         as_model_sees=lambda given: given, train=TensorSplit(x),
     )  # fmt: skip
     return {name for name, _ in gallery.draw(model, data)}

@@ -90,7 +90,7 @@ class Label(Unconditional):
         if num_classes is None:
             raise UserError(
                 "condition=label needs labels that are classes, and this data set has none: use model=vae "
-                "condition=none\nlabels that are vectors are told by condition=attributes or condition=vector"
+                "condition=none; labels that are vectors are told by condition=attributes or condition=vector"
             )
         self.size, self.drop, self.null = dim, drop, num_classes if drop else None
         self.embedding = nn.Embedding(num_classes + bool(drop), dim)
