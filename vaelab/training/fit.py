@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,13 +25,14 @@ from vaelab.core.words import listed
 from vaelab.datasets.classes import labels_of
 from vaelab.runs import Files
 from vaelab.runs.answers import answer
-from vaelab.runs.quiet import Terminal, quieten
+from vaelab.runs.quiet import quieten
 from vaelab.training import afterwards, resume, studies, summary
 from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.captured import capture
 from vaelab.training.checks import doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger, RunLogger
+from vaelab.training.logs import log_to
 from vaelab.training.loop import quicken
 from vaelab.training.vectorized import turns
 
@@ -46,7 +46,7 @@ log = logging.getLogger("vaelab")
 def fit(config: dict[str, Any], run: Path) -> None:
     """Trains what `config` says and writes the run folder. With several processes, each calls it."""
     started = time.monotonic()
-    _log_to(run)
+    log_to(run)
     checkpoint = resume.newest(run) if config["resume"] is not None else None
     data, model, trainer = prepare(config, run, checkpoint)
     afterwards.check(config, model)
@@ -291,33 +291,3 @@ def _best(trainer: pl.Trainer, saved: dict[str, Any] | None = None) -> dict[str,
         saved = saved or runs.read_checkpoint(Path(callback.best_model_path))
         return {"epoch": saved["epoch"] + 1, "by": callback.monitor, "value": float(callback.best_model_score or 0)}
     return {"epoch": trainer.current_epoch, "by": None, "value": None}
-
-
-def _log_to(run: Path) -> None:
-    """Sends the lab's messages to the terminal and to run.log, until the next run; from the first process only.
-
-    Of jobs in turns in one process each has its own.
-    """
-    job = turns.current()
-    name = None if job is None else f"job {job.number}"
-
-    def ours(record: logging.LogRecord) -> bool:
-        return turns.current() in (None, job)
-
-    for handler in list(log.handlers):
-        if handler.name in (None, name):
-            log.removeHandler(handler)
-            handler.close()
-    log.propagate = False
-    log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
-    handlers: list[logging.Handler] = [Terminal()]
-    if rank_zero_only.rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(Files(run).log)
-        file.handleError = lambda record: None  # a full disk ends the run where it matters, and not its log
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.insert(0, file)
-    for handler in handlers:
-        handler.name = name
-        handler.addFilter(ours)
-        log.addHandler(handler)
