@@ -186,6 +186,13 @@ def test_the_gradient_of_the_log_density_is_that_of_finite_differences(name):
     )
 
 
+def test_of_binary_pixels_the_gradient_by_the_image_is_the_logit():
+    raw = pixels([-20.0, -2.0, 0.1, 2.0, 20.0])
+    x = torch.full_like(raw, 0.3).requires_grad_()
+    Bernoulli().log_prob(raw, x).sum().backward()
+    assert torch.equal(x.grad, raw)
+
+
 def test_continuous_bernoulli_is_that_of_torch():
     logits = pixels([-20.0, -5.0, -1.0, -0.3, 0.3, 1.0, 5.0, 20.0]).double()
     reference = torch.distributions.ContinuousBernoulli(logits=logits)

@@ -105,6 +105,9 @@ def test_jobs_of_other_sizes_form_other_groups(train):
     assert result.code == 0
     assert not by_themselves(result.out)
     assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 4
+    for run in Path("s").glob("[0-9]-*"):  # each with its own messages
+        folders = [line for line in (run / "run.log").read_text().splitlines() if "run folder: " in line]
+        assert [line.endswith(str(run)) for line in folders] == [True]
 
 
 def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
