@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import json
@@ -12,6 +13,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,7 +72,7 @@ def by_themselves(text: str) -> list[str]:
         ("model=iwae", "model.estimator=iwae", "seed=0,1"),
         ("model=geco", "model.target=10,15"),
         ("model=vae", "trainer.gradient_clip_val=1,5"),
-        ("model=vae", "averaging=ema", "seed=0,1"),
+        ("model=vae", "averaging=ema", "optimizer=adamw", "seed=0,1"),
         ("model=vae", "dataset.binarize=dynamic", "seed=0,1", "dataset.seed=0"),
         ("model=vae", "likelihood=gaussian", "likelihood.sigma=0.5,1"),
         ("model=vae", "network=conv", "seed=0,1"),
@@ -192,14 +194,17 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone", nats=0.2)
 
 
-def test_steps_of_a_stack_are_captured(train, monkeypatch):
+@pytest.mark.parametrize(
+    "swept", [("model=beta", "model.beta=1,1.5"), ("model=vae", "optimizer.lr=0.001,0.002")], ids=" ".join
+)
+def test_steps_of_a_stack_are_captured(train, monkeypatch, swept):
     graphs: list[RecordedGraph] = []
 
     def made(device: torch.device) -> RecordedGraph:
         graphs.append(RecordedGraph())
         return graphs[-1]
 
-    given = ("-m", "model=beta", "model.beta=1,1.5", *EPOCHS, TOGETHER)
+    given = ("-m", *swept, "lr_schedule=cosine", *EPOCHS, TOGETHER)
     assert train(*given, "sweep.dir=eager").code == 0
     monkeypatch.setattr("vaelab.training.captured.graphs_on", lambda device: made)
     monkeypatch.setattr(conductor, "graphs_on", lambda device: made)
@@ -207,6 +212,46 @@ def test_steps_of_a_stack_are_captured(train, monkeypatch):
     assert [graph.replays for graph in graphs if graph.replays] == [2 * 40 - 2]  # but for the odd last batches
     for run in sorted(Path("eager").glob("[0-9]-*")):
         same(run, Path("captured") / run.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "as_one"),
+    [
+        (functools.partial(torch.optim.Adam, weight_decay=0.1), True),
+        (functools.partial(torch.optim.AdamW, weight_decay=0.1), True),
+        (functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.1), True),
+        (torch.optim.Rprop, False),  # the rate is where its own ones start
+    ],
+    ids=lambda value: getattr(getattr(value, "func", value), "__name__", value),
+)
+def test_one_optimiser_steps_at_the_rate_of_each_model(make, as_one):
+    from vaelab.training.vectorized.optimizers import Optimizers
+    from vaelab.training.vectorized.stack import _stacked
+
+    rates = [1e-3, 3e-3, 0.1]
+    torch.manual_seed(0)
+    alone = [torch.nn.Linear(4, 3) for _ in rates]
+    models = [copy.deepcopy(model) for model in alone]
+    trainers = [
+        SimpleNamespace(optimizers=[make(model.parameters(), lr=rate)], gradient_clip_val=None)
+        for model, rate in zip(models, rates, strict=True)
+    ]
+    singles = [make(model.parameters(), lr=rate) for model, rate in zip(alone, rates, strict=True)]
+    weights = _stacked([dict(model.named_parameters()) for model in models])
+    optimizers = Optimizers(models, trainers, weights)  # type: ignore[arg-type]
+    for step in range(5):
+        for name, weight in weights.items():
+            weight.grad = torch.randn_like(weight)
+            for index, model in enumerate(alone):
+                model.get_parameter(name).grad = weight.grad[index].clone()
+        for optimizer, trainer in zip(singles, trainers, strict=True):
+            for group in (optimizer.param_groups[0], trainer.optimizers[0].param_groups[0]):
+                group["lr"] *= 1 + step / 10  # a schedule
+            optimizer.step()
+        optimizers.step()
+        assert (optimizers.one is not None) == as_one
+    for model, other in zip(models, alone, strict=True):
+        torch.testing.assert_close(dict(model.named_parameters()), dict(other.named_parameters()))
 
 
 def test_models_are_alike_whatever_their_numbers():

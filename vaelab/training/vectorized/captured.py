@@ -13,7 +13,7 @@ from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.captured import WARM_UP, CUDAGraph, Inputs
 from vaelab.training.loop import decline
-from vaelab.training.vectorized.stack import Asked, Stack, options_of
+from vaelab.training.vectorized.stack import Asked, Stack
 
 
 class CapturedStack(Stack):
@@ -26,7 +26,6 @@ class CapturedStack(Stack):
         super().__init__(models, trainers)
         self.graph: CUDAGraph | None = graph
         self.size, self.warm, self.inputs = size, 0, Inputs()
-        self.rates = [torch.zeros((), device=models[0].device) for _ in self.optimizers[0].param_groups]
         self.dims: Any = None
         self.captured: Outcome
 
@@ -37,17 +36,15 @@ class CapturedStack(Stack):
             self.warm += 1
             outcomes, _ = self.graph.warm_up(lambda: super(CapturedStack, self).take(asked, training))
             return outcomes
-        options = [options_of(optimizer) for optimizer in self.optimizers]
-        batch, noise, dims = self._joined(asked)
-        if any(other != options[0] for other in options[1:]) or self.optimizer is None:
-            self._decline("is for jobs of one learning rate")
+        if self.optimizers.one is None or not self.optimizers.join():
+            self._decline("is for jobs that take the same steps, their learning rates apart")
             return super().take(asked, training)
+        batch, noise, dims = self._joined(asked)
         if self.inputs.empty and not self._record(self.graph, batch, noise, dims):
             return super().take(asked, training)
         if dims != self.dims:  # some see other batches from now on
             return super().take(asked, training)
-        for rate, given in zip(self.rates, options[0], strict=True):
-            rate.fill_(given["lr"])
+        self.optimizers.write_rates()
         self.inputs.fill(batch, noise)
         return self._apart(_copied(self.graph.replay()))
 
@@ -57,14 +54,7 @@ class CapturedStack(Stack):
 
         def step() -> Outcome:
             outcome = self._backward(*held, dims)
-            optimizer = self.optimizer
-            assert optimizer is not None
-            before = options_of(optimizer)
-            for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
-                group.update(lr=rate, capturable=True)
-            optimizer.step()
-            for group, given in zip(optimizer.param_groups, before, strict=True):
-                group.update(given)
+            self.optimizers.step_by_rates(capturable=True)
             return outcome
 
         try:

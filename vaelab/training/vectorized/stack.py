@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -17,6 +16,7 @@ from vaelab.core.batch import Batch
 from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.vectorized.alike import Numbers, numbers_of
+from vaelab.training.vectorized.optimizers import Optimizers
 
 TOLERANCE = 1e-3
 """Relative difference of a loss or a gradient, together with others and alone, above which something is wrong."""
@@ -74,7 +74,6 @@ class Stack:
 
     def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer]):
         self.models, self.trainers = list(models), list(trainers)
-        self.optimizers = [trainer.optimizers[0] for trainer in trainers]
         first = models[0]
         self.weights = _stacked([dict(model.named_parameters()) for model in models])
         self.buffers = _stacked([dict(model.named_buffers()) for model in models])
@@ -84,8 +83,7 @@ class Stack:
         numbers = [key for key in values[0] if len({of_model[key] for of_model in values}) > 1]
         self.numbers = [torch.tensor([of_model[key] for of_model in values], device=first.device) for key in numbers]
         self.measured = _Measure(first, numbers)
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.shared = False  # whether the single optimisers' states are views of the one's
+        self.optimizers = Optimizers(models, trainers, self.weights)
 
     def measure(self, asked: Sequence[Asked]) -> Outcome:
         """Measures a batch of each model. Returns what `Model.measure` does, with the models as the first dimension."""
@@ -113,7 +111,7 @@ class Stack:
             with torch.inference_mode():
                 return self._apart(self.measure(asked))
         outcome = self._backward(*self._joined(asked))
-        self._move()
+        self.optimizers.step()
         return self._apart(outcome)
 
     def _backward(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
@@ -122,7 +120,7 @@ class Stack:
             weight.grad = None
         outcome = self._measure(batch, noise, dims)
         outcome.loss.sum().backward()
-        self._clip()
+        self.optimizers.clip()
         return outcome
 
     def _apart(self, outcome: Outcome) -> list[Outcome]:
@@ -149,95 +147,11 @@ class Stack:
                 if not (gradient is None if whole is None else gradient is not None and _close(whole[index], gradient)):
                     raise ValueError(f"the gradient of {name} comes out otherwise than alone")
 
-    # --- the optimiser's step -----------------------------------------------------------------
-
     def alone(self, index: int, asked: Asked, training: bool) -> Outcome:
         """Measures a batch of one of the models and, in training, takes a step of it."""
         if training:
-            self._split()
+            self.optimizers.split()
         return step_alone(self.models[index], self.trainers[index], asked, training)
-
-    def _clip(self) -> None:
-        """Clips each model's gradients as its trainer wants."""
-        for index, (model, trainer) in enumerate(zip(self.models, self.trainers, strict=True)):
-            if trainer.gradient_clip_val:
-                self._give_gradients(index)
-                value, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-                model.configure_gradient_clipping(self.optimizers[index], value, how)
-
-    def _give_gradients(self, index: int) -> None:
-        """Gives a model's weights their gradients, as views of the stacked ones."""
-        for name, weight in self.models[index].named_parameters():
-            gradient = self.weights[name].grad
-            weight.grad = None if gradient is None else gradient[index]
-
-    def _move(self) -> None:
-        """Has the optimisers step: as one, where all have the same options and have taken as many steps."""
-        options = [options_of(optimizer) for optimizer in self.optimizers]
-        if any(other != options[0] for other in options[1:]):
-            self._split()
-        elif self.optimizer is None:
-            self._join(options[0])
-        if self.optimizer is None:
-            for index, optimizer in enumerate(self.optimizers):
-                self._give_gradients(index)
-                optimizer.step()
-            return
-        for group, given in zip(self.optimizer.param_groups, options[0], strict=True):
-            group.update(given)
-        self.optimizer.step()
-        if not self.shared:
-            self._share()
-
-    def _join(self, options: Sequence[dict[str, Any]]) -> None:
-        """Makes one optimiser of all, with their states, if they have taken as many steps."""
-        states = [
-            {name: optimizer.state.get(weight, {}) for name, weight in model.named_parameters()}
-            for model, optimizer in zip(self.models, self.optimizers, strict=True)
-        ]
-        counts = [
-            [float(value) for state in of_model.values() for value in state.values() if _counts(value)]
-            for of_model in states
-        ]
-        if any(other != counts[0] for other in counts[1:]):
-            return
-        names = {weight: name for name, weight in self.models[0].named_parameters()}
-        first = self.optimizers[0]
-        groups = [
-            {**given, "params": [self.weights[names[weight]] for weight in group["params"]]}
-            for group, given in zip(first.param_groups, options, strict=True)
-        ]
-        self.optimizer = type(first)(groups, **first.defaults)
-        for name, weight in self.weights.items():
-            if states[0].get(name):
-                self.optimizer.state[weight] = {
-                    key: deepcopy(value)
-                    if _counts(value)
-                    else torch.stack([of_model[name][key] for of_model in states])
-                    for key, value in states[0][name].items()
-                }
-        self.shared = False
-
-    def _share(self) -> None:
-        """Makes the states of the single optimisers views of the one's; a count of steps is the same for all."""
-        assert self.optimizer is not None
-        for name, weight in self.weights.items():
-            state = self.optimizer.state.get(weight, {})
-            parts = {key: None if _counts(value) else value.unbind(0) for key, value in state.items()}
-            for index, (model, optimizer) in enumerate(zip(self.models, self.optimizers, strict=True)):
-                optimizer.state[model.get_parameter(name)] = {
-                    key: state[key] if part is None else part[index] for key, part in parts.items()
-                }
-        self.shared = True
-
-    def _split(self) -> None:
-        """Has the single optimisers step for themselves: each counts its own steps."""
-        if self.optimizer is None:
-            return
-        self.optimizer = None
-        for optimizer in self.optimizers:
-            for state in optimizer.state.values():
-                state.update({key: deepcopy(value) for key, value in state.items() if _counts(value)})
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -260,16 +174,6 @@ def step_alone(model: Model, trainer: pl.Trainer, asked: Asked, training: bool) 
         model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
     optimizer.step()
     return outcome._replace(loss=outcome.loss.detach())
-
-
-def _counts(value: Any) -> bool:
-    """Whether a part of an optimiser's state is a count of steps, and no tensor of a weight's shape."""
-    return not torch.is_tensor(value) or value.ndim == 0
-
-
-def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Returns the options of an optimiser's groups."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
