@@ -28,6 +28,7 @@ CASES = {
     "vae": ([*MLP, *SMALL], (1, 8, 8)),
     "capacity": ([*CONV, *SMALL, "likelihood=continuous_bernoulli"], (1, 11, 14)),
     "cvae": ([*RESNET, *SMALL, "likelihood=laplace", "likelihood.scale=0.5", "model.label_dim=2"], (3, 8, 8)),
+    "m2": ([*SMALL, "network.hidden_dims=[16]", "model.label_dim=2"], (1, 8, 8)),
     "beta": (["network=burgess", *SMALL, "likelihood=gaussian", "likelihood.sigma=0.5"], (1, 64, 64)),
     "ae": ([*CONV, *SMALL, "likelihood=gaussian_learned", "likelihood.sigma=0.5"], (3, 8, 8)),
     "vqvae": (
@@ -158,8 +159,9 @@ def test_onnx_computes_what_the_model_does(tmp_path, case, capfd):
     found = onnx.write(model, tmp_path, (0.0, 1.0), {"vaelab.class": case})
     assert all(gap is None or gap < 1e-5 for gap in found.values())
     assert capfd.readouterr() == ("", "")
-    assert {p.name for p in tmp_path.iterdir()} == {"encoder.onnx", "decoder.onnx"}
-    for name in ("encoder", "decoder"):
+    names = ("encoder", "decoder", *["classifier"] * (case == "m2"))
+    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.onnx" for name in names}
+    for name in names:
         kept = {p.key: p.value for p in format_.load(tmp_path / f"{name}.onnx").metadata_props}
         assert (kept["vaelab.class"], kept["part"]) == (case, name)
 
@@ -171,6 +173,10 @@ def test_onnx_computes_what_the_model_does(tmp_path, case, capfd):
     assert taken == model.layout.arrays[0]
     images = decoder.run(["images"], {taken: codes[0], **given})[0]
     np.testing.assert_allclose(images, model.reconstruct(x, labels).numpy(), atol=2e-5)
+    if case == "m2":
+        classifier = onnxruntime.InferenceSession(tmp_path / "classifier.onnx")
+        found = classifier.run(["log_probs"], {"images": x.numpy()})[0]
+        np.testing.assert_allclose(found, model.classify(x).detach().numpy(), atol=2e-5)
 
 
 @pytest.mark.slow

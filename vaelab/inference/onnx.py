@@ -1,4 +1,4 @@
-"""A model's encoder and decoder as ONNX files, each compared with torch before it is kept."""
+"""A model's networks as ONNX files, each compared with torch before it is kept."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def require() -> None:
 def write(
     model: Model, folder: Path, pixel_range: tuple[float, float], metadata: dict[str, str]
 ) -> dict[str, float | None]:
-    """Writes encoder.onnx and decoder.onnx, for batches of any size.
+    """Writes each of the model's `parts` to a file, such as encoder.onnx, for batches of any size.
 
-    model: on the CPU, in eval mode. metadata: written into both files. Returns each output's
+    model: on the CPU, in eval mode. metadata: written into all files. Returns each output's
     largest difference from torch, None for indices, which are equal. Raises UserError if torch cannot
     export the model, or a file computes something else.
     """
@@ -59,13 +59,19 @@ def write(
     return differences
 
 
-def parts(model: Model) -> tuple[Part, Part]:
-    """Makes the encoder and the decoder to export; their inputs and outputs are those of docs/export.md."""
+def parts(model: Model) -> list[Part]:
+    """Makes encoder, decoder and classifier to export; their inputs and outputs are those of docs/export.md."""
     labels = ("labels",) if model.conditional else ()
     given = tuple(model.blank().outputs)
     encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
     taken = model.layout.arrays[0]
-    return Part("encoder", encoder, ("images", *labels), given), Part("decoder", decoder, (taken, *labels), ("images",))
+    found = [
+        Part("encoder", encoder, ("images", *labels), given),
+        Part("decoder", decoder, (taken, *labels), ("images",)),
+    ]
+    if model.semi_supervised:
+        found.append(Part("classifier", Classifier(model).eval(), ("images",), ("log_probs",)))
+    return found
 
 
 class Encoder(nn.Module):
@@ -91,6 +97,17 @@ class Decoder(nn.Module):
         return self.model.likelihood.mean(self.model.decode(codes, labels))
 
 
+class Classifier(nn.Module):
+    """Module from images in the model's range to log q(y|x) of each class."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.classify(images)
+
+
 def example(model: Model, part: Part, count: int, pixel_range: tuple[float, float]) -> tuple[Tensor, ...]:
     """Makes inputs of a part, always the same: noise for images, draws from the prior for codes, labels in turn."""
     generator = torch.Generator().manual_seed(count)
@@ -101,7 +118,7 @@ def example(model: Model, part: Part, count: int, pixel_range: tuple[float, floa
         first = torch.randn(count, *layout.shape, generator=generator)
         if layout.codes is not None:
             first = torch.randint(layout.codes, (count, *layout.shape), generator=generator)
-    labels = model.condition.in_turn(count)
+    labels = model.condition.in_turn(count) if "labels" in part.inputs else None
     return (first,) if labels is None else (first, labels)
 
 

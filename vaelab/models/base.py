@@ -54,7 +54,7 @@ class Variant(nn.Module):
     """Options of the optimiser, such as `lr` and `betas`, of parts that have their own, by the part's name. All parts
     learn in one step: an adversary's terms are cut off from the weights of what it judges, and the reverse."""
     semi_supervised = False
-    """Whether it learns from images whose label is -1, not known, beside others."""
+    """Whether it learns from images whose label is -1, not known, beside others; `classify` then gives log q(y|x)."""
     layout: Layout
     """Description of the latents: their levels, shapes and axes."""
     prior: Prior | None

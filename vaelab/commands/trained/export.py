@@ -1,4 +1,4 @@
-"""`vaelab export` writes a model's weights as safetensors, its encoder and decoder as ONNX, and a page for the hub."""
+"""`vaelab export` writes a model's weights as safetensors, its networks as ONNX, and a page for the hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
 from vaelab.core.errors import UserError, require
+from vaelab.core.words import listed
 from vaelab.runs import Files, hub
 
 if TYPE_CHECKING:
     from vaelab.runs.trained import Trained
 
-ONNX = ("encoder.onnx", "decoder.onnx")
+ONNX = ("encoder.onnx", "decoder.onnx", "classifier.onnx")
+"""Files that an export may have."""
 
 
 class Options(NamedTuple):
@@ -51,7 +53,8 @@ def job(config: Any) -> Path:
     from vaelab.runs.trained import Trained
 
     trained = Trained(run, asked.checkpoint, "cpu", trust=asked.trust)
-    about = exported.describe(trained) | {"onnx": list(ONNX) if asked.onnx else []}
+    networks = [f"{part.name}.onnx" for part in onnx.parts(trained.model)] if asked.onnx else []
+    about = exported.describe(trained) | {"onnx": networks}
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
@@ -81,7 +84,7 @@ def _write(folder: Path, trained: Trained, about: dict[str, Any], address: str |
 
     differences: dict[str, float | None] = {}
     if about["onnx"]:
-        print("comparing encoder.onnx and decoder.onnx with torch…", flush=True)
+        print(f"comparing {listed(about['onnx'])} with torch…", flush=True)
         differences = onnx.write(trained.model, folder, trained.pixel_range, _metadata(about))
     exported.save(trained.model, folder, about, exported.HUB_DESCRIPTION if address else exported.DESCRIPTION)
     if address:
