@@ -82,7 +82,7 @@ class Sheet:
             for tile, left in zip(row, self.lefts, strict=True):
                 picture[top : top + self.height, left : left + self.width] = tile
         self._figure, self._axes = style.new(self.right / style.DPI, self.bottom / style.DPI)
-        self._figure.set_layout_engine("none")
+        self._figure.set_layout_engine(None)  # all has its place
         self._axes.set_position((0, 0, 1, 1))
         self._axes.set_axis_off()
         edges = (np.arange(self.right + 1.0), np.arange(self.bottom + 1.0))

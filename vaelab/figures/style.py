@@ -96,8 +96,16 @@ def save(figure: Figure, path: Path, about: str | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix.removeprefix(".").lower() or "png"
     metadata = {"Subject" if kind == "pdf" else "Description": about} if about else None
+    _lay_out(figure)
     with whole(path) as partial:
         figure.savefig(partial, format=kind, metadata=metadata)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Gives everything its place for good: matplotlib would find it in each of the two times that it draws a figure."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 @styled
