@@ -172,7 +172,7 @@ def test_a_checkpoint_holds_its_own_job_alone(train):
 @pytest.mark.slow
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3", "dataset=digits", TOGETHER]
-    command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=60"]
+    command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=20"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
