@@ -200,6 +200,18 @@ def test_capacity_shares_the_axis_of_the_kl_even_if_constant():
         assert axes.get_ylabel() == "KL and C, nats per image"
 
 
+def test_beta_is_drawn_beside_the_capacity_where_it_moves():
+    rows = [row | other for row, other in zip(
+        with_schedule("capacity", [5.0] * 4), with_schedule("beta", [0.1, 0.2, 0.3, 0.4]), strict=True
+    )]  # fmt: skip
+    left, right = curves.scheduled(rows).axes
+    assert drawn(left, "capacity", "train")[1] == [5.0] * 4
+    assert drawn(right, "beta", "train")[1] == [0.1, 0.2, 0.3, 0.4]
+    still = [{key: 1.0 if key.endswith("beta") else value for key, value in row.items()} for row in rows]
+    (only,) = curves.scheduled(still).axes
+    assert drawn(only, "capacity", "train")[1] == [5.0] * 4
+
+
 @pytest.mark.parametrize("value", [1.0, 0.0])
 def test_a_constant_beta_is_no_schedule(value):
     assert curves.scheduled(with_schedule("beta", [value] * 6)) is None

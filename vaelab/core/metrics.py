@@ -66,7 +66,7 @@ TRAINING = (
     Metric("classification", "Classification, −log q(y|x)", NATS, "min"),
     Metric("accuracy", "Accuracy of q(y|x)", "fraction of the images", "max", brief=True),
     Metric("beta", "β, weight of the KL", group="Schedules", colour=GREEN, set=True, brief=True),
-    Metric("capacity", "Capacity C", NATS, group="Schedules", colour=GREEN, set=True, brief=True),
+    Metric("capacity", "Capacity C", NATS, group="Schedules", colour=BLACK, set=True, brief=True),
     Metric("capacity_gap", "Gap: KL − capacity", NATS, group="Schedules", colour=PURPLE),
     Metric("target", "Target of the reconstruction", NATS, set=True),
     Metric("target_gap", "Gap: reconstruction − target", NATS, colour=PURPLE, brief=True),

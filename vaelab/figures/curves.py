@@ -65,38 +65,34 @@ def training(rows: Rows) -> Figure:
 
 @style.styled
 def scheduled(rows: Rows) -> Figure | None:
-    """Draws scheduled values with the KL that they steer; None if nothing was scheduled.
+    """Draws C and β with the KL that they steer; None if there is no C, and β stays as it is.
 
-    β has an axis of its own on the right. The capacity C shares that of the KL, both in nats; it is
-    drawn where it was constant too, as the KL is held at it.
+    The capacity C shares the axis of the KL, both in nats; it is drawn where it is constant too, as the KL is held at
+    it. β, which a schedule or a controller moves, has an axis of its own on the right.
     """
     time = series.time_of(rows)
-    name = "capacity" if series.finite(rows, "capacity") else "beta"
-    values = series.finite(rows, name)
-    constant = not values or max(values) - min(values) <= 1e-6 * max(map(abs, values))
-    if not values or (name == "beta" and constant):
+    capacity, betas = series.finite(rows, "capacity"), series.finite(rows, "beta")
+    moves = bool(betas) and max(betas) - min(betas) > 1e-6 * max(map(abs, betas))
+    if not capacity and not moves:
         return None
     figure, axes = style.new(7, 3.2)
     for part in series.parts(time):
         _line(axes, *series.series(rows, f"{part}/kl", time), "kl", part, label=f"KL, {PARTS[part]}")
     axes.set_xlabel(TIMES[time])
-    x, y = series.schedule(rows, name, time)
-    if name == "capacity":
-        axes.set_ylabel(f"KL and C, {NATS}")
-        _title(axes, "Capacity C and the KL held at it")
-        _line(axes, x, y, name, "train", label="C")
-        handles = axes.get_lines()
-    else:
+    axes.set_ylabel(f"KL and C, {NATS}" if capacity else f"KL, {NATS}", color=style.COLOURS["kl"])
+    _title(axes, "β and the KL under it" if not capacity else f"Capacity C and the KL held at it{', by β' * moves}")
+    if capacity:
+        _line(axes, *series.schedule(rows, "capacity", time), "capacity", "train", label="C")
+    handles = axes.get_lines()
+    if moves:
         right = axes.twinx()
         right.spines["top"].set_visible(False)
         right.spines["right"].set_visible(True)
-        axes.set_ylabel(f"KL, {NATS}", color=style.COLOURS["kl"])
         right.set_ylabel("β, weight of the KL", color=style.COLOURS["beta"], fontsize=9)
         right.tick_params(labelsize=9)
-        _title(axes, "β and the KL under it")
-        _line(right, x, y, name, "train", label="β")
-        right.set_ylim(0, 1.08 * max(values))
-        handles = [*axes.get_lines(), *right.get_lines()]
+        _line(right, *series.schedule(rows, "beta", time), "beta", "train", label="β")
+        right.set_ylim(0, 1.08 * max(betas))
+        handles = [*handles, *right.get_lines()]
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(_ticks(integer=True))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
