@@ -127,6 +127,11 @@ def test_runs_that_differ_in_their_seed_are_one_row():
     assert row.figures[ELBO].n == 3
 
 
+def test_a_seed_of_the_data_that_was_set_is_a_setting_though_it_equals_a_runs_own():
+    given = {"dataset:seed": 0, "run:overrides": ["dataset.seed=0"]}
+    assert len(rows_of(*(run(f"r{seed}", {"seed": seed} | given) for seed in range(3)))) == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

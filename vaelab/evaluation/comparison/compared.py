@@ -170,7 +170,8 @@ def flat_settings(config: dict[str, Any], options: dict[str, str]) -> dict[str, 
     parts = {key: value for key, value in model.items() if key in config}  # network, likelihood, as the model has them
     tree = config | parts | {"model": {k: v for k, v in model.items() if k not in parts}}
     dropped = BOOKKEEPING
-    dropped += ("dataset.seed.",) if dataset.get("seed") == config["seed"] else ()
+    follows = dataset.get("seed") == config["seed"] and "dataset.seed" not in overrides_of(config)
+    dropped += ("dataset.seed.",) if follows else ()
     dropped += ("dataset.root.",) if "download" in dataset else ()  # downloaded files are the same wherever they lie
     return {key: value for key, value in _flat(tree, "", options).items() if not f"{key}.".startswith(dropped)}
 
