@@ -1,9 +1,14 @@
 """Makes the pictures of docs/ from runs, as `vaelab report` draws them: nothing is picked.
 
 python scripts/recipes.py mnist_vae mnist_cvae mnist_vqvae mnist_capacity mnist_capacity_l1 --root ../data
+vaelab train experiment=mnist_quadrants run.dir=outputs/recipes/mnist_quadrants
+python scripts/zoo.py ../data --epochs 8 --only "controlvae, C = 20" "wae, points" "iwae, K = 5, DReG" "geco, 80 nats"
 vaelab train model=ae dataset=mnist trainer.max_epochs=10 run.dir=outputs/recipes/mnist_ae
+vaelab train model=vqvae2 dataset=mnist trainer.max_epochs=3 run.dir=outputs/recipes/mnist_vqvae2
+vaelab train experiment=mnist_vqvae codebook=fsq trainer.max_epochs=3 run.dir=outputs/recipes/mnist_fsq
 vaelab train experiment=beta_64 run.dir=outputs/recipes/beta_64
-python scripts/docs_pictures.py --root ../data
+vaelab train experiment=beta_64 model=tcvae run.dir=outputs/recipes/sprites_tcvae
+python scripts/docs_pictures.py --root ../data                  all pages, or those that are named
 """
 
 from __future__ import annotations
@@ -21,13 +26,21 @@ from vaelab.runs import read_metrics
 
 IMAGES = Path("docs/images")
 PICTURES = {
-    "ae": ("mnist_ae", "interpolations"),
-    "vae": ("mnist_vae", "kl_per_dim"),
-    "beta": ("beta_64", "traversals"),
-    "cvae": ("mnist_cvae", "classes"),
-    "vqvae": ("mnist_vqvae", "code_maps"),
+    "ae": ("recipes/mnist_ae", "interpolations"),
+    "vae": ("recipes/mnist_vae", "kl_per_dim"),
+    "beta": ("recipes/beta_64", "traversals"),
+    "tcvae": ("recipes/sprites_tcvae", "traversals"),
+    "cvae": ("recipes/mnist_cvae", "classes"),
+    "vqvae": ("recipes/mnist_vqvae", "code_maps"),
+    "vqvae2": ("recipes/mnist_vqvae2", "code_levels"),
+    "fsq": ("recipes/mnist_fsq", "code_maps"),
+    "quadrants": ("recipes/mnist_quadrants", "samples"),
+    "geco": ("zoo/geco__80_nats", "schedule"),
+    "controlvae": ("zoo/controlvae__C___20", "schedule"),
+    "wae": ("zoo/wae__points", "real_and_generated"),
+    "iwae": ("zoo/iwae__K___5__DReG", "real_and_generated"),
 }
-"""Run and figure that each page of docs/ shows."""
+"""Run, in outputs/, and figure that each page of docs/ shows."""
 CONSTRAINTS = {"Lagrangian": ("mnist_capacity", style.BLUE), "l1, as published": ("mnist_capacity_l1", style.VERMILION)}
 
 
@@ -51,15 +64,20 @@ def capacities(runs: dict[str, tuple[Path, str]]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"all by default: {', '.join(PICTURES)}, capacity")
     parser.add_argument("--root", default="data", help="where MNIST lies (default: %(default)s)")
-    root = parser.parse_args().root
+    options = parser.parse_args()
+    if unknown := set(options.pages) - {*PICTURES, "capacity"}:
+        parser.error(f"no such page: {', '.join(sorted(unknown))}")
     for page, (name, figure) in PICTURES.items():
-        run = OUTPUTS / name
-        moved = [] if name == "beta_64" else [f"root={root}"]
-        subprocess.run(["vaelab", "report", f"run={run}", *moved], check=True)
-        shutil.copy(run / "figures" / f"{figure}.png", IMAGES / f"{page}.png")
-    style.save(capacities({name: (OUTPUTS / run, colour) for name, (run, colour) in CONSTRAINTS.items()}),
-               IMAGES / "capacity.png")  # fmt: skip
+        if page in (options.pages or PICTURES):
+            run = OUTPUTS.parent / name
+            moved = [] if page in ("beta", "tcvae") else [f"root={options.root}"]  # sprites have no files
+            subprocess.run(["vaelab", "report", f"run={run}", *moved], check=True)
+            shutil.copy(run / "figures" / f"{figure}.png", IMAGES / f"{page}.png")
+    if "capacity" in (options.pages or ["capacity"]):
+        curves = capacities({name: (OUTPUTS / run, colour) for name, (run, colour) in CONSTRAINTS.items()})
+        style.save(curves, IMAGES / "capacity.png")
 
 
 if __name__ == "__main__":
