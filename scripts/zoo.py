@@ -33,6 +33,7 @@ ROWS = {
     "iwae, K = 5": ["model=iwae", *GAUSSIAN, "model.estimator=iwae"],
     "iwae, K = 5, DReG": ["model=iwae", *GAUSSIAN],
     "cvae": ["model=cvae", *GAUSSIAN],
+    "svae": ["model=svae", *GAUSSIAN],
     "hierarchical": ["model=hierarchical", *GAUSSIAN],
     "ae": ["model=ae", *GAUSSIAN],
 }

@@ -29,6 +29,13 @@ def in_training(prior: str) -> bool:
     return bool(node) and target_of(node, "prior").in_training
 
 
+def with_part(group: str, option: str) -> list[str]:
+    """The words that choose a part of a model: for a VAE, unless it is another model's own alone."""
+    own = f"override /{group}@_global_.{group}: {option}\n"
+    having = [name for name in options("model") if own in (CONF / "model" / f"{name}.yaml").read_text()]
+    return [f"model={having[0]}"] if having and "vae" not in having else ["model=vae", f"{group}={option}"]
+
+
 def named(group: str, option: str) -> tuple[str, ...]:
     """The words that choose an option; a user's own modules are those of the tests."""
     own = ("network.encoder._target_=tests.test_modules.Encoder", "network.decoder._target_=tests.test_modules.Decoder")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vaelab
-from tests.test_conf import composed, condition, in_training, options
+from tests.test_conf import composed, condition, in_training, options, with_part
 from vaelab.cli import main
 from vaelab.core.batch import Batch
 from vaelab.core.config import build
@@ -23,8 +23,8 @@ SHAPE, CLASSES = (1, 8, 8), 3
 PARTS = [
     *([f"model={name}"] for name in options("model")),
     *(["model=vqvae", f"codebook={name}"] for name in options("codebook") if name != "none"),
-    *(["model=vae", f"posterior={name}", "model.latent_dim=4"] for name in options("posterior") if name != "none"),
-    *(["model=vae", f"prior={name}", "model.latent_dim=4"] for name in options("prior") if in_training(name)),
+    *([*with_part("posterior", name), "model.latent_dim=4"] for name in options("posterior") if name != "none"),
+    *([*with_part("prior", name), "model.latent_dim=4"] for name in options("prior") if in_training(name)),
     *(["model=vae", "dataset=fake", *condition(name)] for name in options("condition")),
 ]
 """Every variant, and every option of each group of parts in a variant that takes it."""

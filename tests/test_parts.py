@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vaelab
-from tests.test_conf import condition, in_training, options
+from tests.test_conf import condition, in_training, options, with_part
 from tests.test_gallery import assert_drawn
 from tests.test_resume import interrupted, same_weights
 from vaelab.cli import main
@@ -38,6 +38,8 @@ def words() -> list[list[str]]:
         with_class = [o for o in with_class if group != "prior" or in_training(o)]
         own = f"override /{group}@_global_.{group}: "
         more = [option for option in with_class if own + option not in texts[taking[0]]]
+        if group in ("posterior", "prior"):  # some go with no other than those of one model
+            more = [option for option in more if f"{group}={option}" in with_part(group, option)]
         found += [
             [f"model={taking[0]}", *(condition(option) if group == "condition" else [f"{group}={option}"])]
             for option in more

@@ -124,6 +124,8 @@ def require(kind: Any, name: str, model: Any) -> None:
     density, name_of_model = model.blank().density, type(model).__name__
     if kind.fits(model.layout, density):
         return
+    if model.layout.spherical:
+        raise UserError(f"prior={name}: the codes of {name_of_model} lie on a sphere, and it is of other vectors")
     if kind.discrete == (model.layout.codes is not None):
         why = f"it is made of posteriors q(z|x), and a code of {name_of_model} has no distribution"
     else:

@@ -16,6 +16,7 @@ from vaelab.models.regularised import (
     FactorVAE,
     InfoVAE,
 )
+from vaelab.models.svae import SVAE
 from vaelab.models.vae import VAE
 from vaelab.models.vqvae import VQVAE
 from vaelab.models.vqvae2 import VQVAE2
@@ -27,6 +28,7 @@ __all__ = [
     "GECO",
     "IWAE",
     "M2",
+    "SVAE",
     "TCVAE",
     "VAE",
     "VQVAE",

@@ -62,6 +62,7 @@ class Hierarchical(VAE):
         self.layout = Layout(levels, ("z",), self.prior.standard)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
         self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
+        self.check_space()
         self.prior.belongs(self.encode, self.shape, self.condition.in_turn(1))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -56,30 +56,43 @@ class VAE(Model):
         self.latent_dim = latent_dim
         self.posterior = (posterior or Diagonal)(latent_dim)
         self.prior = (prior or StandardNormal)(latent_dim)
-        self.layout = vector(latent_dim, self.prior.standard)
+        self.layout = vector(latent_dim, self.prior.standard, spherical=self.prior.spherical)
         self.encoder = network.encoder(self.shape, self.posterior.features, context=self.condition.size)
         self.decoder = network.decoder(latent_dim + self.condition.size, self.likelihood.raw_shape(self.shape))
+        self.check_space()
         self.prior.belongs(self.encode, self.shape, self.condition.in_turn(1))
         if estimator == "stl":
             self.check_path("model.estimator=stl")
-        if free_bits and not (estimator == "closed" and self.posterior.example().has_kl(self.prior)):
+        if free_bits and not (estimator == "closed" and self._has_kl_per_dim()):
             raise UserError(
                 f"model.free_bits={free_bits} needs the KL of each dimension in closed form: posterior=diagonal, "
                 "prior=standard, model.estimator=closed"
+            )
+
+    def _has_kl_per_dim(self) -> bool:
+        example = self.posterior.example()
+        return example.has_kl(self.prior) and example.kl(self.prior).per_dim is not None
+
+    def check_space(self) -> None:
+        """Raises UserError where one of posterior and prior is of points on a sphere, and the other of all vectors."""
+        if self.posterior.example().spherical != self.prior.spherical:
+            raise UserError(
+                f"prior: it is {self.prior.words}, and draws of the posterior are {'not ' * self.prior.spherical}on a "
+                "sphere: posterior=vmf and prior=sphere go together"
             )
 
     def check_path(self, setting: str) -> None:
         """Raises UserError for a setting that needs `Posterior.draw_by_path` where the posterior has none."""
         if not self.posterior.example().density or any(True for _ in self.posterior.parameters()):
             raise UserError(
-                f"{setting} needs a density whose parameters are all the encoder's: posterior=diagonal or full"
+                f"{setting} needs a density whose parameters are all the encoder's: posterior=diagonal, full or vmf"
             )
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
         return self.posterior(self.encoder(self.seen(x), self.condition(labels)))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.decoder(beside(z, self.condition(labels)))
+        return self.decoder(beside(self.layout.onto(z), self.condition(labels)))
 
     def noise(self, count: int) -> Tensor:
         """Draws standard normal noise, [count, d]."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from torch.nn.functional import normalize
+
 from vaelab.core.errors import UserError
 from vaelab.core.words import listed
 
@@ -35,11 +37,13 @@ class Layout:
     arrays: names under which files hold a code; the first that a file has counts.
     standard: whether each axis has mean 0 and standard deviation 1 under the prior, so that -3 to 3
     spans it; distances are measured in standard deviations of the codes otherwise.
+    spherical: whether latents lie on the unit sphere: see `onto`.
     """
 
     levels: tuple[Level, ...]
     arrays: tuple[str, ...]
     standard: bool = False
+    spherical: bool = False
 
     @property
     def dimensions(self) -> int | None:
@@ -65,6 +69,14 @@ class Layout:
         """Splits latents, [B, ...], into those of each level, [B, *its shape]."""
         parts = z.flatten(1).split(self.sizes, 1)
         return [part.unflatten(1, level.shape) for part, level in zip(parts, self.levels, strict=True)]
+
+    def onto(self, z: Tensor) -> Tensor:
+        """Gives latents as a decoder sees them: of those on a sphere the direction alone, others as they are.
+
+        The direction has the length sqrt(d), with which each coordinate of a uniform draw has the deviation 1, as one
+        of N(0, I) has: networks learn slowly from smaller ones.
+        """
+        return z.shape[-1] ** 0.5 * normalize(z, dim=-1) if self.spherical else z
 
     def axis(self, index: int) -> str:
         """Names an axis of the code vector: `z3`, or `top 3` where there are several levels."""
@@ -106,6 +118,6 @@ class Layout:
         return self.codes
 
 
-def vector(size: int, standard: bool, arrays: tuple[str, ...] = ("z", "mean")) -> Layout:
+def vector(size: int, standard: bool, arrays: tuple[str, ...] = ("z", "mean"), spherical: bool = False) -> Layout:
     """Makes the layout of one vector of `size` real numbers."""
-    return Layout((Level("z", (size,)),), arrays, standard)
+    return Layout((Level("z", (size,)),), arrays, standard, spherical)

@@ -154,9 +154,12 @@ def _traversals(s: Scene) -> Figure | None:
 
 
 def _manifold(s: Scene) -> Figure | None:
-    """Draws decoded codes at even quantiles of the prior; of codes without one, of a normal as wide as they are."""
+    """Draws decoded codes at even quantiles of the prior; of codes without one, of a normal as wide as they are.
+
+    Two coordinates of a circle are no plane.
+    """
     layout = s.model.layout
-    if layout.dimensions != 2:
+    if layout.dimensions != 2 or layout.spherical:
         return None
     values = torch.special.ndtri((torch.arange(SIDE) + 0.5) / SIDE)
     grid, unit = torch.cartesian_prod(values, values).flip(1), "N(0, 1)"

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from vaelab.core.batch import Batch
 from vaelab.core.distributed import all_rows
+from vaelab.core.errors import UserError
 from vaelab.core.types import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
@@ -57,6 +58,11 @@ class FactorVAE(VAE):
         condition: Build[Condition] = None,
     ):
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
+        if self.layout.spherical:
+            raise UserError(
+                "model=factor: codes whose dimensions are shuffled do not lie on a sphere: use posterior=diagonal "
+                "prior=standard"
+            )
         self.gamma.fill_(gamma)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise([latent_dim, *discriminator_dims]):

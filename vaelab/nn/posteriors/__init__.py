@@ -8,9 +8,11 @@ density.
 from vaelab.nn.posteriors.base import KL, Head, Posterior, Usage
 from vaelab.nn.posteriors.deterministic import Codes, Deterministic, Point
 from vaelab.nn.posteriors.gaussian import Diagonal, DiagonalGaussian, Full, FullGaussian
+from vaelab.nn.posteriors.vmf import VMF, VonMisesFisher
 
 __all__ = [
     "KL",
+    "VMF",
     "Codes",
     "Deterministic",
     "Diagonal",
@@ -21,4 +23,5 @@ __all__ = [
     "Point",
     "Posterior",
     "Usage",
+    "VonMisesFisher",
 ]

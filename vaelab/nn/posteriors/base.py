@@ -44,6 +44,8 @@ class Posterior:
     name: ClassVar[str]
     density: ClassVar[bool] = True
     """Whether the posterior has a `log_prob`, and with it a bound on log p(x)."""
+    spherical: ClassVar[bool] = False
+    """Whether its draws lie on the unit sphere: densities are then those of an area, and not of a volume."""
 
     @property
     def code(self) -> Tensor:

@@ -7,6 +7,7 @@ fitted afterwards to the codes of a finished run.
 from vaelab.nn.priors.base import Kept, Latents, Prior
 from vaelab.nn.priors.gmm import GaussianMixture
 from vaelab.nn.priors.pixelcnn import PixelCNN
+from vaelab.nn.priors.sphere import UniformSphere
 from vaelab.nn.priors.standard import StandardNormal
 from vaelab.nn.priors.transformer import Transformer
 from vaelab.nn.priors.uniform import UniformCodes
@@ -21,5 +22,6 @@ __all__ = [
     "StandardNormal",
     "Transformer",
     "UniformCodes",
+    "UniformSphere",
     "VampPrior",
 ]

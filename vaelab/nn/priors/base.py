@@ -45,7 +45,8 @@ class Prior(nn.Module):
     density: whether it has a `log_prob`, without which there is no bound on log p(x). estimate: how `log_prob` is
     estimated, in words, if it is not exact; its mean is then at most log p(z). of_posteriors: whether it is made of
     the posteriors of its model, which need a density.
-    discrete: whether it is of indices of codes, and not of real numbers. placeholder: whether it only stands where a
+    discrete: whether it is of indices of codes, and not of real numbers. spherical: whether it is of points on the unit
+    sphere, whose density is that of an area. placeholder: whether it only stands where a
     better one is to be fitted: draws from it look like nothing. classes: number of classes of the labels that it is
     told, None if it looks at none.
     """
@@ -59,6 +60,7 @@ class Prior(nn.Module):
     estimate = ""
     of_posteriors = False
     discrete = False
+    spherical = False
     placeholder = False
     classes: int | None = None
     place: Tensor
@@ -70,7 +72,8 @@ class Prior(nn.Module):
     @classmethod
     def fits(cls, layout: Layout, density: bool) -> bool:
         """Whether it can be fitted afterwards to latents of this layout, whose posteriors have a density or not."""
-        return cls.afterwards and cls.discrete == (layout.codes is not None) and (density or not cls.of_posteriors)
+        same_kind = cls.discrete == (layout.codes is not None) and cls.spherical == layout.spherical
+        return cls.afterwards and same_kind and (density or not cls.of_posteriors)
 
     @classmethod
     def sizes(cls, layout: Layout, num_classes: int | None) -> dict[str, Any]:
