@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
@@ -12,6 +13,8 @@ from vaelab.runs.quiet import Terminal
 from vaelab.training.vectorized import turns
 
 log = logging.getLogger("vaelab")
+RUN, JOB = "vaelab run", "vaelab job "
+"""Names of the handlers of a run that is alone in its process, and beginnings of those of jobs in turns."""
 
 
 def log_to(run: Path) -> None:
@@ -20,15 +23,12 @@ def log_to(run: Path) -> None:
     Of jobs in turns in one process each has its own.
     """
     job = turns.current()
-    name = None if job is None else f"job {job.number}"
+    name = RUN if job is None else f"{JOB}{job.number}"
 
     def ours(record: logging.LogRecord) -> bool:
         return turns.current() in (None, job)
 
-    for handler in list(log.handlers):
-        if handler.name in (None, name):
-            log.removeHandler(handler)
-            handler.close()
+    _end(lambda given: given in (RUN, name))
     log.propagate = False
     log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
     handlers: list[logging.Handler] = [Terminal()]
@@ -42,3 +42,15 @@ def log_to(run: Path) -> None:
         handler.name = name
         handler.addFilter(ours)
         log.addHandler(handler)
+
+
+def leave_jobs() -> None:
+    """Ends what `log_to` has begun for jobs in turns: they are over."""
+    _end(lambda name: name.startswith(JOB))
+
+
+def _end(ours: Callable[[str], bool]) -> None:
+    """Ends handlers of ours, by their names; those that a user has added are left alone."""
+    for handler in [handler for handler in log.handlers if ours(handler.name or "")]:
+        log.removeHandler(handler)
+        handler.close()

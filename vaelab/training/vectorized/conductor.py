@@ -19,6 +19,7 @@ from vaelab.core.words import listed
 from vaelab.models.module import Outcome
 from vaelab.training.callbacks.last import STOPPING, KeepLast
 from vaelab.training.captured import graphs_on
+from vaelab.training.logs import leave_jobs
 from vaelab.training.vectorized.alike import difference
 from vaelab.training.vectorized.captured import CapturedStack
 from vaelab.training.vectorized.stack import Asked, Stack, step_alone
@@ -66,10 +67,13 @@ class Conductor:
             except BaseException as error:
                 ended.set_exception(error)
 
-        with own_streams(), self._listening():
-            # the main thread is left to the signals: each job would else take them for itself
-            threading.Thread(target=lead, name="jobs", daemon=True).start()
-            return ended.result()
+        try:
+            with own_streams(), self._listening():
+                # the main thread is left to the signals: each job would else take them for itself
+                threading.Thread(target=lead, name="jobs", daemon=True).start()
+                return ended.result()
+        finally:
+            leave_jobs()
 
     def _lead(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
         data: dict[str, Any] = {}
