@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 
@@ -331,6 +332,7 @@ def test_what_a_sphere_cannot_do_is_refused(variant, options, says):
         ["prior=sphere"],
         ["model=hierarchical", "prior=sphere"],
         ["model=tcvae", "posterior=vmf", "prior=sphere"],
+        ["model=wae", "posterior=vmf", "prior=sphere"],  # of points
     ],
 )
 def test_the_command_refuses_it_in_one_line(train, words):
@@ -387,6 +389,14 @@ def test_a_report_has_arcs_and_no_plane_of_a_circle(finished, capsys):
     drawn = {path.stem for path in (run / "figures").glob("*.png")}
     assert {"traversals", "interpolations", "latents"} <= drawn
     assert "manifold" not in drawn
+
+
+def test_coordinates_count_as_active_by_what_the_decoder_sees_of_them(finished, capsys):
+    """A coordinate of 200 varies by 1 / 200 at most on the average, and by 1 as the decoder is given it."""
+    run = finished("model=svae", "model.latent_dim=200", "trainer.max_epochs=1").run
+    told = ["sections=[latents]", "gap_images=2", "device=cpu"]
+    assert main(["eval", f"run={run}", *told]) == 0, capsys.readouterr().err
+    assert json.loads((run / "evaluation.json").read_text())["figures"]["latents/active"] > 100
 
 
 def test_a_posterior_starts_as_wide_as_the_prior_is():

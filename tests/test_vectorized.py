@@ -73,6 +73,8 @@ def by_themselves(text: str) -> list[str]:
         ("model=iwae", "model.estimator=iwae", "seed=0,1"),
         ("model=geco", "model.target=10,15"),
         ("model=vae", "trainer.gradient_clip_val=1,5"),
+        ("model=vae", "lr_factor.decoder=0.5,1"),
+        ("model=vae", "optimizer=adam,adamw"),
         ("model=vae", "averaging=ema", "optimizer=adamw", "seed=0,1"),
         ("model=vae", "dataset.binarize=dynamic", "seed=0,1", "dataset.seed=0"),
         ("model=vae", "likelihood=gaussian", "likelihood.sigma=0.5,1"),
@@ -113,6 +115,14 @@ def test_jobs_of_other_sizes_form_other_groups(train):
         assert [line.endswith(str(run)) for line in folders] == [True]
     names = [handler.name or "" for handler in logging.getLogger("vaelab").handlers]
     assert not any(name.startswith("vaelab job") for name in names)  # what comes after is no job's
+
+
+def test_a_job_that_is_there_twice_waits_for_itself_while_the_others_go_on(train):
+    result = train("-m", "model=vae", "optimizer.lr=0.001,0.001,0.002,0.003", *EPOCHS, TOGETHER, "sweep.dir=s")
+    assert result.code == 0, result.err
+    summaries = [json.loads(path.read_text()) for path in Path("s").glob("*/summary.json")]
+    assert [summary["status"] for summary in summaries] == ["finished"] * 3
+    assert "is being trained already: waiting for it" in result.out
 
 
 def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):

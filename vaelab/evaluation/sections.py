@@ -116,7 +116,8 @@ def latents(subject: Subject) -> Section:
         raise Unsupported("the model has no bound on log p(x)")
     posterior, prior = subject.posterior, subject.model.require_prior()
     codes, factors = posterior.code, posterior.factorised
-    activity, chosen = active_dimensions(codes), subject.drawn(len(codes), DRAWS).to(codes.device)
+    seen = subject.model.layout.onto(codes)  # of deviation 1 under the prior, on a sphere, too
+    activity, chosen = active_dimensions(seen), subject.drawn(len(codes), DRAWS).to(codes.device)
     generator, count = torch.Generator(subject.device).manual_seed(subject.settings.seed), len(chosen)
     estimates, vectors = {}, {"variance_of_means": activity.variances}
     protocol = "Active: variance of the posterior means above 0.01 (Burda et al. 2016). "

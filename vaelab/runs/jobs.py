@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from greenlet import getcurrent
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
@@ -33,6 +35,8 @@ ASIDE_WITHIN = {
     "callbacks": ("pictures",),
 }
 """Keys within sections on which it does not depend either."""
+LOOK_AGAIN = 0.5
+"""Seconds after which a job that waits for its folder looks at it again."""
 
 
 def compose(loader: Any, config: Any, number: int, overrides: Sequence[str]) -> Any:
@@ -113,17 +117,27 @@ def folder_of(run: Path, config: dict[str, Any]) -> Path:
 
 
 def wait_for(run: Path) -> None:
-    """Waits while another process trains in `run`: one about to end, or one that a batch system still runs."""
+    """Waits while `run` is trained: by a process about to end, one that a batch system still runs, or the same job.
+
+    A sweep has a job twice where it names a value twice. Of jobs in turns in one process the others go on meanwhile.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no fcntl
         return
     with suppress(OSError), Files(run).log.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"  {run.name} is being trained by another process: waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        said = False
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            if not said:
+                print(f"  {run.name} is being trained already: waiting for it", flush=True)
+                said = True
+            leader = getcurrent().parent
+            time.sleep(LOOK_AGAIN if leader is None else 0)
+            if leader is not None:
+                leader.switch()
 
 
 def state_of(folder: Path) -> Literal["done", "begun", "new"]:

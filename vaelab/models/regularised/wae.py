@@ -18,7 +18,7 @@ from vaelab.nn.aggregate import mmd
 from vaelab.nn.conditions import Condition
 from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
-from vaelab.nn.posteriors import Deterministic, Head
+from vaelab.nn.posteriors import Deterministic, Diagonal, Head
 from vaelab.nn.priors import Prior
 
 
@@ -51,6 +51,10 @@ class WAE(VAE):
         condition: Build[Condition] = None,
     ):
         points = encoder == "deterministic"
+        if points and posterior is not None and not isinstance(posterior(latent_dim), Diagonal):
+            raise UserError(
+                "posterior: model=wae has none with model.encoder=deterministic: use model.encoder=gaussian"
+            )
         posterior = Deterministic if points else posterior
         super().__init__(shape, num_classes, network, likelihood, latent_dim, posterior, prior, condition)
         if any(True for _ in self.prior.parameters()):

@@ -93,8 +93,8 @@ class Conductor:
                 self._ask_to_stop(job)
             if job.asked is None or job in self.answers:
                 job.go_on(self.answers.pop(job, None))
-                if job.dead:
-                    self.jobs.remove(job)
+            if job.dead:
+                self.jobs.remove(job)
         for group in list(self.groups):
             if any(job.model is None for job in group.jobs):  # one has ended
                 self.groups.remove(group)
@@ -138,7 +138,7 @@ class Conductor:
             except (RuntimeError, ValueError, TypeError) as error:
                 reason = str(error).strip().splitlines()[0]
         names = listed([job.title for job in jobs])
-        if len(jobs) > 1 or not jobs[0].grouped:
+        if not self.stopped and (len(jobs) > 1 or not jobs[0].grouped):
             print(f"  {names}: trained by {'themselves' if len(jobs) > 1 else 'itself'}: {reason}", flush=True)
         for job in jobs:
             job.grouped = False
@@ -210,6 +210,8 @@ class Conductor:
                 signal.signal(number, handler)
 
     def _ask_to_stop(self, job: Job) -> None:
+        if job.model is None:  # it waits for its folder
+            job.throw()
         for callback in job.trainer.callbacks if job.trainer else ():  # type: ignore[attr-defined]
             if isinstance(callback, KeepLast):
                 callback.asked = self.stopped

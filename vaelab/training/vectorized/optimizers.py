@@ -31,6 +31,9 @@ class Optimizers:
         self.single = [trainer.optimizers[0] for trainer in trainers]
         self.one: torch.optim.Optimizer | None = None
         self.shared = False  # whether the single ones' states are views of the one's
+        self.alike = all(
+            _parts(*pair) == _parts(models[0], self.single[0]) for pair in zip(models, self.single, strict=True)
+        )
         device = next(iter(weights.values())).device
         self.rates = [torch.zeros(len(models), device=device) for _ in self.single[0].param_groups]
         self.written: list[list[float]] = [[] for _ in self.rates]
@@ -65,8 +68,11 @@ class Optimizers:
     def join(self) -> bool:
         """Makes one optimiser of all, unless there is one. Returns whether that is possible.
 
-        It is where their options are the same, learning rates apart, and they have taken as many steps.
+        It is where they are of one class, with the same groups of weights and the same options, learning rates apart,
+        and have taken as many steps.
         """
+        if not self.alike:
+            return False
         options = [_options(optimizer) for optimizer in self.single]
         one_rate = all(len(set(of_group)) == 1 for of_group in self._rates())
         if any(other != options[0] for other in options[1:]) or not (one_rate or type(self.single[0]) in PROPORTIONAL):
@@ -165,6 +171,12 @@ class Optimizers:
                     key: state[key] if part is None else part[index] for key, part in parts.items()
                 }
         self.shared = True
+
+
+def _parts(model: Model, optimizer: torch.optim.Optimizer) -> tuple[type, list[list[str]]]:
+    """Returns an optimiser's class, and the names of the weights of each of its groups."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    return type(optimizer), [[names[weight] for weight in group["params"]] for group in optimizer.param_groups]
 
 
 def _counts(value: Any) -> bool:
