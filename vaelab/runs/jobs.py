@@ -134,9 +134,9 @@ def wait_for(run: Path) -> None:
             if not said:
                 print(f"  {run.name} is being trained already: waiting for it", flush=True)
                 said = True
-            leader = getcurrent().parent
-            time.sleep(LOOK_AGAIN if leader is None else 0)
-            if leader is not None:
+            if (leader := getcurrent().parent) is None:
+                time.sleep(LOOK_AGAIN)
+            else:
                 leader.switch()
 
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vaelab.core.words import listed
 from vaelab.models.module import Outcome
+from vaelab.runs.jobs import LOOK_AGAIN
 from vaelab.training.callbacks.last import STOPPING, KeepLast
 from vaelab.training.captured import graphs_on
 from vaelab.training.logs import leave_jobs
@@ -102,6 +103,8 @@ class Conductor:
         self._form([job for job in self.jobs if job.asked and not job.grouped])
         for group in self.groups:
             self._take(group)
+        if self.jobs and all(job.model is None for job in self.jobs):  # each waits for its folder
+            time.sleep(LOOK_AGAIN)
 
     # --- which jobs are stacked ---------------------------------------------------------------
 
