@@ -171,7 +171,7 @@ def with_schedule(name, values, steps=10):
     """Rows of as many half-epochs as there are values."""
     made = []
     for i, value in enumerate(values):
-        row = {"step": (i + 1.0) * steps / 2, "epoch": float(i // 2), f"step/{name}": value, "step/kl": 3.0}
+        row = {"step": (i + 1.0) * steps / 2, "epoch": float(i // 2), f"step/{name}": value, "step/kl": 1.5 + i}
         if i % 2:
             row |= {f"train/{name}": value, "train/kl": 2.0 + i, "val/kl": 1.0 + i}
         made.append(row)
@@ -181,7 +181,7 @@ def with_schedule(name, values, steps=10):
 def test_beta_has_its_own_axis_and_lies_between_epochs():
     left, right = curves.scheduled(with_schedule("beta", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])).axes
     assert drawn(right, "beta", "train") == ([0.5, 1, 1.5, 2, 2.5, 3], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert drawn(left, "kl", "train") == ([1, 2, 3], [3, 5, 7])
+    assert drawn(left, "kl", "train") == ([0.5, 1, 1.5, 2, 2.5, 3], [1.5, 2.5, 3.5, 4.5, 5.5, 6.5])  # no epoch's mean
     assert drawn(left, "kl", "val") == ([1, 2, 3], [2, 4, 6])
     assert left.get_ylabel() == "KL, nats per image"
     assert right.get_ylim()[0] == 0
@@ -196,7 +196,7 @@ def test_capacity_shares_the_axis_of_the_kl_even_if_constant():
     for values in ([1.0, 2.0, 3.0, 4.0], [5.0] * 4):
         (axes,) = curves.scheduled(with_schedule("capacity", values)).axes
         assert drawn(axes, "capacity", "train")[1] == values
-        assert drawn(axes, "kl", "train")[1] == [3, 5]
+        assert drawn(axes, "kl", "train")[1] == [1.5, 2.5, 3.5, 4.5]
         assert axes.get_ylabel() == "KL and C, nats per image"
 
 
