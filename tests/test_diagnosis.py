@@ -97,6 +97,14 @@ def evidence(figures, code, subject=SUBJECT):
     return next(f.evidence for f in diagnose_evaluation(HEALTHY | figures, subject) if f.code == code)
 
 
+def test_remedies_of_a_label_do_not_speak_against_those_of_an_empty_z():
+    ill = {"conditional/sample_accuracy": 0.1, "conditional/label_in_z_accuracy": 0.9}
+    assert {"label_ignored", "label_in_z"} <= set(codes(HEALTHY | ill))
+    found = {f.code: f for f in diagnose_evaluation(HEALTHY | ill | {"likelihood/kl": 1e-7}, SUBJECT)}
+    assert "label_in_z" not in found
+    assert "larger beta" not in found["label_ignored"].remedy
+
+
 def test_a_codebook_is_in_one_state():
     states = [[c for c in codes(HEALTHY | {"codebook/usage": u}) if c.startswith("codebook")] for u in
               (0.05, 0.2, 0.3, 0.5, 0.7, 0.9)]  # fmt: skip
