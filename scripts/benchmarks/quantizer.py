@@ -27,8 +27,10 @@ from vaelab.nn.quantizers.several import GroupedVQ, ResidualVQ
 from vaelab.nn.quantizers.simvq import SimVQ
 
 DIM = 64
-SIZES = [((8, 32, 32), 512), ((128, 32, 32), 512), ((8, 32, 32), 8192)]
+SIZES = [((8, 32, 32), 512), ((128, 32, 32), 512), ((8, 32, 32), 8192), ((128, 32, 32), 8192)]
 QUICK = [((8, 16, 16), 512), ((4, 8, 8), 8192)]
+MATRIX = 4 * 2**30
+"""Bytes of distances [N, K] from which on the quickest ways alone are measured: others hold the matrix six times."""
 LEVELS = {512: [8, 8, 8], 8192: [8, 8, 8, 4, 4]}
 """Levels of FSQ for each number of codes."""
 Shape = tuple[int, int, int]
@@ -188,7 +190,10 @@ def statistics(shape: Shape, count: int) -> dict[str, Callable[[], float]]:
 def measure(shape: Shape, count: int, rounds: int) -> list[Row]:
     total = shape[0] * shape[1] * shape[2]
     group = f"N={total}, K={count}"
-    forwards = {label: make() for label, make in candidates(count).items()}
+    makers = candidates(count)
+    if 4 * total * count >= MATRIX:
+        makers, rounds = {label: makers[label] for label in (LAB, "lab, EMACodebook", "torch.cdist")}, min(rounds, 3)
+    forwards = {label: make() for label, make in makers.items()}
     maps = {size: feature_map(shape, size) for size in {channels(label, count) for label in forwards}}
     runs = {label: partial(step, forward, maps[channels(label, count)]) for label, forward in forwards.items()}
     rows = compare(interleave(runs, rounds), LAB, group)
@@ -208,7 +213,8 @@ def main() -> int:
     notes = """One step forward and backward on N vectors of 64 from a feature map, K codes. FSQ and LFQ
         take a map of as many channels as they have. EMA statistics are not part of a step. Ratios are to the lab's
         GradientCodebook. Extra memory: what the step adds to the resident memory of a process of its own, with
-        everything that autograd keeps for the backward pass."""
+        everything that autograd keeps for the backward pass. At the largest size, whose distances fill 4 GiB, only the
+        two quickest ways are measured, in three rounds: others would hold them six times."""
     save("quantizer", rows, notes, keep=not options.quick)
     return 0
 
