@@ -95,7 +95,7 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         name = target_names().get(config["prior"]["_target_"], "")
         raise UserError(
             f"prior={name}: it is fitted afterwards, and this model has a prior that it is trained with: leave it out, "
-            f"then vaelab prior run=RUN prior={name}"
+            f"then vaelab prior run=RUN prior={name} if that is a prior for its latents"
         )
     for part, example in PARTS.items():
         if config[part] and part not in config["model"] and not (part == "prior" and afterwards):
