@@ -42,6 +42,12 @@ def test_flags_with_a_value_apart(capsys, monkeypatch, tmp_path):
     assert "vaelab.models.AE" in capsys.readouterr().out
 
 
+def test_flags_may_come_after_what_takes_a_key_back(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "model=ae", "~model.latent_dim", "--cfg", "job"]) == 0
+    assert "latent_dim: 20" not in capsys.readouterr().out
+
+
 def test_completion_has_help(capsys):
     assert main(["completion", "--help"]) == 0
     assert "bash" in capsys.readouterr().out

@@ -267,8 +267,8 @@ def end_of_pipe() -> int:
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Puts flags before key=value: argparse does not take them mixed."""
+    """Puts flags before key=value and ~key: argparse does not take them mixed."""
     if "-sc" in arguments or "--shell-completion" in arguments:
         return arguments
-    values = [a for a in arguments if "=" in a and not a.startswith("-")]
+    values = [a for a in arguments if a.startswith("~") or ("=" in a and not a.startswith("-"))]
     return [a for a in arguments if a not in values] + values
