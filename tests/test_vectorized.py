@@ -26,9 +26,9 @@ from vaelab.training.vectorized.alike import difference
 pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
 """Of what torch.vmap takes one model after the other."""
 TOGETHER = "hydra/launcher=vectorized"
-DIGITS = ("dataset=digits", "trainer.max_steps=10", "test=false", "accelerator=cpu")
-"""Few steps: what is near zero, or a near tie of two codes, soon makes another number of a rounding."""
-EPOCHS = ("dataset=digits", "trainer.max_epochs=2", "test=false", "accelerator=cpu")
+EPOCHS = ("dataset=digits", "trainer.max_epochs=2", "test=false", "accelerator=cpu", "network.activation=tanh")
+"""A unit with a kink, as ReLU, that is a rounding away from it in one of the runs makes another run of it."""
+DIGITS = (*EPOCHS, "trainer.max_epochs=1", "trainer.max_steps=10")
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ def epochs(run: Path) -> list[dict[str, float]]:
     ]
 
 
-def same(a: Path, b: Path, nats: float = 1e-4) -> None:
-    """Asserts that two runs have the same metrics to 1e-4, of what is near zero to `nats`."""
+def same(a: Path, b: Path, nats: float = 1e-5) -> None:
+    """Asserts that two runs have the same metrics to 1e-5, of what is near zero to `nats`."""
     ours, theirs = epochs(a), epochs(b)
     assert len(ours) == len(theirs) > 0
     for one, other in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=nats)
+        assert one == pytest.approx(other, rel=1e-5, abs=nats)
 
 
 def by_themselves(text: str) -> list[str]:
@@ -79,8 +79,7 @@ def by_themselves(text: str) -> list[str]:
         ("model=vae", "dataset.binarize=dynamic", "seed=0,1", "dataset.seed=0"),
         ("model=vae", "likelihood=gaussian", "likelihood.sigma=0.5,1"),
         ("model=vae", "network=conv", "seed=0,1"),
-        ("model=vqvae", "codebook=gradient", "seed=0,1", "trainer.max_steps=3"),
-        ("model=vqvae", "codebook=ema", "seed=0,1", "trainer.max_steps=3"),
+        ("model=svae", "seed=0,1"),
         ("model=dip", "model.off_diagonal=1,5"),
         ("model=m2", "dataset.labelled=300", "model.alpha=1,100", "network.hidden_dims=[16]"),
     ],
@@ -90,6 +89,18 @@ def test_each_job_comes_out_as_alone(train, arguments):
     for launcher, folder in (("basic", "alone"), ("vectorized", "together")):
         result = train("-m", *DIGITS, *arguments, f"hydra/launcher={launcher}", f"sweep.dir={folder}")
         assert result.code == 0, result.err
+    assert not by_themselves(result.out)
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name)
+
+
+@pytest.mark.parametrize("codebook", ["gradient", "ema"])
+def test_codebooks_come_out_as_alone(train, codebook):
+    """In the first steps: later a vector lies between two codes, and rounding chooses."""
+    given = ("-m", "model=vqvae", f"codebook={codebook}", "seed=0,1", *DIGITS, "trainer.max_steps=3")
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, "sweep.dir=together")
+    assert result.code == 0, result.err
     assert not by_themselves(result.out)
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name, nats=1e-3)
@@ -150,8 +161,8 @@ def test_a_job_that_diverges_takes_no_other_along(train):
     states = [json.loads(path.read_text())["status"] for path in sorted(Path("s").glob("*/summary.json"))]
     assert states == ["finished", "diverged", "finished"]
     train("-m", "model=vae", "optimizer.lr=0.001,0.002", *EPOCHS, "sweep.dir=alone")
-    same(Path("alone/0-vae-digits"), Path("s/0-vae-digits"), nats=1e-3)
-    same(Path("alone/1-vae-digits"), Path("s/2-vae-digits"), nats=1e-3)
+    same(Path("alone/0-vae-digits"), Path("s/0-vae-digits"))
+    same(Path("alone/1-vae-digits"), Path("s/2-vae-digits"))
 
 
 def test_jobs_wait_for_room(train):
@@ -186,6 +197,7 @@ def test_a_checkpoint_holds_its_own_job_alone(train):
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3", "dataset=digits", TOGETHER]
     command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=20"]
+    command += ["network.activation=tanh", "dataset.batch_size=128"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -204,7 +216,7 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     assert again.stdout.count("goes on") == 4
     alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1,2,3"))]
     subprocess.run([*alone, "run.dir=alone", "seed=1"], cwd=tmp_path, env=environment, check=True, timeout=200)
-    same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone", nats=0.2)
+    same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
