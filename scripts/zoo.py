@@ -34,7 +34,7 @@ ROWS = {
     "iwae, K = 5, DReG": ["model=iwae", *GAUSSIAN],
     "cvae": ["model=cvae", *GAUSSIAN],
     "svae": ["model=svae", *GAUSSIAN],
-    "hierarchical": ["model=hierarchical", *GAUSSIAN],
+    "hierarchical": ["model=hierarchical", *GAUSSIAN, "schedule=warmup"],
     "ae": ["model=ae", *GAUSSIAN],
 }
 """The words that choose the variant of each row."""
