@@ -17,7 +17,7 @@ CASES = {
     "codebook=ema": ("codebook=: model=vae takes none", "model=vqvae"),
     "model=hierarchical posterior=full": (
         "posterior=: model=hierarchical takes none",
-        "leave it out, or add model=vae",
+        "leave it out, or choose another, as model=vae",
     ),
     "posterior.least_kl=11": ("posterior.least_kl=11", "less than or equal to 10"),
     "model=geco model.rate=2": ("model.rate=2", "less than or equal to 1"),
@@ -155,9 +155,11 @@ def test_an_accelerator_that_is_not_there_is_named_with_the_remedy(train, monkey
         (["dataset.batch_size=500"], "dataset.batch_size=500: a batch is all"),
         (["model=beta", "model.beta=1"], "model.beta=1: the objective is that of model=vae"),
         (
-            ["model=vqvae", "codebook.restart_after=null", "model.num_embeddings=999"],
-            "model.num_embeddings=999: the codes start on the 128 vectors of a batch",
+            ["model=vqvae", "codebook.restart_after=null", "model.num_embeddings=200"],
+            "model.num_embeddings=200: the codes start on the 128 vectors of a batch",
         ),
+        (["model=vqvae", "model.num_embeddings=999"], "the training images have 344 vectors: the others are never"),
+        (["model=vqvae2", "model.num_embeddings=90"], "the training images have 86 vectors: the others are never used"),
         (["likelihood=gaussian", "dataset.pixel_range=[0,255]"], "dataset.pixel_range=[0.0, 255.0]"),
     ],
 )

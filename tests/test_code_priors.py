@@ -544,6 +544,7 @@ def drawn(finished, monkeypatch):
 def test_the_loss_of_each_position_adds_up_to_that_of_an_image(drawn, monkeypatch, classes):
     monkeypatch.setattr(discrete, "LOGITS", 200)  # maps in several parts
     s, (image, nats, title) = drawn("prior_loss", discrete.codebooks, "position_losses", classes=classes)
+    nats = nats["codes"]
     assert nats.shape == s.model.layout.shape
     whole = -s.model.require_prior().log_prob(s.codes, s.many.labels).mean().item()
     assert nats.sum().item() == pytest.approx(whole, rel=1e-5)

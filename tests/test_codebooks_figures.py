@@ -60,7 +60,7 @@ def test_code_vectors_lie_by_their_principal_components_and_unused_ones_are_holl
     assert len(hollow.get_facecolors()) == 0
     assert full.get_offsets().data == pytest.approx(points[[0, 2]].numpy())
     assert full.get_array().data == pytest.approx([6 / 2, 2 / 2])
-    assert title(figure) == "4 code vectors: 2 chosen by 3 images, the hollow ones by none"
+    assert title(figure) == "4 code vectors: 2 chosen by 3 images\nhollow: chosen by none"
     assert f"{float(explained[0]):.0%}" in figure.axes[0].get_xlabel()
 
 
@@ -113,7 +113,7 @@ def test_levels_have_a_panel_each_with_their_own_perplexity():
 @pytest.mark.parametrize(("shape", "image"), [((2, 3), (1, 8, 12)), ((32, 32), (3, 64, 64)), ((1, 1), (1, 8, 8))])
 def test_losses_stand_where_the_positions_are(shape, image):
     nats = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    figure = codebooks.position_losses(torch.rand(image), nats, "a prior")
+    figure = codebooks.position_losses(torch.rand(image), {"codes": nats}, "a prior")
     left, right = figure.axes[:2]
     assert right.images[0].get_array().data == pytest.approx(nats.double().numpy())
     assert left.images[0].get_extent() == right.images[0].get_extent() == [-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5]
@@ -121,3 +121,15 @@ def test_losses_stand_where_the_positions_are(shape, image):
     few = nats.numel() <= codebooks.WRITTEN
     assert written == ({(c, r): f"{nats[r, c]:.2f}" for r in range(shape[0]) for c in range(shape[1])} if few else {})
     assert (style.rendered(figure) < 255).any()
+
+
+def test_losses_of_several_levels_have_a_panel_each():
+    nats = {"top": torch.full((2, 2), 2.0), "bottom": torch.full((4, 4), 0.5)}
+    figure = codebooks.position_losses(torch.rand(1, 8, 8), nats, "a prior")
+    left, top, bottom = figure.axes[:3]
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in (left, top, bottom)] == [
+        "mean image",
+        "top: 8.00 nats",
+        "bottom: 8.00 nats",
+    ]
+    assert top.images[0].get_clim() == bottom.images[0].get_clim() == (0, 2)

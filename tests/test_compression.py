@@ -157,6 +157,25 @@ def test_images_come_back_as_the_model_reconstructs_them(finished, command, phot
     assert len(pixels(Path("again"))) == 40
 
 
+def test_no_other_file_is_written_over(finished, command, photos):
+    run = finished("model=vqvae").run
+    other = photos / "a" / "0.png"
+    before = other.read_bytes()
+    code, _, err = command("compress", f"run={run}", f"input={photos}", f"out={other}")
+    assert code == 2
+    assert "0.png: this file is there, and none of vaelab compress: name another" in err
+    assert other.read_bytes() == before
+    for _ in range(2):  # its own earlier one is
+        assert command("compress", f"run={run}", f"input={photos}", "out=again.vaelab")[0] == 0
+
+
+def test_the_prior_that_is_named_where_one_is_missing_is_one_that_can_be_fitted(finished, command, photos):
+    run = finished("model=vqvae").run
+    code, _, err = command("compress", f"run={run}", f"input={photos}", "prior=gmm")
+    assert code == 2
+    assert f"vaelab prior run={run} prior=pixelcnn fits one" in err
+
+
 def test_names_cost_nothing_where_they_are_not_kept(finished, command, photos):
     run = finished("model=vqvae").run
     code, out, err = command("compress", f"run={run}", f"input={photos}", "names=false", "out=small.vaelab")

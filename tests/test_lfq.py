@@ -138,7 +138,7 @@ def test_wrong_bits_are_named(arguments, said):
 
 @pytest.mark.parametrize("size", [(512, 4), (16, 64)])
 def test_sizes_that_do_not_follow_from_the_bits_are_refused(size):
-    with pytest.raises(UserError, match=r"codebook\.bits=4 makes 16 codes of 4 numbers; leave it out"):
+    with pytest.raises(UserError, match=r"codebook\.bits=4 makes 16 codes of 4 numbers: it must be"):
         LFQ(*size, 4, 0.1, 1.0)
 
 

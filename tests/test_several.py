@@ -251,7 +251,10 @@ def test_dropout_takes_every_number_of_stages_alike_and_only_in_training():
 def test_what_cannot_be_is_refused():
     cosine = partial(CosineCodebook, restart_after=None, decay=0.9)
     for wrong, words in (
-        (lambda: residual(of=cosine), "codebook.of: CosineCodebook moves"),
+        (
+            lambda: residual(of=cosine),
+            "codebook.of: CosineCodebook moves a vector before it chooses, so nothing is left for another: take ema",
+        ),
         (lambda: grouped(dim=7), "model.embedding_dim=7: must be a multiple of codebook.groups=3"),
         (lambda: residual(of=partial(ResidualVQ, of=EMA, depth=2, shared=False, dropout=0.0)), "cannot be nested"),
         (lambda: residual(of=partial(EMA, rotation=True)), "codebook.of.rotation=true"),

@@ -53,6 +53,8 @@ WORDS = {
     "a valid ": "a ",
     "an object": "a mapping of keys",
     "Field required": "too few values",
+    "List should ": "",
+    " after validation": "",
 }
 """Words of pydantic, and those for the user."""
 

@@ -23,7 +23,7 @@ def read(path: str | Path, key: str) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{key}={path}: it is damaged, or holds more than tensors") from error
+        raise UserError(f"{key}={path}: it is damaged, or holds more than tensors: give a file of weights") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{key}={path}: it holds no tensors by their names, as a network's state_dict does")
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def vectors(codes: Tensor, counts: Tensor, of: str) -> Figure:
     uses = counts.detach().cpu().double()
     used = uses > 0
     figure, plane = style.new(6.4, 5)
-    others = "" if used.all() else ", the hollow ones by none"
+    others = "" if used.all() else "\nhollow: chosen by none"
     plane.set_title(f"{len(uses):,} code vectors: {int(used.sum()):,} chosen by {of}{others}")
     plane.set(**{f"{axis}label": latents.component(i, explained) for i, axis in enumerate("xy")})
     plane.set_aspect("equal", adjustable="datalim")
@@ -155,29 +155,40 @@ def mean_patches(images: Tensor, maps: Tensor, codes: Tensor) -> Tensor:
 
 
 @style.styled
-def position_losses(image: Tensor, nats: Tensor, title: str) -> Figure:
-    """Draws what each position of a map of codes costs under a prior, beside the mean image that it is of.
+def position_losses(image: Tensor, nats: Mapping[str, Tensor], title: str) -> Figure:
+    """Draws what each position of maps of codes costs under a prior, beside the mean image that they are of.
 
-    image: [C, H, W] in [0, 1]. nats: -log p(code | codes before it), a mean over images, [h, w].
+    image: [C, H, W] in [0, 1]. nats: -log p(code | codes before it), a mean over images, [h, w], of each level by name.
     """
-    rows, columns = nats.shape
-    values, extent = nats.detach().cpu().double().numpy(), (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    figure, (left, right) = style.new(8, 3.6, 1, 2)
-    left.imshow(image.detach().cpu().movedim(0, -1).squeeze(-1).numpy(), vmin=0, vmax=1, extent=extent, aspect="auto")
+    columns = min(LEVELS, len(nats) + 1)
+    rows = -(-(len(nats) + 1) // columns)
+    figure, grid = style.new(4 * columns, 3.3 * rows + 0.3, rows, columns, squeeze=False)
+    left, *panels = grid.flat
+    ratio, most = image.shape[1] / image.shape[2], max(float(level.max()) for level in nats.values())
+    pixels = image.detach().cpu().movedim(0, -1).squeeze(-1).numpy()
+    left.imshow(pixels, vmin=0, vmax=1, extent=_extent(*next(iter(nats.values())).shape), aspect="auto")
     left.set_title("mean image")
-    heat = right.imshow(values, cmap="Blues", vmin=0, extent=extent, aspect="auto")
-    right.set_title("mean loss of each position, nats")
-    ratio = image.shape[1] / image.shape[2]
-    for panel in (left, right):
+    for (name, level), panel in zip(nats.items(), panels, strict=False):
+        values = level.detach().cpu().double().numpy()
+        heat = panel.imshow(values, cmap="Blues", vmin=0, vmax=most, extent=_extent(*values.shape), aspect="auto")
+        panel.set_title("mean loss of each position, nats" if len(nats) == 1 else f"{name}: {values.sum():.2f} nats")
+        if values.size <= WRITTEN:
+            for (row, column), value in np.ndenumerate(values):
+                colour = "white" if value > 0.6 * most else style.BLACK
+                panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        figure.colorbar(heat, ax=panel, pad=0.02).ax.tick_params(labelsize=9)
+    for panel in grid.flat:
         panel.set_box_aspect(ratio)
         panel.set(xticks=[], yticks=[])
-    if nats.numel() <= WRITTEN:
-        for (row, column), value in np.ndenumerate(values):
-            colour = "white" if value > 0.6 * values.max() else style.BLACK
-            right.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(heat, ax=right, pad=0.02).ax.tick_params(labelsize=9)
+    for panel in panels[len(nats) :]:
+        panel.set_visible(False)
     figure.suptitle(textwrap.fill(title, 110), x=0.01, ha="left", fontsize=9)
     return figure
+
+
+def _extent(rows: int, columns: int) -> tuple[float, float, float, float]:
+    """The edges of a picture whose pixels' centres are whole numbers."""
+    return -0.5, columns - 0.5, rows - 0.5, -0.5
 
 
 def _scale(figure: Figure, axes: Any, marks: Any) -> None:

@@ -60,6 +60,12 @@ def write(path: Path, packed: Packed) -> None:
         raise UserError(f"out={path}: it cannot be written ({error.strerror}): name another file") from error
 
 
+def begins(path: Path) -> bool:
+    """Whether a file begins as those that `write` makes do."""
+    with path.open("rb") as file:
+        return file.read(len(CODES)) in (CODES, IMAGES)
+
+
 def read(path: str) -> Packed:
     """Reads a file. Raises UserError for one that is missing, damaged, or of another kind."""
     file, anew = Path(path).expanduser(), "write it anew with vaelab compress"

@@ -145,18 +145,20 @@ def _known(s: Scene) -> Tensor:
 
 def prior_loss(s: Scene) -> Figure | None:
     """Draws what the codes at each position cost under a fitted prior of codes, beside the mean image."""
-    prior = fitted(s.model)
-    if s.codebook is None or prior is None or not hasattr(prior, "log_probs"):
+    prior, layout = fitted(s.model), s.model.layout
+    if layout.codes is None or prior is None or not hasattr(prior, "log_probs"):
         return None
-    maps, labels = s.codes[:LOSSES], None if s.many.labels is None else s.many.labels[:LOSSES]
-    size = max(1, LOGITS // (maps[0].numel() * s.codebook.num_embeddings))
+    codes, labels = s.codes[:LOSSES], None if s.many.labels is None else s.many.labels[:LOSSES]
+    size = max(1, LOGITS // (codes[0].numel() * layout.codes))
     parts = [
         prior.log_probs(part, None if labels is None else labels[start : start + size]).cpu()  # type: ignore[operator]
-        for start, part in zip(range(0, len(maps), size), maps.split(size), strict=True)
+        for start, part in zip(range(0, len(codes), size), codes.split(size), strict=True)
     ]
-    nats = -torch.cat(parts).double().mean(0).view(maps.shape[1:])
+    nats = -torch.cat(parts).double().mean(0)
     words = (
         f"{prior.words[0].upper()}{prior.words[1:]}: {nats.mean():.3f} nats per code, {nats.sum():.2f} per image, "
-        f"over {len(maps):,} images; all codes alike would be ln K = {math.log(s.codebook.num_embeddings):.3f} each"
+        f"over {len(codes):,} images; all codes alike would be ln K = {math.log(layout.codes):.3f} each"
     )
-    return codebooks.position_losses(s.unit(s.many.images).mean(0), nats, words)
+    levels = zip(layout.levels, layout.split(nats.view(1, *codes.shape[1:])), strict=True)
+    losses = {level.name: part[0] for level, part in levels}
+    return codebooks.position_losses(s.unit(s.many.images).mean(0), losses, words)

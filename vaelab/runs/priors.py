@@ -161,8 +161,10 @@ def read(run: Path, name: str, model: Model, checkpoint: str, trust: bool = Fals
     again = f"fit it again: {command(run, name, checkpoint)}"
     path = Files(run).prior(name)
     if name not in Files(run).fitted:
-        fits = f"{command(run, name, checkpoint)} fits one, and without prior= the model's own is used"
-        raise UserError(f"prior={name}: the run has {_listed(run)}\n{fits}")
+        possible = fitting(model.layout, model.blank().density)
+        kind = name if name in possible or not possible else possible[0]
+        fits = f"{command(run, kind, checkpoint)} fits one" if possible else "none can be fitted to its latents"
+        raise UserError(f"prior={name}: the run has {_listed(run)}\n{fits}; without prior= the model's own is used")
     about, tensors = _content(path, again)
     if about["model"] != fingerprint(model):
         point = about["checkpoint"]

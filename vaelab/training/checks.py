@@ -100,10 +100,8 @@ def check_run(config: dict[str, Any], run: Path) -> None:
     for part, example in PARTS.items():
         if config[part] and part not in config["model"] and not (part == "prior" and afterwards):
             target = config["model"]["_target_"]
-            raise UserError(
-                f"{part}=: model={target_names().get(target, target)} takes none, and has at most one of its own: "
-                f"leave it out, or add model={example}"
-            )
+            model = target_names().get(target, target)
+            raise UserError(f"{part}=: model={model} takes none: leave it out, or choose another, as model={example}")
     for section in sorted(
         config.keys() - {"trainer", "figures"}, key=lambda key: (key in IMPORTING and IMPORTING.index(key) + 1, key)
     ):
@@ -204,13 +202,23 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
         )
     if isinstance(model, BetaVAE) and config["model"]["beta"] == 1:
         found.append("model.beta=1: the objective is that of model=vae")
-    vectors = data.batch_size * math.prod(model.layout.shape)
-    if config["codebook"].get("restart_after", 0) is None and model.layout.codes and model.layout.codes > vectors:
-        found.append(
-            f"model.num_embeddings={model.layout.codes}: the codes start on the {vectors} vectors of a batch, many on "
-            "the same, and codebook.restart_after=null moves none of them: fewer codes, or restarts"
-        )
-    return found
+    return found + _doubted_codes(config, model, data)
+
+
+def _doubted_codes(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
+    """Says that there are more codes to be learned than vectors that could choose them, or start them."""
+    codes, fewest = model.layout.codes, min(model.layout.sizes)
+    if codes is None or not model.codebook.learned:  # type: ignore[union-attr]
+        return []
+    if codes > (there := len(data.train) * fewest):
+        return [f"model.num_embeddings={codes}: the training images have {there:,} vectors: the others are never used"]
+    at_once = data.batch_size * math.prod(model.layout.shape)
+    if config["codebook"].get("restart_after", 0) is None and codes > at_once:
+        return [
+            f"model.num_embeddings={codes}: the codes start on the {at_once} vectors of a batch, many on the same, and "
+            "codebook.restart_after=null moves none of them: fewer codes, or restarts"
+        ]
+    return []
 
 
 def check_unused(run: Path) -> None:

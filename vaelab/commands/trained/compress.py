@@ -53,12 +53,15 @@ def job(config: Any) -> None:
     from vaelab.datasets import images
 
     asked = options(Options, config)
+    from vaelab.inference import bitsback, entropy, packed
+
     out = Path(asked.out).expanduser()
     if out.is_dir():
         raise UserError(f"out={asked.out}: this is a folder: name a file, as in out=photos.vaelab")
+    if out.exists() and not packed.begins(out):
+        raise UserError(f"out={asked.out}: this file is there, and none of vaelab compress: name another")
     if not Path(asked.input).expanduser().exists():
         raise UserError(f"input={asked.input}: there is no such file or folder")
-    from vaelab.inference import bitsback, entropy, packed
     from vaelab.runs.trained import Trained
 
     entropy.constriction()
@@ -145,7 +148,7 @@ def _needed(trained: Trained, prior: str | None, labels: Tensor | None) -> Tenso
     if told and labels is None:
         raise UserError(
             f"label: prior={prior} is told the class of an image: give label=, or a folder for each class\n"
-            f"vaelab prior prior={prior} prior.labels=false fits one that is not"
+            f"vaelab prior run={trained.folder} prior={prior} prior.labels=false fits one that is not, in its place"
         )
     if trained.model.conditional and not trained.model.by_class:
         raise UserError("run: its model is told vectors, and a file of vaelab compress holds classes: train it without")

@@ -66,10 +66,12 @@ class Codebook(nn.Module):
 
     num_embeddings: K. embedding_dim: D, the channels of the feature map. rotation: whether the gradient through the
     choice is turned as the vector is, and not copied (`vaelab.nn.quantizers.estimators`). levels: a name for each
-    index that a position has, which is one but in `vaelab.nn.quantizers.several`.
+    index that a position has, which is one but in `vaelab.nn.quantizers.several`. learned: whether codes are learned
+    from the vectors that choose them.
     """
 
     levels: tuple[str, ...] = ("codes",)
+    learned = True
 
     def __init__(self, num_embeddings: int, embedding_dim: int, rotation: bool = False):
         super().__init__()

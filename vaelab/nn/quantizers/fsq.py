@@ -27,6 +27,7 @@ class Grid(Codebook):
     another K or D.
     """
 
+    learned = False
     grid: Tensor
     strides: Tensor
 
@@ -38,7 +39,7 @@ class Grid(Codebook):
         ):
             if value != follows:
                 reason = f"{key} makes {size} codes of {channels} numbers"
-                raise UserError(f"model.{name}={value}: {reason}; leave it out, it follows")
+                raise UserError(f"model.{name}={value}: {reason}: it must be {follows}")
         if size > MOST_CODES:
             raise UserError(f"{key}: makes {size:,} codes, more than {MOST_CODES:,}")
         super().__init__(num_embeddings, embedding_dim, rotation)

@@ -40,12 +40,15 @@ class Codebooks(Codebook):
     ):
         super().__init__(num_embeddings, embedding_dim, rotation)
         self.levels = tuple(levels)
-        books = [of(num_embeddings=num_embeddings, embedding_dim=size) for _ in range(1 if shared else len(levels))]
+        try:
+            books = [of(num_embeddings=num_embeddings, embedding_dim=size) for _ in range(1 if shared else len(levels))]
+        except UserError as error:
+            raise UserError(f"codebook.of: {str(error).replace('codebook.', 'codebook.of.')}") from error
         if any(len(book.levels) > 1 for book in books):
             raise UserError("codebook.of: codebooks of several levels cannot be nested: take ema, gradient or simvq")
         if books[0].rotation:
             raise UserError("codebook.of.rotation=true: set codebook.rotation=true in its place")
-        self.books = nn.ModuleList(books)  # type: ignore[assignment]
+        self.books, self.learned = nn.ModuleList(books), books[0].learned  # type: ignore[assignment]
 
     @property
     def remedy(self) -> Remedy:
@@ -99,10 +102,11 @@ class ResidualVQ(Codebooks):
         rotation: bool = False,
     ):
         levels = [f"stage{number}" for number in range(1, depth + 1)]
+        kind = getattr(of, "func", of)
+        if getattr(kind, "project", Codebook.project) is not Codebook.project:
+            reason = f"{kind.__name__} moves a vector before it chooses, so nothing is left for another"
+            raise UserError(f"codebook.of: {reason}: take ema, gradient or simvq")
         super().__init__(num_embeddings, embedding_dim, embedding_dim, of, levels, shared, rotation)
-        if type(self.books[0]).project is not Codebook.project:
-            name = type(self.books[0]).__name__
-            raise UserError(f"codebook.of: {name} moves a vector before it chooses, so nothing is left for another")
         self.dropout = dropout
 
     def indices(self, z: Tensor) -> Tensor:
