@@ -51,10 +51,9 @@ def job(config: Any) -> None:
     """Hydra's job: checks what is asked, encodes, writes the file and says what it costs and what it keeps."""
     from vaelab.core.config import options
     from vaelab.datasets import images
+    from vaelab.inference import packed
 
     asked = options(Options, config)
-    from vaelab.inference import bitsback, entropy, packed
-
     out = Path(asked.out).expanduser()
     if out.is_dir():
         raise UserError(f"out={asked.out}: this is a folder: name a file, as in out=photos.vaelab")
@@ -62,6 +61,7 @@ def job(config: Any) -> None:
         raise UserError(f"out={asked.out}: this file is there, and none of vaelab compress: name another")
     if not Path(asked.input).expanduser().exists():
         raise UserError(f"input={asked.input}: there is no such file or folder")
+    from vaelab.inference import bitsback, entropy
     from vaelab.runs.trained import Trained
 
     entropy.constriction()
