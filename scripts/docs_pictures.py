@@ -1,13 +1,16 @@
 """Makes the pictures of docs/ from runs, as `vaelab report` draws them: nothing is picked.
 
-python scripts/recipes.py mnist_vae mnist_cvae mnist_vqvae mnist_capacity mnist_capacity_l1 --root ../data
+python scripts/recipes.py mnist_vae mnist_cvae mnist_vqvae mnist_capacity mnist_capacity_l1 mnist_m2 --root ../data
 vaelab train experiment=mnist_quadrants run.dir=outputs/recipes/mnist_quadrants
 python scripts/zoo.py ../data --epochs 8 --only "controlvae, C = 20" "wae, points" "iwae, K = 5, DReG" "geco, 80 nats"
+python scripts/zoo.py ../data --epochs 8 --only infovae
 vaelab train model=ae dataset=mnist trainer.max_epochs=10 run.dir=outputs/recipes/mnist_ae
 vaelab train model=vqvae2 dataset=mnist trainer.max_epochs=3 run.dir=outputs/recipes/mnist_vqvae2
 vaelab train experiment=mnist_vqvae codebook=fsq trainer.max_epochs=3 run.dir=outputs/recipes/mnist_fsq
 vaelab train experiment=beta_64 run.dir=outputs/recipes/beta_64
 vaelab train experiment=beta_64 model=tcvae run.dir=outputs/recipes/sprites_tcvae
+vaelab train experiment=sprites_factor seed=1 run.dir=outputs/recipes/sprites_factor
+vaelab train experiment=sprites_dip seed=2 run.dir=outputs/recipes/sprites_dip
 python scripts/docs_pictures.py --root ../data                  all pages, or those that are named
 """
 
@@ -30,6 +33,8 @@ PICTURES = {
     "vae": ("recipes/mnist_vae", "kl_per_dim"),
     "beta": ("recipes/beta_64", "traversals"),
     "tcvae": ("recipes/sprites_tcvae", "traversals"),
+    "factor": ("recipes/sprites_factor", "traversals"),
+    "dip": ("recipes/sprites_dip", "traversals"),
     "cvae": ("recipes/mnist_cvae", "classes"),
     "vqvae": ("recipes/mnist_vqvae", "code_maps"),
     "vqvae2": ("recipes/mnist_vqvae2", "code_levels"),
@@ -39,6 +44,8 @@ PICTURES = {
     "controlvae": ("zoo/controlvae__C___20", "schedule"),
     "wae": ("zoo/wae__points", "real_and_generated"),
     "iwae": ("zoo/iwae__K___5__DReG", "real_and_generated"),
+    "infovae": ("zoo/infovae", "real_and_generated"),
+    "m2": ("recipes/mnist_m2", "classes"),
 }
 """Run, in outputs/, and figure that each page of docs/ shows."""
 CONSTRAINTS = {"Lagrangian": ("mnist_capacity", style.BLUE), "l1, as published": ("mnist_capacity_l1", style.VERMILION)}
@@ -72,7 +79,7 @@ def main() -> None:
     for page, (name, figure) in PICTURES.items():
         if page in (options.pages or PICTURES):
             run = OUTPUTS.parent / name
-            moved = [] if page in ("beta", "tcvae") else [f"root={options.root}"]  # sprites have no files
+            moved = [] if figure == "traversals" else [f"root={options.root}"]  # of sprites, which have no files
             subprocess.run(["vaelab", "report", f"run={run}", *moved], check=True)
             shutil.copy(run / "figures" / f"{figure}.png", IMAGES / f"{page}.png")
     if "capacity" in (options.pages or ["capacity"]):
