@@ -170,6 +170,8 @@ def test_what_is_hardly_meant_is_trained_with_a_warning(train, arguments, words)
     assert len(warnings) == 1
     assert words in warnings[0]
     assert "warning" not in train("trainer.max_epochs=1", "test=false").err
+    grid = train("model=vqvae", "codebook=fsq", "trainer.max_epochs=1", "test=false")  # nothing of it is learned
+    assert "warning" not in grid.err + grid.out
 
 
 @pytest.mark.parametrize("arguments", CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import vaelab
+from vaelab.commands.trained import compress
 from vaelab.core.errors import UserError
 from vaelab.evaluation.metrics import formats
 from vaelab.inference import entropy, packed
@@ -174,6 +176,12 @@ def test_the_prior_that_is_named_where_one_is_missing_is_one_that_can_be_fitted(
     code, _, err = command("compress", f"run={run}", f"input={photos}", "prior=gmm")
     assert code == 2
     assert f"vaelab prior run={run} prior=pixelcnn fits one" in err
+
+
+def test_a_label_that_is_missing_is_asked_for_with_a_command_for_this_run():
+    told = SimpleNamespace(prior=SimpleNamespace(classes=10), conditional=False, by_class=False)
+    with pytest.raises(UserError, match=r"vaelab prior run=outputs/mine prior=pixelcnn prior.labels=false fits one"):
+        compress._needed(SimpleNamespace(model=told, folder=Path("outputs/mine")), "pixelcnn", None)
 
 
 def test_names_cost_nothing_where_they_are_not_kept(finished, command, photos):

@@ -11,6 +11,7 @@ import torch
 from vaelab.core.errors import UserError
 from vaelab.nn.quantizers import Chosen, EMACodebook, GradientCodebook
 from vaelab.nn.quantizers.cosine import CosineCodebook
+from vaelab.nn.quantizers.fsq import FSQ
 from vaelab.nn.quantizers.several import GroupedVQ, ResidualVQ
 from vaelab.nn.quantizers.simvq import SimVQ
 
@@ -254,6 +255,10 @@ def test_what_cannot_be_is_refused():
         (
             lambda: residual(of=cosine),
             "codebook.of: CosineCodebook moves a vector before it chooses, so nothing is left for another: take ema",
+        ),
+        (
+            lambda: grouped(of=partial(FSQ, levels=[4, 4])),
+            r"codebook.of: model.num_embeddings=8: codebook.of.levels=\[4, 4\] makes 16 codes of 2 numbers",
         ),
         (lambda: grouped(dim=7), "model.embedding_dim=7: must be a multiple of codebook.groups=3"),
         (lambda: residual(of=partial(ResidualVQ, of=EMA, depth=2, shared=False, dropout=0.0)), "cannot be nested"),
