@@ -9,8 +9,8 @@ vaelab train model=vqvae2 dataset=mnist trainer.max_epochs=3 run.dir=outputs/rec
 vaelab train experiment=mnist_vqvae codebook=fsq trainer.max_epochs=3 run.dir=outputs/recipes/mnist_fsq
 vaelab train experiment=beta_64 run.dir=outputs/recipes/beta_64
 vaelab train experiment=beta_64 model=tcvae run.dir=outputs/recipes/sprites_tcvae
-vaelab train experiment=sprites_factor seed=1 run.dir=outputs/recipes/sprites_factor
-vaelab train experiment=sprites_dip seed=2 run.dir=outputs/recipes/sprites_dip
+vaelab train experiment=sprites_factor seed=0 run.dir=outputs/recipes/sprites_factor
+vaelab train experiment=sprites_dip seed=0 run.dir=outputs/recipes/sprites_dip
 python scripts/docs_pictures.py --root ../data                  all pages, or those that are named
 """
 
