@@ -30,7 +30,7 @@ DIM = 64
 SIZES = [((8, 32, 32), 512), ((128, 32, 32), 512), ((8, 32, 32), 8192), ((128, 32, 32), 8192)]
 QUICK = [((8, 16, 16), 512), ((4, 8, 8), 8192)]
 MATRIX = 4 * 2**30
-"""Bytes of distances [N, K] from which on the quickest ways alone are measured: others hold the matrix six times."""
+"""Bytes of distances [N, K] from which on three ways alone are measured."""
 LEVELS = {512: [8, 8, 8], 8192: [8, 8, 8, 4, 4]}
 """Levels of FSQ for each number of codes."""
 Shape = tuple[int, int, int]
@@ -213,8 +213,8 @@ def main() -> int:
     notes = """One step forward and backward on N vectors of 64 from a feature map, K codes. FSQ and LFQ
         take a map of as many channels as they have. EMA statistics are not part of a step. Ratios are to the lab's
         GradientCodebook. Extra memory: what the step adds to the resident memory of a process of its own, with
-        everything that autograd keeps for the backward pass. At the largest size, whose distances fill 4 GiB, only the
-        two quickest ways are measured, in three rounds: others would hold them six times."""
+        everything that autograd keeps for the backward pass. At the largest size, whose distances fill 4 GiB, only
+        these three are measured, in three rounds."""
     save("quantizer", rows, notes, keep=not options.quick)
     return 0
 
