@@ -21,7 +21,7 @@ def title(figure):
 
 def test_codes_stand_by_their_use_in_the_last_epoch_then_by_when_they_were_used_last():
     counts = torch.tensor([[3.0, 1, 0, 0, 0], [0, 2, 1, 0, 1], [0, 0, 1, 0, 3]])
-    figure = codebooks.usage(torch.arange(3), counts)
+    figure = codebooks.usage(torch.arange(3), {"codes": counts})
     shown, extent = cells(figure)
     alike = 5 * counts / counts.sum(1, keepdim=True)
     assert shown == pytest.approx(alike.where(counts > 0, codebooks.RARE / 2).T[[4, 2, 1, 0, 3]].numpy())
@@ -30,7 +30,7 @@ def test_codes_stand_by_their_use_in_the_last_epoch_then_by_when_they_were_used_
 
 
 def test_white_is_a_code_that_was_not_chosen_and_grey_a_lost_epoch():
-    figure = codebooks.usage(torch.tensor([0, 3]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    figure = codebooks.usage(torch.tensor([0, 3]), {"codes": torch.tensor([[1.0, 0.0], [1.0, 1.0]])})
     shown, _ = cells(figure)
     assert np.isnan(shown).tolist() == [[False, True, True, False]] * 2
     (picture,) = figure.axes[0].images
@@ -41,19 +41,19 @@ def test_white_is_a_code_that_was_not_chosen_and_grey_a_lost_epoch():
 
 
 def test_a_code_that_is_chosen_once_has_a_colour():
-    shown, _ = cells(codebooks.usage(torch.arange(2), torch.tensor([[1e6, 1.0, 0.0]] * 2)))
+    shown, _ = cells(codebooks.usage(torch.arange(2), {"codes": torch.tensor([[1e6, 1.0, 0.0]] * 2)}))
     assert shown[1:, 0].tolist() == [codebooks.RARE, codebooks.RARE / 2]
 
 
 @pytest.mark.parametrize(("epochs", "size"), [(1, 1), (2, 4096), (300, 2)])
 def test_any_number_of_codes_and_epochs(epochs, size):
     counts = torch.rand(epochs, size, generator=torch.Generator().manual_seed(0)).round()
-    assert (style.rendered(codebooks.usage(torch.arange(epochs), counts)) < 255).any()
+    assert (style.rendered(codebooks.usage(torch.arange(epochs), {"codes": counts})) < 255).any()
 
 
 def test_code_vectors_lie_by_their_principal_components_and_unused_ones_are_hollow():
-    codes, counts = torch.tensor([[0.0, 0, 9], [2, 0, 9], [5, 1, 9], [1, -1, 9]]), torch.tensor([6, 0, 2, 0])
-    figure = codebooks.vectors(codes, counts, "3 images")
+    codes, counts = torch.tensor([[0.0, 0, 9], [2, 0, 9], [5, 1, 9], [1, -1, 9]]), torch.tensor([[6, 0, 2, 0]])
+    figure = codebooks.vectors({"codes": codes}, counts, "3 images")
     hollow, full = figure.axes[0].collections
     points, explained = latents.principal_components(codes)
     assert hollow.get_offsets().data == pytest.approx(points[[1, 3]].numpy())
@@ -67,7 +67,7 @@ def test_code_vectors_lie_by_their_principal_components_and_unused_ones_are_holl
 @pytest.mark.parametrize(("size", "dimensions", "count"), [(1, 1, 1), (3, 1, 0), (4096, 12, 1)])
 def test_any_codebook_has_a_map(size, dimensions, count):
     codes = torch.randn(size, dimensions, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    figure = codebooks.vectors(codes, torch.full((size,), count), "images")
+    figure = codebooks.vectors({"codes": codes}, torch.full((1, size), count), "images")
     assert (style.rendered(figure) < 255).any()
 
 
@@ -95,10 +95,49 @@ def test_a_patch_is_the_mean_around_all_places_that_have_the_code(size, shape):
 @pytest.mark.parametrize("count", [1, 17, 64])
 def test_each_patch_has_the_number_of_its_code(count):
     codes = torch.arange(100, 100 + count)
-    figure = codebooks.patches(torch.rand(count, 1, 12, 12), codes, "patches")
+    figure = codebooks.patches({"codes": torch.rand(count, 1, 12, 12)}, {"codes": codes}, "patches")
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == [*map(str, codes.tolist()), "patches"]
     assert (style.rendered(figure) < 255).any()
+
+
+def test_each_level_has_a_calendar_of_its_own():
+    counts = {"top": torch.tensor([[3.0, 1], [0, 2]]), "bottom": torch.tensor([[3.0, 1, 0, 1], [1, 1, 1, 1]])}
+    figure = codebooks.usage(torch.arange(2), counts)
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "top: 1 of 2 in the last epoch; 1 others were before",
+        "bottom: 4 of 4 in the last epoch",
+    ]
+    for axes, (_, level) in zip(panels, counts.items(), strict=True):
+        (alone,) = codebooks.usage(torch.arange(2), {"codes": level}).axes[0].images
+        assert (axes.images[0].get_array() == alone.get_array()).all()
+
+
+def test_each_level_has_a_map_of_its_own_codes():
+    generator = torch.Generator().manual_seed(0)
+    codes = {name: torch.randn(5, 3, generator=generator) for name in ("stage1", "stage2", "stage3")}
+    counts = torch.tensor([[1, 1, 1, 1, 1], [0, 2, 0, 0, 1], [3, 0, 0, 0, 0]])
+    figure = codebooks.vectors(codes, counts, "7 images")
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left").partition(" chosen")[0] for axes in panels] == [
+        "stage1: 5 of 5",
+        "stage2: 2 of 5",
+        "stage3: 1 of 5",
+    ]
+    for axes, own, uses in zip(panels, codes.values(), counts, strict=True):
+        points, _ = latents.principal_components(own)
+        assert axes.collections[1].get_offsets().data == pytest.approx(points[uses > 0].numpy())
+    assert "7 images" in figure.get_suptitle()
+
+
+def test_patches_of_a_level_stand_below_those_of_the_level_above():
+    codes = {"top": torch.arange(20), "bottom": torch.arange(50, 53)}
+    pictures = {"top": torch.rand(20, 1, 24, 24), "bottom": torch.rand(3, 1, 12, 12)}
+    figure = codebooks.patches(pictures, codes, "patches")
+    heights = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert heights["0"] == heights["15"] < heights["16"] == heights["19"] < heights["50"] == heights["52"]
+    assert heights["0"] < heights["top"] < heights["16"] < heights["50"] < heights["bottom"]
 
 
 def test_levels_have_a_panel_each_with_their_own_perplexity():

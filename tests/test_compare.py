@@ -824,7 +824,8 @@ def test_it_imports_no_torch_and_completes_its_keys(tmp_path):
 def test_real_runs(train, capsys, monkeypatch):
     """What vaelab train writes is what this reads: its names, splits and settings."""
     monkeypatch.setenv("COLUMNS", "100")
-    assert train("-m", "model=vae,vqvae", "seed=0,1", "trainer.max_epochs=1", "sweep.dir=sweep").code == 0
+    sizes = ("trainer.max_epochs=1", "dataset.size=160")  # as many vectors as codes
+    assert train("-m", "model=vae,vqvae", "seed=0,1", *sizes, "sweep.dir=sweep").code == 0
     assert main(["compare", "sweep"]) == 0
     out = capsys.readouterr().out
     assert "4 runs in 2 configurations: split=test, dataset=fake" in out

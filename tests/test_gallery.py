@@ -22,8 +22,7 @@ from vaelab.runs.trained import Trained
 ALL = {"curves", "reconstructions", "errors", "data"}
 PRIOR = {"samples", "real_and_generated"}
 CONTINUOUS = {"traversals", "interpolations", "latents"}
-DISCRETE = {"codes", "code_maps"}
-ONE_LEVEL, LEVELS = {"code_vectors", "code_patches"}, {"code_levels"}
+DISCRETE = {"codes", "code_maps", "code_vectors", "code_patches"}
 
 
 def expected(run):
@@ -38,7 +37,7 @@ def expected(run):
     factorised = model.prior is not None and model.blank().factorised is not None
     found |= {"dimensions"} if factorised and model.blank().has_kl(model.require_prior()) else set()
     several = len(model.layout.levels) > 1
-    found |= (LEVELS if several else ONE_LEVEL) if model.layout.codes else {"levels"} if several else set()
+    found |= {"code_levels" if model.layout.codes else "levels"} if several else set()
     found |= {"classes"} if model.conditional and model.prior is not None else set()
     controlled = {"beta", "capacity"} & model.scalars.keys() and type(model).learn is not Variant.learn
     return found | ({"schedule"} if config["schedule"] or controlled else set())
@@ -112,6 +111,20 @@ def test_the_use_of_every_code_is_kept_by_epoch(train):
         assert counts.sum().item() == pytest.approx(positions[0] * positions[1])
         assert (counts > 0).double().mean().item() == pytest.approx(usage)
         assert torch.special.entr(counts / counts.sum()).sum().exp().item() == pytest.approx(perplexity, rel=1e-5)
+
+
+def test_the_use_of_every_code_is_kept_by_level(train):
+    from vaelab.runs import read_vectors
+
+    result = train("model=vqvae2", "model.num_embeddings=24", "trainer.max_epochs=3")
+    table, layout = rows(result.run, "code_counts"), vaelab.load(result.run).layout
+    assert list(table[0])[2:] == [f"{name}_{k}" for name in ("top", "bottom") for k in range(24)]
+    epochs, counts = read_vectors(result.run, "code_counts")
+    assert epochs == [0, 1, 2]
+    for level, size in zip(layout.levels, layout.sizes, strict=True):
+        usage = result.series(f"train/codebook_usage_{level.name}")
+        assert [sum(row) for row in counts[level.name]] == pytest.approx([size] * 3)
+        assert [sum(x > 0 for x in row) / 24 for row in counts[level.name]] == pytest.approx(usage)
 
 
 @pytest.mark.parametrize(("model", "name"), [("vae", "kl_per_dim"), ("vqvae", "code_counts")])
@@ -312,10 +325,28 @@ def test_patches_are_of_the_most_used_codes_in_their_order(finished, monkeypatch
     ((pictures, codes, title),) = given
     maps = gallery.Scene(trained.model, trained.data, 8).codes
     most = maps.flatten().bincount().sort(descending=True)
-    assert maps.flatten().bincount()[codes].tolist() == most.values[:3].tolist()
-    assert pictures.shape[0] == 3
+    assert maps.flatten().bincount()[codes["codes"]].tolist() == most.values[:3].tolist()
+    assert pictures["codes"].shape[0] == 3
     assert f"over {len(maps)} images" in title
     assert f"the 3 most used of {len(maps.unique())} codes" in title
+
+
+def test_each_level_has_patches_of_its_own_most_used_codes(finished, monkeypatch):
+    trained, given = Trained(finished("model=vqvae2").run), []
+    monkeypatch.setattr(discrete, "PATCHES", 6)
+    monkeypatch.setattr(discrete.codebooks, "patches", lambda *arguments: given.append(arguments))
+    list(gallery.draw(trained.model, trained.data, 8, ["code_patches"]))
+    ((pictures, codes, title),) = given
+    scene = gallery.Scene(trained.model, trained.data, 8)
+    used = []
+    for level, maps in zip(trained.model.layout.levels, trained.model.layout.split(scene.codes), strict=True):
+        counts = maps.flatten().bincount()
+        assert counts[codes[level.name]].tolist() == [n for n in counts.sort(descending=True).values[:3].tolist() if n]
+        tall = -(-trained.data.shape[1] // level.shape[0])
+        assert pictures[level.name].shape[2] == 3 * tall
+        used.append(len(maps.unique()))
+    shown = [min(3, count) for count in used]
+    assert f"the {shown[0]} and {shown[1]} most used of {used[0]} and {used[1]} codes of the levels" in title
 
 
 def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypatch):

@@ -21,20 +21,33 @@ if TYPE_CHECKING:
 RARE, OFTEN = 0.03, 30.0
 """Ends of the scale of how often a code is chosen, in units of what each has where all are chosen alike: what lies
 beyond has the colour of the end."""
-COLUMNS, LEVELS = 16, 4
-"""Patches, and levels, in a row."""
+COLUMNS, LEVELS, WIDE = 16, 4, 2
+"""Patches, levels, and levels with an axis of their own, in a row."""
 WRITTEN = 100
 """Most positions of a map whose losses are written as numbers, too."""
 
 
 @style.styled
-def usage(epochs: Tensor, counts: Tensor) -> Figure:
+def usage(epochs: Tensor, counts: Mapping[str, Tensor]) -> Figure:
     """Draws which codes are in use, and when: a heat map, on a logarithmic scale, that is white where one is not.
 
     epochs: [E], whole numbers from 0; of one that is there twice the last counts, and those that are missing are
-    grey. counts: how often each code was chosen in an epoch, [E, K], in any unit. Codes are rows, those chosen most
-    in the last epoch on top, and those that it does not choose by when they were chosen last.
+    grey. counts: how often each code was chosen in an epoch, [E, K], in any unit, by level. Codes are rows, those
+    chosen most in the last epoch on top, and those that it does not choose by when they were chosen last.
     """
+    size, several = max(level.shape[1] for level in counts.values()), len(counts) > 1
+    figure, panels = _panels(len(counts), 7, min(6.0, max(3.2 if several else 2.6, 1.5 + 0.02 * size)))
+    for (name, level), axes in zip(counts.items(), panels, strict=True):
+        picture, said = _calendar(axes, epochs, level)
+        axes.set_title(f"{name}: {said}" if several else f"Codes chosen in training: {said}")
+        _scale(figure, axes, picture)
+    if several:
+        figure.suptitle("Codes chosen in training, by level", fontsize=10)
+    return figure
+
+
+def _calendar(axes: Any, epochs: Tensor, counts: Tensor) -> tuple[Any, str]:
+    """Draws a level's use of its codes over time. Returns the picture, and how many are in use, in words."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
@@ -45,7 +58,6 @@ def usage(epochs: Tensor, counts: Tensor) -> Figure:
     order = np.lexsort((-np.nan_to_num(cells[-1]), -np.where(chosen.any(0), latest, 0)))
     used, left = chosen[-1].sum(), (chosen.any(0) & ~chosen[-1]).sum()
 
-    figure, axes = style.new(7, min(6.0, max(2.6, 1.5 + 0.02 * size)))
     axes.set_facecolor("0.85")
     axes.spines[:].set_visible(True)
     alike = size * cells / np.maximum(cells.sum(1, keepdims=True), 1e-12)
@@ -58,36 +70,43 @@ def usage(epochs: Tensor, counts: Tensor) -> Figure:
         extent=(first + 0.5, first + len(cells) + 0.5, size - 0.5, -0.5),
     )
     before = f"; {left} others were before" if left else ""
-    axes.set_title(f"Codes chosen in training: {used} of {size} in the last epoch{before}")
     axes.set(xlabel="epoch", ylabel="codes, by their use in the last epoch")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    _scale(figure, axes, picture)
-    return figure
+    return picture, f"{used} of {size} in the last epoch{before}"
 
 
 @style.styled
-def vectors(codes: Tensor, counts: Tensor, of: str) -> Figure:
+def vectors(codes: Mapping[str, Tensor], counts: Tensor, of: str) -> Figure:
     """Draws where the codes lie: their first two principal components, coloured by how often each was chosen.
 
-    codes: [K, D]. counts: [K]; a code that was never chosen is a hollow grey mark. of: what chose, in words.
+    codes: [K, D], by level. counts: [L, K]; a code that was never chosen is a hollow grey mark. of: what chose, in
+    words.
     """
+    figure, panels = _panels(len(codes), 6.4, 5)
+    for (name, level), uses, plane in zip(codes.items(), counts.cpu().double(), panels, strict=True):
+        _scale(figure, plane, _map(plane, level, uses))
+        size, used = len(uses), int((uses > 0).sum())
+        others = "" if used == size else "\nhollow: chosen by none"
+        several = f"{name}: {used:,} of {size:,} chosen{others}"
+        plane.set_title(several if len(codes) > 1 else f"{size:,} code vectors: {used:,} chosen by {of}{others}")
+    if len(codes) > 1:
+        figure.suptitle(f"Code vectors, chosen by {of}, by level", fontsize=10)
+    return figure
+
+
+def _map(plane: Any, codes: Tensor, uses: Tensor) -> Any:
+    """Draws a level's codes as points, and returns the marks of those that are in use."""
     from matplotlib.colors import LogNorm
 
     points, explained = latents.principal_components(codes)
-    uses = counts.detach().cpu().double()
     used = uses > 0
-    figure, plane = style.new(6.4, 5)
-    others = "" if used.all() else "\nhollow: chosen by none"
-    plane.set_title(f"{len(uses):,} code vectors: {int(used.sum()):,} chosen by {of}{others}")
     plane.set(**{f"{axis}label": latents.component(i, explained) for i, axis in enumerate("xy")})
     plane.set_aspect("equal", adjustable="datalim")
     area = float(np.clip(latents.AREA / len(uses), 4, 40))
     plane.scatter(*points[~used].T, s=area, facecolors="none", edgecolors="0.6", linewidths=0.8)
     alike = (uses / uses.sum().clamp_min(1) * len(uses))[used]
-    marks = plane.scatter(*points[used].T, s=area, c=alike, norm=LogNorm(RARE, OFTEN), cmap="viridis", linewidths=0)
-    _scale(figure, plane, marks)
-    return figure
+    return plane.scatter(*points[used].T, s=area, c=alike, norm=LogNorm(RARE, OFTEN), cmap="viridis", linewidths=0)
 
 
 @style.styled
@@ -115,16 +134,26 @@ def levels(counts: Tensor, names: Sequence[str], of: str) -> Figure:
 
 
 @style.styled
-def patches(pictures: Tensor, codes: Tensor, title: str) -> Figure:
-    """Draws a patch for each of some codes, with the code's number above it, row by row.
+def patches(pictures: Mapping[str, Tensor], codes: Mapping[str, Tensor], title: str) -> Figure:
+    """Draws a patch for each of some codes, with the code's number above it, row by row and level by level.
 
-    pictures: [n, C, H, W] in [0, 1], as `mean_patches` gives them. codes: [n].
+    pictures: [n, C, H, W] in [0, 1], as `mean_patches` gives them, by level; all are drawn in one size. codes: [n],
+    by level.
     """
-    columns = min(COLUMNS, len(codes))
-    tiles = in_rows(fitted(pictures, columns), columns)
+    columns = min(COLUMNS, max(len(own) for own in codes.values()))
+    size = max(tuple(own.shape[2:]) for own in pictures.values())
+    blocks = [fitted(F.interpolate(own, size, mode="nearest-exact"), columns) for own in pictures.values()]
+    blocks = [in_rows(block, columns) for block in blocks]
+    tiles = torch.cat(blocks)
     sheet = Sheet(tiles, [LINE] + [LINE + GAP] * (len(tiles) - 1))
-    for i, code in enumerate(codes.tolist()):
-        sheet.say(sheet.centre(i % columns), sheet.tops[i // columns] - 2, str(code), va="bottom")
+    names: list[str] = []
+    for (name, own), block in zip(codes.items(), blocks, strict=True):
+        for i, code in enumerate(own.tolist()):
+            top = sheet.tops[len(names) + i // columns]
+            sheet.say(sheet.centre(i % columns), top - 2, str(code), va="bottom")
+        names += [name] + [""] * (len(block) - 1)
+    if len(codes) > 1:
+        sheet.name_rows(names)
     return sheet.figure(title)
 
 
@@ -184,6 +213,16 @@ def position_losses(image: Tensor, nats: Mapping[str, Tensor], title: str) -> Fi
         panel.set_visible(False)
     figure.suptitle(textwrap.fill(title, 110), x=0.01, ha="left", fontsize=9)
     return figure
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """Makes a figure of `count` panels of a size in inches, WIDE of them in a row."""
+    columns = min(WIDE, count)
+    rows = -(-count // columns)
+    figure, grid = style.new(width * columns, height * rows, rows, columns, squeeze=False)
+    for panel in grid.flat[count:]:
+        panel.set_visible(False)
+    return figure, list(grid.flat[:count])
 
 
 def _extent(rows: int, columns: int) -> tuple[float, float, float, float]:

@@ -22,6 +22,7 @@ from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Decoder
 from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import Prior
+from vaelab.nn.quantizers import Codebook
 
 Terms = dict[str, Tensor]
 """Terms of a batch by name: [B] of each image, and tensors of other shapes that the objective needs."""
@@ -94,6 +95,11 @@ class Variant(nn.Module):
         if self.num_classes is None:
             raise ValueError("the data has no labels")
         return self.num_classes
+
+    @property
+    def books(self) -> Sequence[Codebook]:
+        """The codebook of each of the layout's levels, where levels share one several times the same; else none."""
+        return ()
 
     # --- what a variant implements ------------------------------------------------------------
 

@@ -149,6 +149,10 @@ class VQVAE(Model):
                 buffer.copy_(before)
 
     @property
+    def books(self) -> Sequence[Codebook]:
+        return self.codebook.parts()
+
+    @property
     def unplaced(self) -> bool:
         """Whether codes still wait for a first training batch to be placed on."""
         return self.codebook.unplaced

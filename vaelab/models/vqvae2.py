@@ -75,6 +75,10 @@ class VQVAE2(VQVAE):
         """The codebook of the top."""
         return self.codebooks[0]
 
+    @property
+    def books(self) -> Sequence[Codebook]:
+        return self.codebooks
+
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Codes:
         found: list[Tensor] = []
 

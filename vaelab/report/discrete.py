@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.pixels import to_bytes
+from vaelab.core.words import listed
 from vaelab.datasets.splits import TensorSplit
 from vaelab.evaluation.metrics.codes import code_histogram
 from vaelab.evaluation.metrics.samples import nearest_neighbours
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vaelab.report.scene import Scene
 
 PATCHES, PATCHED = 64, 500
-"""Codes whose patch is drawn, and most images whose patches are averaged."""
+"""Codes whose patch is drawn, of all levels together, and most images whose patches are averaged."""
 TEMPERATURES, COLUMNS = (0.5, 0.75, 1.0, 1.25), 10
 """Temperatures of the rows of samples, and samples in each."""
 LOSSES, LOGITS = 500, 2**24
@@ -70,23 +71,31 @@ def code_levels(s: Scene) -> Figure | None:
 
 def code_vectors(s: Scene) -> Figure | None:
     """Draws where the code vectors lie, and how often training images choose each."""
-    if s.codebook is None:
+    if not s.model.books:
         return None
-    return codebooks.vectors(s.codebook.vectors, s.counts[0], f"{len(s.known.images):,} training images")
+    levels = zip(s.model.layout.levels, s.model.books, strict=True)
+    codes = {level.name: book.vectors for level, book in levels}
+    return codebooks.vectors(codes, s.counts, f"{len(s.known.images):,} training images")
 
 
 def code_patches(s: Scene) -> Figure | None:
     """Draws what is decoded around each of the codes that validation images use most."""
-    if s.codebook is None:
+    layout, made = s.model.layout, s.made[:PATCHED]
+    if layout.codes is None:
         return None
-    made, maps = s.made[:PATCHED], s.codes[:PATCHED]
-    counts = code_histogram(maps, s.codebook.num_embeddings)
-    codes = counts.argsort(descending=True, stable=True)[: min(PATCHES, int((counts > 0).sum()))]
+    most = max(1, PATCHES // len(layout.levels))
+    pictures, drawn, used = {}, {}, []
+    for level, maps in zip(layout.levels, layout.split(s.codes[:PATCHED]), strict=True):
+        counts = code_histogram(maps, layout.codes)
+        used.append(int((counts > 0).sum()))
+        codes = counts.argsort(descending=True, stable=True)[: min(most, used[-1])]
+        pictures[level.name], drawn[level.name] = codebooks.mean_patches(made, maps, codes), codes
+    shown = listed([str(len(codes)) for codes in drawn.values()])
     words = (
-        f"What is decoded around each code: the mean over {len(maps):,} images of all places that have it; "
-        f"the {len(codes)} most used of {int((counts > 0).sum())} codes"
+        f"What is decoded around each code: the mean over {len(made):,} images of all places that have it; "
+        f"the {shown} most used of {listed([*map(str, used)])} codes{' of the levels' * (len(used) > 1)}"
     )
-    return codebooks.patches(codebooks.mean_patches(made, maps, codes), codes, words)
+    return codebooks.patches(pictures, drawn, words)
 
 
 def fitted(model: Model) -> Prior | None:

@@ -60,13 +60,13 @@ def draw_curves(run: Path, rows: list[dict[str, float]]) -> Iterator[tuple[str, 
         scheduled = curves.scheduled(rows)
         if scheduled is not None:
             yield "schedule", scheduled
-    for name, figure, vector in (
-        ("kl_per_dim", curves.kl_per_dimension, "kl_per_dim"),
-        ("code_usage", codebooks.usage, "code_counts"),
-    ):
-        if len(table := runs.read_vector(run, vector)) > 1:
-            values = torch.tensor(table, dtype=torch.float64)  # step, epoch, a column per component
-            yield name, figure(values[:, 1], values[:, 2:])
+    epochs, kl = runs.read_vectors(run, "kl_per_dim")
+    if len(epochs) > 1:
+        yield "kl_per_dim", curves.kl_per_dimension(torch.tensor(epochs), torch.tensor(kl[""], dtype=torch.float64))
+    epochs, counts = runs.read_vectors(run, "code_counts")
+    if len(epochs) > 1:
+        by_level = {level: torch.tensor(rows, dtype=torch.float64) for level, rows in counts.items()}
+        yield "code_usage", codebooks.usage(torch.tensor(epochs), by_level)
 
 
 def draw_evaluated(run: Path) -> Iterator[tuple[str, Figure]]:

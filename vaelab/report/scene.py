@@ -89,12 +89,6 @@ class Scene:
         size = layout.require_codes(type(self.model).__name__)
         return torch.stack([code_histogram(level, size) for level in layout.split(codes)])
 
-    @property
-    def codebook(self) -> Any:
-        """The one codebook of all positions; None where codes are real numbers, or of several levels."""
-        layout = self.model.layout
-        return self.model.codebook if layout.codes is not None and len(layout.levels) == 1 else None
-
     @cached_property
     def made(self) -> Tensor:
         """Reconstructions of many images, in [0, 1]."""

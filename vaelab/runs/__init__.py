@@ -11,7 +11,7 @@ from vaelab.runs.records import (
     read_evaluation,
     read_metrics,
     read_summary,
-    read_vector,
+    read_vectors,
     write_evaluation,
     write_summary,
 )
@@ -34,7 +34,7 @@ __all__ = [
     "read_evaluation",
     "read_metrics",
     "read_summary",
-    "read_vector",
+    "read_vectors",
     "runs_below",
     "shown",
     "sweep_of",

@@ -121,22 +121,27 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def read_vector(run: Path, name: str) -> list[list[float]]:
-    """Reads a vector of each epoch, `kl_per_dim` or `code_counts`: rows of step, epoch and a value per component.
+def read_vectors(run: Path, name: str) -> tuple[list[float], dict[str, list[list[float]]]]:
+    """Reads a vector of each epoch, `kl_per_dim` or `code_counts`: the epochs, and a row of values for each, by level.
 
-    [] without a file. Raises UserError if it is damaged.
+    The level is "" where there is only one. [] and {} without a file. Raises UserError if it is damaged.
     """
     path = Files(run).vectors[name]
     if not path.is_file():
-        return []
+        return [], {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             names, *rows = list(csv.reader(file, strict=True)) or [[]]
         if names[:2] != ["step", "epoch"] or any(len(row) != len(names) for row in rows):
             raise ValueError("its rows are not of a step, an epoch and the same components")
-        return [[float(cell or "nan") for cell in row] for row in rows]
+        values = [[float(cell or "nan") for cell in row] for row in rows]
     except (csv.Error, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise damaged(path, str(error), RESTORE) from error
+    places: dict[str, list[int]] = {}
+    for place, component in enumerate(names[2:], 2):
+        places.setdefault(component.rpartition("_")[0], []).append(place)
+    of = {level: [[row[place] for place in own] for row in values] for level, own in places.items()}
+    return [row[1] for row in values], of
 
 
 def write_evaluation(run: Path, evaluation: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import shlex
 import shutil
@@ -24,6 +23,7 @@ from vaelab.training.options import Figures, Run, Trainer, Training
 if TYPE_CHECKING:
     from vaelab.datasets.base import ImageData
     from vaelab.models import Model
+    from vaelab.nn.quantizers import Codebook
 
 FIRST = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 """Whether this is the first of the processes that torchrun or srun may have started."""
@@ -193,6 +193,7 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
     from vaelab.models import BetaVAE
 
     found, (low, high), scale = [], data.pixel_range, model.likelihood.fixed_scale
+    codes, at_once = model.layout.codes, data.batch_size * min(model.layout.sizes)
     if data.batch_size > len(data.train):
         found.append(f"dataset.batch_size={data.batch_size}: a batch is all {len(data.train):,} training images")
     if scale is not None and scale < NARROW * (high - low):
@@ -202,23 +203,26 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
         )
     if isinstance(model, BetaVAE) and config["model"]["beta"] == 1:
         found.append("model.beta=1: the objective is that of model=vae")
-    return found + _doubted_codes(config, model, data)
+    restarts = (config["codebook"] or {}).get("restart_after", "none of its own")
+    if codes is not None and restarts is None and codes > at_once:
+        found.append(
+            f"model.num_embeddings={codes}: the codes start on the {at_once} vectors of a batch, many on "
+            "the same, and codebook.restart_after=null moves none of them: fewer codes, or restarts"
+        )
+    return found
 
 
-def _doubted_codes(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
-    """Says that there are more codes to be learned than vectors that could choose them, or start them."""
-    codes, fewest = model.layout.codes, min(model.layout.sizes)
-    if codes is None or not model.codebook.learned:  # type: ignore[union-attr]
-        return []
-    if codes > (there := len(data.train) * fewest):
-        return [f"model.num_embeddings={codes}: the training images have {there:,} vectors: the others are never used"]
-    at_once = data.batch_size * math.prod(model.layout.shape)
-    if config["codebook"].get("restart_after", 0) is None and codes > at_once:
-        return [
-            f"model.num_embeddings={codes}: the codes start on the {at_once} vectors of a batch, many on the same, and "
-            "codebook.restart_after=null moves none of them: fewer codes, or restarts"
-        ]
-    return []
+def check_codes(model: Model, data: ImageData) -> None:
+    """Raises UserError for more codes than there are vectors in the training images that could choose them."""
+    vectors: dict[Codebook, int] = {}
+    for book, size in zip(model.books, model.layout.sizes, strict=False):
+        vectors[book] = vectors.get(book, 0) + size * len(data.train)
+    for book, there in vectors.items():
+        if book.learned and book.num_embeddings > there:
+            raise UserError(
+                f"model.num_embeddings={book.num_embeddings}: {len(data.train):,} training images have {there:,} "
+                f"vectors to choose codes for: give at most {there:,} codes, or train on more images"
+            )
 
 
 def check_unused(run: Path) -> None:

@@ -29,7 +29,7 @@ from vaelab.runs.quiet import quieten
 from vaelab.training import afterwards, resume, studies, summary
 from vaelab.training.callbacks import EpochVector, ProgressLine, Prune, RunCheckpoint, WholeFile
 from vaelab.training.captured import capture
-from vaelab.training.checks import doubts
+from vaelab.training.checks import check_codes, doubts
 from vaelab.training.fsdp import FullySharded
 from vaelab.training.loggers import MetricsFile, PictureLogger, RunLogger
 from vaelab.training.logs import log_to
@@ -50,6 +50,8 @@ def fit(config: dict[str, Any], run: Path) -> None:
     checkpoint = resume.newest(run) if config["resume"] is not None else None
     data, model, trainer = prepare(config, run, checkpoint)
     afterwards.check(config, model)
+    if checkpoint is None:
+        check_codes(model, data)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         runs.write_config(run, config)

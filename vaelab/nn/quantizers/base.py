@@ -87,6 +87,10 @@ class Codebook(nn.Module):
         """What to do where few codes are in use."""
         return ANY_CODEBOOK
 
+    def parts(self) -> list[Codebook]:
+        """Lists the codebook of each level; several times the same where levels share one."""
+        return [self]
+
     def project(self, z: Tensor) -> Tensor:
         """Moves the encoder's output to where the codes are, [B, D, h, w]: the nearest code is chosen there."""
         return z

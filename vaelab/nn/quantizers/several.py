@@ -60,7 +60,6 @@ class Codebooks(Codebook):
         return any(book.unplaced for book in self.books)
 
     def parts(self) -> list[Codebook]:
-        """Lists the codebook of each level; several times the same if they share one."""
         return [book for book, _ in zip(cycle(self.books), self.levels, strict=False)]
 
     def learn(self, chosen: Sequence[Chosen]) -> None:

@@ -19,12 +19,13 @@ MOST = 4096
 class EpochVector(pl.Callback):
     """Writes a vector of each training epoch, a mean over images, as a row; nothing of a model without it.
 
-    name: that of the vector among what the model measures. file: in the run folder; a column per component.
+    name: that of the vector among what the model measures; `name_top` and so on where each level has one. file: in
+    the run folder; a column per component, `0` or `top_0`.
     """
 
     def __init__(self, name: str, file: MetricsFile):
         self.name, self.file, self.epoch = name, file, 0
-        self.written: Tensor | None = None
+        self.written: dict[str, Tensor] | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         self.epoch = trainer.current_epoch
@@ -35,11 +36,16 @@ class EpochVector(pl.Callback):
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: Model) -> None:
-        values = pl_module.epoch_vectors.get("train", {}).get(self.name)
-        if values is None or values is self.written or values.ndim != 1 or len(values) > MOST:
+        vectors = pl_module.epoch_vectors.get("train")
+        if vectors is None or vectors is self.written:
             return
-        self.written = values
-        row = {str(component): value for component, value in enumerate(values.tolist())}
+        self.written = vectors
+        own = {key[len(self.name) :]: x for key, x in vectors.items() if f"{key}_".startswith(f"{self.name}_")}
+        if not 0 < sum(values.numel() for values in own.values()) <= MOST:
+            return
+        row: dict[str, float] = {}
+        for level, values in own.items():
+            row |= {f"{level}_{component}".strip("_"): x for component, x in enumerate(values.tolist())}
         self.file.log_metrics({"epoch": float(self.epoch)} | row, trainer.global_step)
         self.file.save()
 
