@@ -301,6 +301,15 @@ def test_the_command_word_is_guessed(capsys):
     assert "vaelab train model=vae" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argument", ["prior=pixelcnn", "beta=4", "model.beta=4"])
+def test_a_command_without_models_to_choose_names_none(command, argument):
+    code, _, err = command("decompress", "input=x", argument)
+    assert code == 2
+    assert f"{argument.partition('=')[0]}: no such key" in err
+    assert "belongs" not in err
+    assert "did you mean model" not in err
+
+
 def test_tab_completion_knows_commands_groups_and_options(monkeypatch, capsys):
     from vaelab.cli import main
 

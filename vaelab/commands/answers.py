@@ -98,8 +98,13 @@ def _elsewhere(key: str, known: Sequence[str]) -> str:
     """Names the options of the group that have such a key where the chosen one has not: model.beta is of model=beta."""
     group, _, rest = key.partition(".")
     first = rest.partition(".")[0]
-    having = [] if f"{group}.{first}" in known else _having(group, first)
+    having = _having(group, first) if _takes(group, known) and f"{group}.{first}" not in known else []
     return f"; it belongs to {group}={listed(having)}" if having else ""
+
+
+def _takes(group: str, known: Sequence[str]) -> bool:
+    """Whether a command that knows these keys has options of a group to choose from."""
+    return any(key.partition(".")[0] == group for key in known)
 
 
 def _having(group: str, key: str) -> list[str]:
@@ -126,7 +131,7 @@ def _near(key: str, known: Sequence[str]) -> str:
         if found := [k for k in leaves if k.endswith(names)]:
             return f"; did you mean {found[0]}?"
     for group in ("model", *sorted(path.name for path in CONF.iterdir() if path.is_dir())):
-        if not parent and (having := _having(group, last)):
+        if not parent and _takes(group, known) and (having := _having(group, last)):
             return f"; did you mean {group}.{last}? It belongs to {group}={listed(having)}"
     near = difflib.get_close_matches(key, known, 1, 0.65)
     return f"; did you mean {near[0]}?" if near else ""
@@ -156,7 +161,7 @@ def keys_of(name: str, arguments: list[str], hydra: bool = False) -> list[str]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(name, overrides=[*chosen, *mine], return_hydra_config=hydra)
     except HydraException:
-        return groups
+        return keys_of(name, [], hydra) if chosen else groups
 
     def walk(node: Any, prefix: str) -> list[str]:
         keys = []
