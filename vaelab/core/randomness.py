@@ -40,15 +40,30 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class Generators:
+    """Where torch's global generators of the CPU and of `device` are, without waiting for the device."""
+
+    def __init__(self, device: torch.device):
+        self.generators = [torch.default_generator]
+        if device.type == "cuda":
+            self.generators.append(torch.cuda.default_generators[device.index or 0])
+        self.keep()
+
+    def keep(self) -> None:
+        """Keeps where they are now."""
+        self.states = [generator.get_state() for generator in self.generators]
+
+    def restore(self) -> None:
+        """Puts them back where they were."""
+        for generator, state in zip(self.generators, self.states, strict=True):
+            generator.set_state(state)
+
+
 @contextlib.contextmanager
 def kept_generators(device: torch.device) -> Iterator[None]:
-    """Restores torch's global generators of the CPU and of `device` after the block, without waiting for the device."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [generator.get_state() for generator in generators]
+    """Restores torch's global generators of the CPU and of `device` after the block."""
+    before = Generators(device)
     try:
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        before.restore()

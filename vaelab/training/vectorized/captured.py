@@ -13,6 +13,7 @@ from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.captured import WARM_UP, CUDAGraph, Inputs
 from vaelab.training.loop import decline
+from vaelab.training.vectorized.optimizers import Optimizers
 from vaelab.training.vectorized.stack import Asked, Stack
 
 
@@ -22,8 +23,10 @@ class CapturedStack(Stack):
     graph: captures. size: images of a whole batch.
     """
 
+    optimizers: Optimizers
+
     def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer], graph: CUDAGraph, size: int):
-        super().__init__(models, trainers)
+        super().__init__(models, trainers, together=True)
         self.graph: CUDAGraph | None = graph
         self.size, self.warm, self.inputs = size, 0, Inputs()
         self.dims: Any = None

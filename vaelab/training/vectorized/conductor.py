@@ -166,7 +166,7 @@ class Conductor:
             return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":
             with torch.no_grad(), FlopCounterMode(display=False) as counted:
-                first.model.measure(*first.asked)
+                first.model.measure(first.asked.batch, first.asked.noise)
             if counted.get_total_flops() > LARGE:
                 return "each keeps the processor's cores busy"
         return None
@@ -240,7 +240,7 @@ def _stack_of(jobs: Sequence[Job]) -> Stack:
     trainers = [job.trainer for job in jobs if job.trainer]
     graph = graphs_on(models[0].device)
     if graph is None or not all(trainer.fit_loop.epoch_loop.capture for trainer in trainers):  # type: ignore[attr-defined]
-        return Stack(models, trainers)
+        return Stack(models, trainers, together=models[0].device.type != "cpu")
     return CapturedStack(models, trainers, graph(models[0].device), trainers[0].datamodule.batch_size)  # type: ignore[attr-defined]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from vaelab.core.batch import Batch
 from vaelab.models import Model
 from vaelab.models.module import Outcome
+from vaelab.training.vectorized import apart
 from vaelab.training.vectorized.alike import Numbers, numbers_of
 from vaelab.training.vectorized.optimizers import Optimizers
 
@@ -23,13 +24,17 @@ TOLERANCE = 1e-3
 
 
 class Asked(NamedTuple):
-    """A step that a job asks for. batch, noise: as `Model.measure` takes them."""
+    """A step that a job asks for.
+
+    batch, noise: as `Model.measure` takes them. learn: `learned_by`, which draws from the job's own generators.
+    """
 
     batch: Batch
     noise: Tensor | None
+    learn: Callable[[Outcome], Outcome]
 
 
-class _Products(TorchFunctionMode):
+class _Together(TorchFunctionMode):
     """Writes linear layers as W x, not as x W: of many layers at once the gradient of W then lies as W does."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,9 +48,9 @@ class _Products(TorchFunctionMode):
 class _Measure(nn.Module):
     """`Model.measure` as a module's forward, with the numbers that differ between models given as tensors."""
 
-    def __init__(self, model: Model, numbers: Sequence[Numbers]):
+    def __init__(self, model: Model, numbers: Sequence[Numbers], products: type[TorchFunctionMode]):
         super().__init__()
-        self.model, self.numbers = model, list(numbers)
+        self.model, self.numbers, self.products = model, list(numbers), products
         self.observes = type(model).observe is not Model.observe
 
     def forward(self, batch: tuple[Tensor | None, ...], noise: Tensor | None, rest: Any, numbers: list[Tensor]) -> Any:
@@ -54,7 +59,7 @@ class _Measure(nn.Module):
         try:
             for (holder, name), value in zip(holders, numbers, strict=True):
                 setattr(holder, name, value)
-            with _Products():
+            with self.products():
                 outcome = self.model.measure(Batch(*batch, *rest), noise)  # type: ignore[arg-type]
         finally:
             for (holder, name), value in zip(holders, before, strict=True):
@@ -69,10 +74,11 @@ class Stack:
     model or changes it (checkpoints, schedules, controllers, averages) goes on as ever. So are the states of its
     optimiser, once it has stepped here.
 
-    models, trainers: of the jobs, in their order; each trainer has its optimiser.
+    models, trainers: of the jobs, in their order; each trainer has its optimiser. together: whether products and the
+    optimisers' steps are of all models at once, as is faster on a GPU; else each comes out as alone, to the last digit.
     """
 
-    def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer]):
+    def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer], together: bool):
         self.models, self.trainers = list(models), list(trainers)
         first = models[0]
         self.weights = _stacked([dict(model.named_parameters()) for model in models])
@@ -82,8 +88,8 @@ class Stack:
         values = [numbers_of(model) for model in models]
         numbers = [key for key in values[0] if len({of_model[key] for of_model in values}) > 1]
         self.numbers = [torch.tensor([of_model[key] for of_model in values], device=first.device) for key in numbers]
-        self.measured = _Measure(first, numbers)
-        self.optimizers = Optimizers(models, trainers, self.weights)
+        self.measured = _Measure(first, numbers, _Together if together else apart.Products)
+        self.optimizers = (Optimizers if together else apart.Steps)(models, trainers, self.weights)
 
     def measure(self, asked: Sequence[Asked]) -> Outcome:
         """Measures a batch of each model. Returns what `Model.measure` does, with the models as the first dimension."""
@@ -110,9 +116,12 @@ class Stack:
         if not training:
             with torch.inference_mode():
                 return self._apart(self.measure(asked))
-        outcome = self._backward(*self._joined(asked))
+        outcomes = self._apart(self._backward(*self._joined(asked)))
+        outcomes = [
+            ask.learn(outcome) if outcome.terms else outcome for ask, outcome in zip(asked, outcomes, strict=True)
+        ]
         self.optimizers.step()
-        return self._apart(outcome)
+        return outcomes
 
     def _backward(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
         """Measures a batch of each model, and computes the gradients of all, clipped."""
@@ -138,7 +147,7 @@ class Stack:
         gradients = dict(zip(learned, got, strict=True))
         for index, (model, trainer) in enumerate(zip(self.models, self.trainers, strict=True)):
             with trainer.precision_plugin.forward_context():
-                loss = model.measure(*asked[index]).loss
+                loss = model.measure(asked[index].batch, asked[index].noise).loss
             alone = torch.autograd.grad(loss, [model.get_parameter(name) for name in learned], allow_unused=True)
             if not _close(losses[index], loss):
                 raise ValueError("its losses come out otherwise than alone")
@@ -164,16 +173,25 @@ def step_alone(model: Model, trainer: pl.Trainer, asked: Asked, training: bool) 
     """Measures a batch of a model and, in training, takes a step of it, as the training loop would."""
     if not training:
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            return model.measure(*asked)
+            return model.measure(asked.batch, asked.noise)
     optimizer = trainer.optimizers[0]
     with trainer.precision_plugin.forward_context():
-        outcome = model.measure(*asked)
+        outcome = model.measure(asked.batch, asked.noise)
     optimizer.zero_grad()
     outcome.loss.backward()
+    outcome = asked.learn(outcome)
     if trainer.gradient_clip_val:
         model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
     optimizer.step()
     return outcome._replace(loss=outcome.loss.detach())
+
+
+@torch.no_grad()
+def learned_by(model: Model, batch: Batch, outcome: Outcome) -> Outcome:
+    """Moves what learns without the optimiser: after the backward pass and before a step, as the training loop does."""
+    if outcome.terms and (seen := model.observe(batch, outcome.terms)) is not None:
+        model.learn([seen])
+    return outcome._replace(terms={})
 
 
 def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -13,13 +13,13 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from vaelab.core.batch import Batch
-from vaelab.core.randomness import kept_generators
+from vaelab.core.randomness import Generators, kept_generators
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.splits import Newest
 from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.loop import LeanLoop
-from vaelab.training.vectorized.stack import Asked
+from vaelab.training.vectorized.stack import Asked, learned_by
 
 
 class Job(greenlet):
@@ -56,9 +56,20 @@ class Job(greenlet):
         assert self.parent is not None
         if not self.model.training and not self.grouped:  # before the first training step
             return self.model.measure(batch, noise)
-        self.asked = Asked(batch, noise)
-        with kept_generators(self.model.device), _left_modes(self.model.device):
+        own = Generators(self.model.device)
+
+        def learn(outcome: Outcome) -> Outcome:
+            assert self.model is not None
+            with kept_generators(self.model.device):
+                own.restore()
+                learned = learned_by(self.model, batch, outcome)
+                own.keep()
+            return learned
+
+        self.asked = Asked(batch, noise, learn)
+        with _left_modes(self.model.device):
             outcome: Outcome = self.parent.switch()
+        own.restore()
         return outcome
 
     @property
