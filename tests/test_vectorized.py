@@ -166,6 +166,17 @@ def test_jobs_wait_for_room(train):
     assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 3
 
 
+def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, monkeypatch):
+    monkeypatch.delattr("vaelab.training.vectorized.apart.Products.__torch_function__")
+    given = ("-m", "model=vae", "optimizer.lr=0.001,0.002", "network.activation=tanh", *DIGITS)
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, "hydra.launcher.exact=false", "sweep.dir=together")
+    assert result.code == 0, result.err
+    assert not by_themselves(result.out)
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name, 1e-5)
+
+
 def test_a_width_of_none_is_refused(train):
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "hydra.launcher.width=0")
     assert result.code == 2

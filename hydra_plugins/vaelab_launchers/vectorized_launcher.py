@@ -25,15 +25,16 @@ class Settings(NamedTuple):
     """The keys of conf/hydra/launcher/vectorized.yaml, which says what they mean."""
 
     width: PositiveInt | None
+    exact: bool
 
 
 class VectorizedLauncher(Launcher):
     """Launcher of `hydra/launcher=vectorized`. A job that fails takes no other along."""
 
-    def __init__(self, width: Any):
+    def __init__(self, width: Any, exact: Any):
         """Takes the keys as they come from the config; `setup` checks them."""
         super().__init__()
-        self.given = {"width": width}
+        self.given = {"width": width, "exact": exact}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from vaelab.core.config import options
@@ -50,7 +51,7 @@ class VectorizedLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         works = [partial(self._job, *job) for job in enumerate(job_overrides, initial_job_idx)]
-        conductor = Conductor(self.settings.width)
+        conductor = Conductor(self.settings.width, self.settings.exact)
         with _process_as_it_was():
             jobs = conductor.run(works)
         if conductor.stopped == signal.SIGINT:

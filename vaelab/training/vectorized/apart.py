@@ -26,7 +26,9 @@ PRODUCTS: dict[Callable[..., Tensor], int] = {
     F.conv_transpose2d: 3,
     F.embedding: 2,
     torch.addmm: 3,
+    torch.mm: 2,
     torch.matmul: 2,
+    Tensor.mm: 2,
     Tensor.matmul: 2,
     Tensor.__matmul__: 2,
 }

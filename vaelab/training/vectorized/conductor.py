@@ -47,11 +47,11 @@ class Conductor:
 
     All that a job is besides its steps it does by itself, in its turn: it is set up, writes checkpoints, ends.
 
-    width: most jobs at a time; None for all.
+    width: most jobs at a time; None for all. exact: whether each comes out as alone to the last digit, on a processor.
     """
 
-    def __init__(self, width: int | None):
-        self.width = width
+    def __init__(self, width: int | None, exact: bool = True):
+        self.width, self.exact = width, exact
         self.jobs: list[Job] = []  # under way
         self.groups: list[Group] = []
         self.answers: dict[Job, Outcome] = {}
@@ -129,7 +129,7 @@ class Conductor:
             return
         reason = self._against(jobs)
         if reason is None:
-            stack = _stack_of(jobs)
+            stack = _stack_of(jobs, self.exact)
             asked = [job.asked for job in jobs if job.asked and job.training]
             try:
                 if len(asked) == len(jobs) and len({_shape(job) for job in jobs}) == 1:
@@ -234,13 +234,13 @@ class Conductor:
         self.said_at, self.steps = now, 0
 
 
-def _stack_of(jobs: Sequence[Job]) -> Stack:
-    """Stacks the models of jobs; its steps are captured if those of the jobs should be."""
+def _stack_of(jobs: Sequence[Job], exact: bool) -> Stack:
+    """Stacks the models of jobs; its steps are captured if those of the jobs should be. exact: as of `Conductor`."""
     models = [job.model for job in jobs if job.model]
     trainers = [job.trainer for job in jobs if job.trainer]
     graph = graphs_on(models[0].device)
     if graph is None or not all(trainer.fit_loop.epoch_loop.capture for trainer in trainers):  # type: ignore[attr-defined]
-        return Stack(models, trainers, together=models[0].device.type != "cpu")
+        return Stack(models, trainers, together=models[0].device.type != "cpu" or not exact)
     return CapturedStack(models, trainers, graph(models[0].device), trainers[0].datamodule.batch_size)  # type: ignore[attr-defined]
 
 
