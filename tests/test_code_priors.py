@@ -160,7 +160,7 @@ def test_uniform_codes_cost_ln_k_and_never_less(name):
     z, held_out, fresh = (torch.randint(6, (n, 2, 3), generator=noise) for n in (400, 200, 4000))
     prior, _ = fitted(name, z, held_out, epochs=3)
     each = -prior.log_prob(fresh).mean().item() / 6
-    assert math.log(6) - 1e-6 <= each < math.log(6) + 0.02
+    assert each == pytest.approx(math.log(6), abs=1e-4)
 
 
 @every_one

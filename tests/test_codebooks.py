@@ -44,6 +44,23 @@ def test_the_code_is_the_nearest_in_the_space_of_the_codes_and_is_its_own_neares
 
 
 @every
+@pytest.mark.parametrize("rotation", ["true", "false"])
+def test_nothing_of_it_changes_under_autocast(name, rotation):
+    book = made(name, f"codebook.rotation={rotation}")
+    book.place(drawn(book, 1), None)
+    z = 1 + 1e-3 * drawn(book)  # which bfloat16 cannot tell apart
+    alone = [x.clone().requires_grad_() for x in (z, z)]
+    expected, found = book(alone[0]), book.search(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = book(alone[1])
+        assert torch.equal(book.search(z), found)
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+    slope = torch.randn(expected.vectors.shape, generator=torch.Generator().manual_seed(2))
+    gradients = [torch.autograd.grad(o.vectors, x, slope)[0] for o, x in zip((expected, out), alone, strict=True)]
+    assert torch.equal(*gradients)
+
+
+@every
 def test_it_compiles_to_one_graph(name):
     torch._dynamo.reset()
     book = made(name, "codebook.rotation=true")

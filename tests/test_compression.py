@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +161,26 @@ def test_images_come_back_as_the_model_reconstructs_them(finished, command, phot
     assert command("decode", f"run={run}", "out=decoded")[0] == 0
     assert pixels(Path("again")) == pixels(Path("decoded"))
     assert len(pixels(Path("again"))) == 40
+
+
+@pytest.mark.slow
+def test_another_process_reads_what_a_prior_has_coded(finished, command, photos):
+    """With other threads; and the file is as long as the rate that is said of it, but for its header."""
+    run = finished("model=vqvae").run
+    small = ["prior.channels=8", "prior.layers=2", "prior.epochs=1", "device=cpu"]
+    assert command("prior", f"run={run}", "prior=pixelcnn", *small)[0] == 0
+    code, out, err = command("compress", f"run={run}", f"input={photos}", "prior=pixelcnn", "device=cpu")
+    assert code == 0, err
+    said = next(line for line in out.splitlines() if line.startswith("codes: "))
+    size, _, rate = (int(part.replace(",", "")) for part in re.findall(r"[\d,]+(?= bytes| of them)", said))
+    assert abs(size - rate) <= 0.01 * rate + 64
+    for folder, threads in (("again", "1"), ("other", "2")):
+        words = [sys.executable, "-m", "vaelab", "decompress", f"run={run}", f"out={folder}", "device=cpu"]
+        root = str(Path(packed.__file__).parents[2])
+        subprocess.run(words, check=True, env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": root})
+    assert command("encode", f"run={run}", f"input={photos}", "device=cpu")[0] == 0
+    assert command("decode", f"run={run}", "out=decoded", "device=cpu")[0] == 0
+    assert pixels(Path("again")) == pixels(Path("other")) == pixels(Path("decoded"))
 
 
 def test_no_other_file_is_written_over(finished, command, photos):

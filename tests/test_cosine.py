@@ -114,11 +114,15 @@ def test_oracle_vector_quantize_pytorch_learns_the_same_codes(decay, rotation):
     for seed in range(5):
         z = drawn(seed, 4).requires_grad_()
         other = z.detach().clone().requires_grad_()
-        out, (vectors, indices, _) = step(book, z), theirs(other)
+        out, (vectors, indices, commitment) = step(book, z), theirs(other)
         assert torch.equal(out.indices, indices)
         torch.testing.assert_close(out.vectors, vectors)
         slope = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(
-            torch.autograd.grad(out.vectors, z, slope), torch.autograd.grad(vectors, other, slope)
+            torch.autograd.grad(out.vectors, z, slope, retain_graph=True),
+            torch.autograd.grad(vectors, other, slope, retain_graph=True),
         )
+        ours = out.commitment.sum() / z.numel()  # theirs is a mean
+        torch.testing.assert_close(ours, commitment.squeeze())
+        torch.testing.assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(commitment.sum(), other))
         torch.testing.assert_close(book.codes, inside.embed[0])

@@ -61,3 +61,18 @@ def test_an_error_of_a_tenth_everywhere_is_20_decibels():
 def test_pictures_smaller_than_the_window_are_refused(measure, size):
     with pytest.raises(ValueError, match=f"at least {size + 1} x {size + 1} pixels: these have {size} x 200"):
         measure(torch.zeros(1, 1, size, 200), torch.zeros(1, 1, size, 200))
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((1, 5, 64), {"psnr"}),
+        ((1, 28, 28), {"psnr", "ssim"}),
+        ((3, 160, 200), {"psnr", "ssim"}),
+        ((3, 161, 161), {"psnr", "ssim", "ms_ssim"}),
+    ],
+)
+def test_pictures_are_measured_by_what_their_size_allows(shape, names):
+    from vaelab.evaluation.sections import _similarities
+
+    assert _similarities(shape).keys() == names

@@ -113,18 +113,22 @@ def test_the_use_of_every_code_is_kept_by_epoch(train):
         assert torch.special.entr(counts / counts.sum()).sum().exp().item() == pytest.approx(perplexity, rel=1e-5)
 
 
-def test_the_use_of_every_code_is_kept_by_level(train):
+@pytest.mark.parametrize("words", ["model=vqvae2", "model=vqvae codebook=residual", "model=vqvae codebook=grouped"])
+def test_the_use_of_every_code_is_kept_by_level(train, words):
     from vaelab.runs import read_vectors
 
-    result = train("model=vqvae2", "model.num_embeddings=24", "trainer.max_epochs=3")
+    result = train(*words.split(), "model.num_embeddings=24", "trainer.max_epochs=3")
     table, layout = rows(result.run, "code_counts"), vaelab.load(result.run).layout
-    assert list(table[0])[2:] == [f"{name}_{k}" for name in ("top", "bottom") for k in range(24)]
+    assert list(table[0])[2:] == [f"{level.name}_{k}" for level in layout.levels for k in range(24)]
     epochs, counts = read_vectors(result.run, "code_counts")
     assert epochs == [0, 1, 2]
     for level, size in zip(layout.levels, layout.sizes, strict=True):
         usage = result.series(f"train/codebook_usage_{level.name}")
         assert [sum(row) for row in counts[level.name]] == pytest.approx([size] * 3)
         assert [sum(x > 0 for x in row) / 24 for row in counts[level.name]] == pytest.approx(usage)
+        shares = torch.tensor(counts[level.name]).double() / size
+        perplexity = torch.special.entr(shares).sum(1).exp().tolist()
+        assert perplexity == pytest.approx(result.series(f"train/perplexity_{level.name}"), rel=1e-5)
 
 
 @pytest.mark.parametrize(("model", "name"), [("vae", "kl_per_dim"), ("vqvae", "code_counts")])

@@ -141,6 +141,36 @@ def test_codes_and_losses_are_those_of_vector_quantize_pytorch():
     torch.testing.assert_close(several(wide).vectors.flatten(2).transpose(1, 2), vectors)
 
 
+def test_gradients_are_those_of_vector_quantize_pytorch():
+    """Residual codes pass the gradient on once, and theirs once for each stage."""
+    import vector_quantize_pytorch as theirs
+
+    other = theirs.ResidualVQ(
+        dim=3, num_quantizers=3, codebook_size=8, commitment_weight=1.0, rotation_trick=False, threshold_ema_dead_code=0
+    )
+    groups = theirs.GroupedResidualVQ(
+        dim=6, groups=3, num_quantizers=1, codebook_size=8, rotation_trick=False, threshold_ema_dead_code=0
+    )
+    book, several = residual().train(), grouped().train()
+    layers = [*other.layers, *(group.layers[0] for group in groups.rvqs)]
+    for own, layer in zip([*book.books, *several.books], layers, strict=True):
+        layer._codebook.embed.copy_(own.codes[None])
+        layer._codebook.initted.fill_(True)
+    for ours, oracle, passes, parts in ((book, other, 3, 1), (several, groups, 1, 3)):
+        z = drawn(ours.embedding_dim, 2)
+        mine, yours = (z.clone().requires_grad_() for _ in range(2))
+        slope = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
+        out, (vectors, _, losses) = ours(mine), oracle(yours.movedim(1, -1).flatten(1, 2), freeze_codebook=True)
+        (got,) = torch.autograd.grad(out.vectors, mine, slope, retain_graph=True)
+        (expected,) = torch.autograd.grad(vectors, yours, slope.movedim(1, -1).flatten(1, 2), retain_graph=True)
+        torch.testing.assert_close(passes * got, expected)
+        commitment = out.commitment.sum() * parts / z.numel()  # theirs are means, over the channels of a group
+        torch.testing.assert_close(commitment, losses.sum())
+        torch.testing.assert_close(
+            torch.autograd.grad(commitment, mine), torch.autograd.grad(losses.sum(), yours), rtol=1e-4, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize("make", [residual, grouped])
 def test_another_code_is_farther_by_the_difference_of_its_distance(make):
     book = make()
