@@ -5,14 +5,17 @@
 
 Binarised images, an MLP of 512 and 256, 20 latents, one seed. What follows `--train` goes to all runs. Prints a
 Markdown table and writes it to outputs/zoo/table.md, beside the runs; one that is there already is not trained again.
+The time is that of a training step in units of the `vae`'s, the median over rounds in which all take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 OUTPUTS = Path("outputs/zoo")
@@ -49,13 +52,31 @@ COLUMNS = {
 """Each column's metric and format."""
 
 
-def row(label: str, run: Path) -> str:
+def row(label: str, run: Path, time: float) -> str:
     """Writes a row of the table; what a variant does not have is a dash."""
-    summary, found = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation"))
-    figures = found["figures"]
+    figures = json.loads((run / "evaluation.json").read_text())["figures"]
     cells = [f"{figures[name]:{form}}" if name in figures else "–" for name, form in COLUMNS.values()]
-    seconds = summary["seconds"] / summary["epochs"]
-    return f"| {' | '.join([label, *cells, f'{seconds:.1f}'])} |"
+    return f"| {' | '.join([label, *cells, f'{time:.2f}'])} |"
+
+
+def times(labels: list[str], data: list[str], rounds: int) -> dict[str, float]:
+    """Measures the step of each row and of the first one, in turns: the median of their ratios over rounds."""
+    ratios: dict[str, list[float]] = {label: [] for label in labels}
+    for _ in range(rounds):
+        first = step(next(iter(ROWS.values())), data)
+        for label in labels:
+            ratios[label].append(step(ROWS[label], data) / first)
+    return {label: statistics.median(found) for label, found in ratios.items()}
+
+
+def step(words: list[str], data: list[str]) -> float:
+    """Measures a training step in the run's own loop, milliseconds, the median of four times 50."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "bench.json")
+        length = ["bench.steps=50", "bench.rounds=4", f"bench.output={output}"]
+        command = [sys.executable, "-m", "vaelab", "bench", *words, *data, *length]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(output.read_text())["lab_ms"]["median"]
 
 
 def main() -> int:
@@ -63,24 +84,24 @@ def main() -> int:
     parser.add_argument("root", type=Path, help="folder of MNIST")
     parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some of the rows")
+    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of times; default: %(default)s")
     parser.add_argument("--train", nargs="+", default=[], metavar="KEY=VALUE", help="further arguments of all runs")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - ROWS.keys():
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     data = ["dataset=mnist", f"dataset.root={options.root.resolve()}", "dataset.binarize=dynamic", "report=false"]
     data += ["network=mlp_512_256", f"trainer.max_epochs={options.epochs}"]
-    lines = [f"| variant | {' | '.join(COLUMNS)} | s per epoch |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
-    for label, words in ROWS.items():
-        run = OUTPUTS / "".join(c if c.isalnum() else "_" for c in label)
-        if label not in (options.only or ROWS):
-            continue
+    labels = [label for label in ROWS if label in (options.only or ROWS)]
+    runs = {label: OUTPUTS / "".join(c if c.isalnum() else "_" for c in label) for label in labels}
+    for label, run in runs.items():
         if not (run / "evaluation.json").exists():
             evaluate = [f"run={run}", "sections=[likelihood,latents,samples]", "importance_samples=100", "gap_images=8"]
             command = [sys.executable, "-m", "vaelab"]
-            subprocess.run([*command, "train", *words, *data, f"run.dir={run}", *options.train], check=True)
+            subprocess.run([*command, "train", *ROWS[label], *data, f"run.dir={run}", *options.train], check=True)
             subprocess.run([*command, "eval", *evaluate], check=False)  # 2 where a variant lacks one of the sections
-        lines.append(row(label, run))
-    table = "\n".join(lines)
+    taken = times(labels, [*data, *options.train], options.rounds)
+    lines = [f"| variant | {' | '.join(COLUMNS)} | time |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
+    table = "\n".join([*lines, *(row(label, run, taken[label]) for label, run in runs.items())])
     (OUTPUTS / "table.md").write_text(table + "\n")
     print(f"\n{table}")
     return 0

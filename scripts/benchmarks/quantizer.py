@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/quantizer.py
 
-Forward and backward: nearest-code search, straight-through gradient, losses and, where codes are moving
-averages, their update. `vector_quantize_pytorch` is measured too if it can be imported.
+Forward and backward: nearest-code search, straight-through gradient, losses, and what a codebook learns without the
+optimiser: moving averages, restarts. `vector_quantize_pytorch` is measured too if it can be imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from common import Row, arguments, clock, compare, fresh_process, interleave, parse, peak_memory, save
 from torch import Tensor
 
-from vaelab.nn.quantizers import Codebook, EMACodebook, GradientCodebook
+from vaelab.nn.quantizers import Chosen, Codebook, EMACodebook, GradientCodebook
 from vaelab.nn.quantizers.cosine import CosineCodebook
 from vaelab.nn.quantizers.fsq import FSQ
 from vaelab.nn.quantizers.lfq import LFQ
@@ -78,6 +78,7 @@ def tutorial(codes: Tensor) -> Callable[[Tensor], Output]:
 def lab(codebook: Codebook) -> Callable[[Tensor], Output]:
     def forward(z: Tensor) -> Output:
         quantized = codebook(z)
+        codebook.learn([Chosen(quantized.rows, quantized.chosen, None, len(z))])
         return quantized.vectors, (quantized.codebook_loss + 0.25 * quantized.commitment).sum()
 
     return forward
@@ -211,7 +212,8 @@ def main() -> int:
     for shape, count in QUICK if options.quick else SIZES:
         rows += measure(shape, count, options.rounds)
     notes = """One step forward and backward on N vectors of 64 from a feature map, K codes. FSQ and LFQ
-        take a map of as many channels as they have. EMA statistics are not part of a step. Ratios are to the lab's
+        take a map of as many channels as they have.
+        The lab's codebooks also learn in it: averages, restarts. Ratios are to the lab's
         GradientCodebook. Extra memory: what the step adds to the resident memory of a process of its own, with
         everything that autograd keeps for the backward pass. At the largest size, whose distances fill 4 GiB, only
         these three are measured, in three rounds."""
