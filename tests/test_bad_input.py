@@ -175,7 +175,14 @@ def test_what_is_hardly_meant_is_trained_with_a_warning(train, arguments, words)
     assert words in warnings[0]
     assert "warning" not in train("trainer.max_epochs=1", "test=false").err
     grid = train("model=vqvae", "codebook=fsq", "trainer.max_epochs=1", "test=false")  # nothing of it is learned
+    assert grid.code == 0
     assert "warning" not in grid.err + grid.out
+
+
+@pytest.mark.parametrize(("shared", "code"), [("true", 0), ("false", 2)])
+def test_levels_that_share_a_codebook_choose_from_it_with_all_their_vectors(train, shared, code):
+    words = ("model=vqvae", "codebook=residual", f"codebook.shared={shared}", "model.num_embeddings=345")
+    assert train(*words, "trainer.max_epochs=1", "test=false").code == code
 
 
 @pytest.mark.parametrize("arguments", CASES)

@@ -24,7 +24,6 @@ PRODUCTS: dict[Callable[..., Tensor], int] = {
     F.conv2d: 3,
     F.conv_transpose1d: 3,
     F.conv_transpose2d: 3,
-    F.embedding: 2,
     torch.addmm: 3,
     torch.mm: 2,
     torch.matmul: 2,
@@ -32,8 +31,7 @@ PRODUCTS: dict[Callable[..., Tensor], int] = {
     Tensor.matmul: 2,
     Tensor.__matmul__: 2,
 }
-"""Functions that are rounded otherwise for several models at once, or whose gradients are, and how many of their first
-arguments are tensors."""
+"""Functions that are rounded otherwise for several models at once, with how many of their arguments are tensors."""
 
 
 class Products(TorchFunctionMode):
