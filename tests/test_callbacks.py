@@ -108,7 +108,7 @@ def test_collapse_is_reported_with_evidence_and_remedy(train):
 @pytest.mark.slow
 def test_codebook_collapse_is_reported(train):
     arguments = ("model=vqvae", "codebook=gradient", "codebook.restart_after=null", "model.num_embeddings=4096")
-    result = train(*arguments, "trainer.max_epochs=70")
+    result = train(*arguments, "dataset.size=1200", "trainer.max_epochs=7")
     assert "codebook_collapse" in [f["code"] for f in result.summary["findings"]]
 
 

@@ -74,6 +74,7 @@ def test_two_processes_take_over_from_one_and_one_from_two(train, monkeypatch, t
 def test_two_jobs_of_a_sweep_see_every_image_once(train, tmp_path):
     """A noise-free model's figures are those of one process: no padding, no image twice, also in short last batches."""
     arguments = ["optimizer.lr=1e-9", "trainer.max_epochs=1", "trainer.log_every_n_steps=50"]
+    arguments.append("dataset.size=160")  # as many vectors as codes
     done = run(tmp_path, "-m", "model=ae,vqvae", "sweep.dir=sweep", *arguments)
     assert done.returncode == 0, done.stderr
     summaries = []

@@ -31,7 +31,7 @@ class Settings(NamedTuple):
 class VectorizedLauncher(Launcher):
     """Launcher of `hydra/launcher=vectorized`. A job that fails takes no other along."""
 
-    def __init__(self, width: Any, exact: Any):
+    def __init__(self, width: Any, exact: Any = True):
         """Takes the keys as they come from the config; `setup` checks them."""
         super().__init__()
         self.given = {"width": width, "exact": exact}
