@@ -14,7 +14,7 @@ import vaelab
 import vaelab.models
 import vaelab.training.captured
 import vaelab.training.loop
-from tests.conftest import SMALL
+from tests.conftest import SMALL, few_codes
 from tests.test_conf import composed, options
 from vaelab.core.config import build
 from vaelab.core.means import Means
@@ -24,6 +24,11 @@ pytestmark = pytest.mark.gpu
 
 MODELS, LIKELIHOODS = options("model"), options("likelihood")
 ON_GPU = ["trainer.accelerator=gpu", *[a for a in SMALL if not a.startswith("trainer.accelerator")]]
+
+
+def of(model: str) -> list[str]:
+    """What chooses a model in a run as small as ON_GPU."""
+    return [f"model={model}", *few_codes([f"model={model}"])]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -62,7 +67,7 @@ def test_no_step_waits_for_the_device(train, monkeypatch, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_resumed_run_is_the_uninterrupted_one(train, model):
     """With deterministic kernels, to the bit: the sums of EMA codebooks are added by atomics otherwise."""
-    chosen = (*ON_GPU, f"model={model}", "schedule=constant", "trainer.deterministic=true", "trainer.max_epochs=-1")
+    chosen = (*ON_GPU, *of(model), "schedule=constant", "trainer.deterministic=true", "trainer.max_epochs=-1")
     whole = train(*chosen, "trainer.max_steps=6", small=False)
     part = train(*chosen, "trainer.max_steps=3", small=False)  # an epoch
     assert train(f"resume={part.run}", "trainer.max_steps=6").code == 0
@@ -77,7 +82,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(train, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_trained_model_gives_the_same_on_both(train, monkeypatch, model):
-    run = train(*ON_GPU, f"model={model}", small=False).run
+    run = train(*ON_GPU, *of(model), small=False).run
     here, there = vaelab.load(run), vaelab.load(run, device="cuda")
     x, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 10
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which convolutions use by default
@@ -139,7 +144,7 @@ MANY = (
 )
 """Four full batches and an odd one in each of two epochs, in windows of several steps."""
 CAPTURED = {
-    **{name: [f"model={name}"] for name in MODELS},
+    **{name: of(name) for name in MODELS},
     "beta, schedule": ["model=beta", "schedule=beta"],
     "gradient codebook": ["model=vqvae", "codebook=gradient", "codebook.restart_after=1"],
     "averages, restarts": ["model=vqvae", "codebook=ema", "codebook.restart_after=1"],
