@@ -26,7 +26,7 @@ def test_codes_stand_by_their_use_in_the_last_epoch_then_by_when_they_were_used_
     alike = 5 * counts / counts.sum(1, keepdim=True)
     assert shown == pytest.approx(alike.where(counts > 0, codebooks.RARE / 2).T[[4, 2, 1, 0, 3]].numpy())
     assert extent == [0.5, 3.5, 4.5, -0.5]
-    assert title(figure) == "Codes chosen in training: 2 of 5 in the last epoch; 2 others were before"
+    assert title(figure) == "Codes chosen in training: 2 of 5 in the last epoch; 2 more before"
 
 
 def test_white_is_a_code_that_was_not_chosen_and_grey_a_lost_epoch():
@@ -106,7 +106,7 @@ def test_each_level_has_a_calendar_of_its_own():
     figure = codebooks.usage(torch.arange(2), counts)
     panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
     assert [axes.get_title(loc="left") for axes in panels] == [
-        "top: 1 of 2 in the last epoch; 1 others were before",
+        "top: 1 of 2 in the last epoch; 1 more before",
         "bottom: 4 of 4 in the last epoch",
     ]
     for axes, (_, level) in zip(panels, counts.items(), strict=True):

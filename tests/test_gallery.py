@@ -321,23 +321,10 @@ def test_codes_are_counted_over_training_images(finished, monkeypatch):
     assert of == f"{len(trained.data.train)} training images"
 
 
-def test_patches_are_of_the_most_used_codes_in_their_order(finished, monkeypatch):
-    trained, given = Trained(finished("model=vqvae").run), []
-    monkeypatch.setattr(discrete, "PATCHES", 3)
-    monkeypatch.setattr(discrete.codebooks, "patches", lambda *arguments: given.append(arguments))
-    list(gallery.draw(trained.model, trained.data, 8, ["code_patches"]))
-    ((pictures, codes, title),) = given
-    maps = gallery.Scene(trained.model, trained.data, 8).codes
-    most = maps.flatten().bincount().sort(descending=True)
-    assert maps.flatten().bincount()[codes["codes"]].tolist() == most.values[:3].tolist()
-    assert pictures["codes"].shape[0] == 3
-    assert f"over {len(maps)} images" in title
-    assert f"the 3 most used of {len(maps.unique())} codes" in title
-
-
-def test_each_level_has_patches_of_its_own_most_used_codes(finished, monkeypatch):
-    trained, given = Trained(finished("model=vqvae2").run), []
-    monkeypatch.setattr(discrete, "PATCHES", 6)
+@pytest.mark.parametrize(("model", "patches"), [("vqvae", 3), ("vqvae2", 6)])
+def test_each_level_has_patches_of_its_own_most_used_codes(finished, monkeypatch, model, patches):
+    trained, given = Trained(finished(f"model={model}").run), []
+    monkeypatch.setattr(discrete, "PATCHES", patches)
     monkeypatch.setattr(discrete.codebooks, "patches", lambda *arguments: given.append(arguments))
     list(gallery.draw(trained.model, trained.data, 8, ["code_patches"]))
     ((pictures, codes, title),) = given
@@ -349,8 +336,9 @@ def test_each_level_has_patches_of_its_own_most_used_codes(finished, monkeypatch
         tall = -(-trained.data.shape[1] // level.shape[0])
         assert pictures[level.name].shape[2] == 3 * tall
         used.append(len(maps.unique()))
-    shown = [min(3, count) for count in used]
-    assert f"the {shown[0]} and {shown[1]} most used of {used[0]} and {used[1]} codes of the levels" in title
+    shown, of = (" and ".join(map(str, counts)) for counts in ([min(3, count) for count in used], used))
+    assert f"over {len(scene.codes)} images" in title
+    assert f"the {shown} most used of {of} codes" in title
 
 
 def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypatch):

@@ -69,7 +69,7 @@ def _calendar(axes: Any, epochs: Tensor, counts: Tensor) -> tuple[Any, str]:
         interpolation="nearest",
         extent=(first + 0.5, first + len(cells) + 0.5, size - 0.5, -0.5),
     )
-    before = f"; {left} others were before" if left else ""
+    before = f"; {left} more before" if left else ""
     axes.set(xlabel="epoch", ylabel="codes, by their use in the last epoch")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
