@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 import vaelab.training.callbacks
+from vaelab.datasets.splits import ResidentLoader
 from vaelab.training import launch
 from vaelab.training.callbacks import last
 from vaelab.training.loop import ended_inside
@@ -84,6 +85,23 @@ def test_a_step_that_failed_is_taken_anew(train, finished, monkeypatch, step):
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
     resumed = train(f"resume={run}", "~callbacks.stop")
     assert resumed.code == 0, resumed.err
+    assert same_weights(run, whole.run)
+    assert (run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["dataset.binarize=dynamic"]], ids=["stored", "drawn"])
+def test_reading_batches_ahead_changes_nothing(train, finished, monkeypatch, arguments):
+    """A GPU's loader reads several batches at once, here two of an epoch's three: one is read and not yet seen."""
+    whole, asked = finished("trainer.max_epochs=4", *arguments), []
+
+    def loader(split, batches, seen, ahead, newest):
+        asked.append(ahead)
+        return ResidentLoader(split, batches, seen, 2, newest)
+
+    monkeypatch.setattr("vaelab.datasets.base.ResidentLoader", loader)
+    run = interrupted(train, monkeypatch, "on_train_batch_end", 4, "trainer.max_epochs=4", *arguments).run
+    assert train(f"resume={run}", "~callbacks.stop").code == 0
+    assert set(asked) == {1}  # on a processor
     assert same_weights(run, whole.run)
     assert (run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
 

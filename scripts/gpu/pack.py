@@ -26,6 +26,7 @@ LACKING = (
     "pydantic>=2.7",
     "typing-extensions",
     "typing-inspection",
+    "greenlet>=3",
     "rich>=13",
     "zuko>=1.4",
 )

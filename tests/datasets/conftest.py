@@ -24,6 +24,8 @@ def trainer():
     """Stands in for Lightning's trainer: what the loaders ask it for."""
     progress = SimpleNamespace(is_last_batch=True, current=SimpleNamespace(processed=0))
     return SimpleNamespace(
+        training=True,
+        testing=False,
         overfit_batches=0,
         accumulate_grad_batches=1,
         num_training_batches=10**6,

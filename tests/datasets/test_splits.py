@@ -3,9 +3,11 @@ import pickle
 import pytest
 import torch
 
+from vaelab.datasets.classes import PartlyLabelled
 from vaelab.datasets.splits import (
     Batch,
     IndexBatches,
+    Newest,
     ResidentLoader,
     TensorSplit,
     batch_bounds,
@@ -95,6 +97,24 @@ def test_streaming_gives_what_resident_gives(num_workers):
         assert isinstance(other, Batch)
         assert one.images.equal(other.images)
         assert one.labels.equal(other.labels)
+
+
+@pytest.mark.parametrize("known", [None, torch.arange(50) % 3 == 0])
+@pytest.mark.parametrize("shared", [False, True])
+def test_batches_that_are_read_at_once_are_those_read_one_by_one(known, shared):
+    split, order, newest = tensor_split(), epoch_order(50, 0, 0), Newest() if shared else None
+    split = split if known is None else PartlyLabelled(split, known)
+
+    def loader(**options):
+        return ResidentLoader(split, IndexBatches(lambda: (order, 1), 50, 8), newest=newest, **options)
+
+    singly, at_once = list(loader()), list(loader(ahead=4))
+    assert [len(batch.images) for batch in at_once] == [8, 8, 8, 8, 8, 2]  # the first was done before
+    for one, other in zip(singly, at_once, strict=True):
+        assert all(a.equal(b) for a, b in zip(one[:3], other[:3], strict=True))
+        assert one[3:] == other[3:]
+    seen = list(loader(seen=lambda batch: batch._replace(images=batch.images + 1), ahead=4))
+    assert all(a.images.equal(b.images + 1) for a, b in zip(seen, singly, strict=True))
 
 
 def test_batches_and_splits_survive_pickling():

@@ -34,6 +34,8 @@ from vaelab.nn.likelihoods.columns import Column
 
 MOMENTS_SAMPLE = 10_000
 """Most images that the mean image and the spread around it are computed from."""
+READ_AT_ONCE = 8 * 2**20
+"""Bytes of images, as floats, that the loader of a GPU reads at once: a launch takes it longer than the copy."""
 MOMENTS_VALUES = 4 * 2**20
 """Pixel values that are held at a time while the mean image is computed, in 20 bytes each."""
 
@@ -85,6 +87,7 @@ class ImageData(pl.LightningDataModule):
         self._loaded = False
         self._seen = 0  # images already seen of an epoch that is resumed in its middle
         self._dealt: dict[str, IndexBatches] = {}  # batches of the train, val and test images, for this process
+        self._as_seen: dict[str, bool] = {}  # of which parts the loader gives images as the model sees them
 
     # --- for the families ---------------------------------------------------------------------
 
@@ -149,7 +152,7 @@ class ImageData(pl.LightningDataModule):
 
     def take_over(self, other: ImageData) -> None:
         """Takes what another has read, in the place of `setup`: data of the same options, whose tensors both hold."""
-        own = {field.name for field in fields(self)} | {"trainer", "augment", "newest", "_seen", "_dealt"}
+        own = {field.name for field in fields(self)} | {"trainer", "augment", "newest", "_seen", "_dealt", "_as_seen"}
         if self.binarize == "dynamic":  # drawn for each run anew
             own |= {"_moments", "mean_image", "spread"}
         vars(self).update({name: value for name, value in vars(other).items() if name not in own})
@@ -334,7 +337,12 @@ class ImageData(pl.LightningDataModule):
                 return self.newest.of(f"order of {part}", epoch, lambda: indices.to(device)), start
 
             batches = self._dealt[part] = self._batches(split, placed, steps)
-            return split, ResidentLoader(_seen(split, known, device), batches, self.newest)
+            drawn = self.binarize == "dynamic" or (part == "train" and self.augment is not None)
+            self._as_seen[part] = not drawn
+            size = 4 * math.prod(self.shape) * self.batch_size
+            ahead = 1 if device.type == "cpu" else max(1, READ_AT_ONCE // size)
+            seen = None if drawn else self.as_model_sees
+            return split, ResidentLoader(_seen(split, known, device), batches, seen, ahead, self.newest)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError(
                 "trainer.overfit_batches is for data in memory: use dataset.storage=resident, or leave it out"
@@ -351,11 +359,11 @@ class ImageData(pl.LightningDataModule):
         return batch if batch.images.device == device else batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        augment = self.augment if self.trainer is not None and self.trainer.training else None
-        if self.newest is None or augment is not None or self.binarize == "dynamic":  # drawn by each run for itself
-            return self.as_model_sees(batch, augment)
-        images = self.newest.of("images", id(batch.images), lambda: (self.as_model_sees(batch).images, batch.images))[0]
-        return batch._replace(images=images)
+        assert self.trainer is not None
+        part = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
+        if self._as_seen.get(part):
+            return batch
+        return self.as_model_sees(batch, self.augment if part == "train" else None)
 
 
 def _seen(split: Split, known: Tensor | None, device: torch.device | str = "cpu") -> Split:

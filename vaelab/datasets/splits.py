@@ -6,6 +6,7 @@ device; a batch is an index into a split, never a list of single images.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -204,26 +205,47 @@ class Newest:
 
 
 class ResidentLoader:
-    """Loader of a split that needs no workers: a gather, or a drawing, per batch.
+    """Loader of a split that needs no workers: a gather, or a drawing, of some batches at a time.
 
-    newest: keeps the last batch for others that ask for the same.
+    seen: makes of stored images what the model sees; None leaves them as they are. ahead: batches that are read at
+    once. newest: keeps what was read last for others that ask for the same.
     """
 
-    def __init__(self, split: Split, batches: IndexBatches, newest: Newest | None = None):
-        self.split, self.batches, self.newest = split, batches, newest
+    def __init__(
+        self,
+        split: Split,
+        batches: IndexBatches,
+        seen: Callable[[Batch], Batch] | None = None,
+        ahead: int = 1,
+        newest: Newest | None = None,
+    ):
+        self.split, self.batches, self.seen, self.ahead, self.newest = split, batches, seen, ahead, newest
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for index, share, weight in self.batches:
-            yield self._batch(index)._replace(share=share, weight=weight)
+        places = iter(self.batches)
+        while some := list(itertools.islice(places, self.ahead)):
+            for batch, place in zip(self._read([place.index for place in some]), some, strict=True):
+                yield batch._replace(share=place.share, weight=place.weight)
 
-    def _batch(self, index: Tensor) -> Batch:
+    def _read(self, indices: list[Tensor]) -> list[Batch]:
         if self.newest is None:
-            return self.split.batch(index)
-        # the index is kept, too: while it is, no other lies in its place
-        return self.newest.of("batch", (index.data_ptr(), len(index)), lambda: (self.split.batch(index), index))[0]
+            return self._gathered(indices)
+        # the indices are kept, too: while they are, no others lie in their place
+        key = [(index.data_ptr(), len(index)) for index in indices]
+        return self.newest.of("batches", key, lambda: (self._gathered(indices), indices))[0]
+
+    def _gathered(self, indices: list[Tensor]) -> list[Batch]:
+        whole = self.split.batch(indices[0] if len(indices) == 1 else torch.cat(indices))
+        if self.seen is not None:
+            whole = self.seen(whole)
+        if len(indices) == 1:
+            return [whole]
+        sizes = [len(index) for index in indices]
+        parts = ([None] * len(sizes) if part is None else part.split(sizes) for part in whole[:3])
+        return [Batch(*of_batch, *whole[3:]) for of_batch in zip(*parts, strict=True)]  # type: ignore[arg-type]
 
 
 class _BatchDataset(Dataset[Batch | UserError]):

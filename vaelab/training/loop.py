@@ -226,6 +226,7 @@ class LeanLoop(_TrainingEpochLoop):
             self.val_loop.increment_progress_to_evaluation_end()
         self.val_loop.restarting = False
         trainer, model = self.trainer, self.trainer.lightning_module
+        own = vars(model)  # a module's __setattr__ looks for weights first
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = next(data_fetcher)[0]
         batch_idx, progress = self.batch_idx + 1, self.batch_progress
@@ -242,9 +243,9 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_processed()
         for hook in self.ends:
             hook(trainer, model, None, batch, batch_idx)
-        model._current_fx_name = "on_train_batch_end"
+        own["_current_fx_name"] = "on_train_batch_end"
         model.on_train_batch_end(None, batch, batch_idx)
-        model._current_fx_name = None
+        own["_current_fx_name"] = None
         if self._results:  # a variant has called self.log
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
@@ -259,11 +260,11 @@ class LeanLoop(_TrainingEpochLoop):
         """
         trainer, model, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
         counts = self.automatic_optimization.optim_progress.optimizer
-        moved = model.stepper is not None
-        model._current_fx_name = "training_step"  # for a variant that calls self.log
+        own, moved = vars(model), model.stepper is not None
+        own["_current_fx_name"] = "training_step"  # for a variant that calls self.log
         with trainer.precision_plugin.train_step_context():
             loss: Any = model.training_step(batch, batch_idx)
-        model._current_fx_name = "on_before_optimizer_step"
+        own["_current_fx_name"] = "on_before_optimizer_step"
         counts.zero_grad.increment_ready()
         counts.zero_grad.increment_started()
         if not moved:
@@ -274,7 +275,7 @@ class LeanLoop(_TrainingEpochLoop):
         for hook in self.befores:
             hook(trainer, model, optimizer)
         model.on_before_optimizer_step(optimizer)
-        model._current_fx_name = None
+        own["_current_fx_name"] = None
         if trainer.gradient_clip_val and not moved:
             model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         counts.step.increment_ready()
