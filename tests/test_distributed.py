@@ -1,8 +1,8 @@
 """Several processes train as one would on all their images: losses, gradients and weights, for every variant.
 
 Two processes with batches of B are held against one with batches of 2B, in one pair of processes for
-all variants. The noise of z is replaced by a function of step and image; what a codebook draws need
-not be.
+all variants. The noise of z and of quantizer dropout is replaced by a function of step and image; what a
+codebook draws need not be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from tests.conftest import once
 from vaelab.core.conf import CONF
 from vaelab.core.errors import Stopped
 from vaelab.datasets.splits import IndexBatches, TensorSplit, batch_bounds, epoch_order, rank_slice
+from vaelab.nn.quantizers.learned import GradientCodebook
+from vaelab.nn.quantizers.several import ResidualVQ
 from vaelab.training.fit import prepare
 
 BATCH, STEPS = 16, 14
@@ -79,15 +81,16 @@ RUNS |= {"accumulated, sgd": (VARIANTS["accumulated"], SGD)}
 LEARNED = ["model=vae", "likelihood=gaussian_learned", "trainer.accumulate_grad_batches=2"]
 RUNS |= {f"sharded {name}, sgd": (VARIANTS[name], SGD) for name in ("lagrangian", "ema codebook")}
 SIMVQ = ["model=vqvae", "likelihood=gaussian", "codebook=simvq", "codebook.rotation=true", "model.num_embeddings=16"]
-RESIDUAL = ["codebook=residual", "codebook.shared=true", "codebook.of.restart_after=2"]
+SEVERAL = [*VQVAE[:-1], "codebook.of.restart_after=2"]
 RUNS |= {
     "cosine codebook, sgd": ([*VQVAE, "codebook=cosine"], SGD),
     "rotated simvq, sgd": (SIMVQ, SGD),
-    "residual, shared, sgd": (
-        [*VQVAE[:-1], "codebook=residual", "codebook.shared=true", "codebook.of.restart_after=2"],
-        SGD,
-    ),
-    "vqvae2, sgd": ([*VQVAE, "model=vqvae2"], SGD),
+    "residual codebook, sgd": ([*SEVERAL, "codebook=residual"], SGD),
+    "residual codebook, shared, sgd": ([*SEVERAL, "codebook=residual", "codebook.shared=true"], SGD),
+    "residual codebook, dropout, sgd": ([*SEVERAL, "codebook=residual", "codebook.dropout=0.6"], SGD),
+    "grouped codebook, sgd": ([*SEVERAL, "codebook=grouped"], SGD),
+    "vqvae2 codebook, sgd": ([*VQVAE, "model=vqvae2"], SGD),
+    "fsq, sgd": (["model=vqvae", "likelihood=gaussian", "codebook=fsq", "codebook.levels=[4,3]"], SGD),
     "lfq, sgd": (["model=vqvae", "likelihood=gaussian", "codebook=lfq", "codebook.bits=4"], SGD),
 }
 RUNS |= {  # whose objectives are of the whole batch
@@ -153,6 +156,10 @@ class Watch(pl.Callback):
         generator = torch.Generator().manual_seed(self.step)
         return torch.randn(200, model.latent_dim, generator=generator)[self.images]
 
+    def dropout(self, codebook: Any, count: int) -> torch.Tensor | None:
+        noise = torch.rand(200, generator=torch.Generator().manual_seed(self.step))[self.images]
+        return noise if codebook.training and codebook.dropout else None
+
 
 def config(*arguments: str) -> dict[str, Any]:
     small = ["dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=97", f"trainer.max_steps={STEPS}"]
@@ -181,6 +188,7 @@ def trained(folder: Path, *arguments: str, callbacks: Sequence[pl.Callback] = ()
     watch = Watch()
     trainer.callbacks.extend([watch, *callbacks])  # type: ignore[attr-defined]
     vaelab.models.VAE.noise = lambda model, count: watch.noise(model, count)  # type: ignore[method-assign]
+    ResidualVQ.noise = lambda codebook, count: watch.dropout(codebook, count)  # type: ignore[method-assign]
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = (folder / "metrics.csv").read_text() if trainer.is_global_zero else ""
@@ -188,18 +196,21 @@ def trained(folder: Path, *arguments: str, callbacks: Sequence[pl.Callback] = ()
     return found | {"restarts": restarts}
 
 
-def watch_restarts(model: Any) -> list[int]:
-    """How many codes are placed, each time; filled while the model trains."""
-    counts: list[int] = []
-    if hasattr(model, "codebook") and hasattr(model.codebook, "_move"):
-        place = model.codebook._move
-
-        def counted(which: torch.Tensor, *rest: Any) -> None:
-            counts.append(int(which.sum()))
-            place(which, *rest)
-
-        model.codebook._move = counted
+def watch_restarts(model: Any) -> dict[str, list[int]]:
+    """How many codes of each codebook are placed, each time; filled while the model trains."""
+    counts: dict[str, list[int]] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, GradientCodebook):
+            part._move = counted(part._move, counts.setdefault(name, []))
     return counts
+
+
+def counted(place: Callable[..., None], counts: list[int]) -> Callable[..., None]:
+    def placed(which: torch.Tensor, *rest: Any) -> None:
+        counts.append(int(which.sum()))
+        place(which, *rest)
+
+    return placed
 
 
 def process(folder: Path) -> None:
@@ -269,7 +280,8 @@ def assert_alike(two: dict[str, Any], one: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(vaelab.models.VAE, "noise", None)  # put back what `trained` sets
+    for owner in (vaelab.models.VAE, ResidualVQ):
+        monkeypatch.setattr(owner, "noise", None)  # put back what `trained` sets
     variant, optimizer = RUNS[name]
     one = trained(tmp_path, *variant, *optimizer, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}")
     first, second = (found[name] for found in processes)
@@ -280,13 +292,14 @@ def test_two_processes_are_one_with_all_images(processes, name, tmp_path, monkey
     for key, value in second["weights"].items():  # none, where they are put together by the first process alone
         assert torch.equal(value, first["weights"][key]), key
     assert first["restarts"] == second["restarts"] == one["restarts"]
-    assert "codebook" not in name or sum(first["restarts"][1:]) > 0
+    assert "codebook" not in name or all(sum(counts[1:]) > 0 for counts in first["restarts"].values())
 
 
 @pytest.mark.parametrize("name", STOPPED)
 def test_processes_stop_at_the_same_step_and_two_or_one_go_on(processes, folder, name, tmp_path, monkeypatch):
     """All of them save the eighth step, in the middle of an epoch, and the run ends as if it had not been stopped."""
-    monkeypatch.setattr(vaelab.models.VAE, "noise", None)
+    for owner in (vaelab.models.VAE, ResidualVQ):
+        monkeypatch.setattr(owner, "noise", None)
     variant, optimizer = STOPPED[name]
     arguments = [*variant, *optimizer, "accelerator=cpu", f"dataset.batch_size={2 * BATCH}"]
     arguments.append("trainer.log_every_n_steps=2")
@@ -301,7 +314,8 @@ def test_processes_stop_at_the_same_step_and_two_or_one_go_on(processes, folder,
 
 def test_the_first_process_saves_what_it_has_where_it_fails(processes, folder, tmp_path, monkeypatch):
     """Its weights are everybody's; of the epoch's figures it has its own part."""
-    monkeypatch.setattr(vaelab.models.VAE, "noise", None)
+    for owner in (vaelab.models.VAE, ResidualVQ):
+        monkeypatch.setattr(owner, "noise", None)
     failed = folder / "failed"
     assert torch.load(failed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
     one, rest = (
