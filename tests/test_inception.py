@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.models import resnet18
 from torchvision.models.inception import Inception3, InceptionA, InceptionE
 
 from tests.test_evaluate import evaluate, read, trained  # noqa: F401
@@ -66,8 +67,38 @@ def test_features_are_of_images_of_any_size_in_8_bits(weights):
     assert torch.allclose(network((images * 255).round().expand(-1, 3, -1, -1) / 255), features, atol=1e-5)
 
 
+class Pools:
+    """torch.nn.functional as the blocks' file sees it: eight averages without the border, then the largest."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __getattr__(self, name):
+        return getattr(F, name)
+
+    def avg_pool2d(self, x, kernel_size, stride, padding):
+        self.calls += 1
+        if self.calls == 9:
+            return F.max_pool2d(x, kernel_size, stride, padding)
+        ones = F.avg_pool2d(torch.ones_like(x), kernel_size, stride, padding)
+        return F.avg_pool2d(x, kernel_size, stride, padding) / ones
+
+
+def test_the_whole_network_is_torchvisions_but_for_its_pools(weights, monkeypatch):
+    images = (torch.rand(2, 3, 299, 299, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    features = inception.Inception(weights)(images)
+    network = Inception3(num_classes=1008, aux_logits=False, init_weights=False).eval()
+    network.load_state_dict(torch.load(weights), strict=False)  # it counts batches
+    network.fc = torch.nn.Identity()
+    with torch.no_grad():
+        assert not torch.allclose(network(2 * images - 1), features, rtol=1e-2)
+        monkeypatch.setattr("torchvision.models.inception.F", pools := Pools())
+        torch.testing.assert_close(network(2 * images - 1), features, rtol=1e-4, atol=1e-5)
+    assert pools.calls == 9
+
+
 def test_a_file_of_anything_else_is_refused(weights, tmp_path):
-    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save(resnet18().state_dict(), tmp_path / "other.pth")
     torch.save(inception.Inception, tmp_path / "pickle.pth")
     (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:1000])
     for name, words in {"other": "not the weights", "pickle": "more than tensors", "cut": "damaged"}.items():
