@@ -88,10 +88,15 @@ def compare(seconds: dict[str, list[float]], reference: str, group: str = "") ->
     ]
 
 
-def fresh_process(code: str, *arguments: str) -> str:
-    """Runs Python code in a process of its own, which can import the benchmarks, and returns what it printed last."""
+def fresh_process(code: str, *arguments: str, returning: bool = False) -> str:
+    """Runs Python code in a process of its own, which can import the benchmarks, and returns what it printed last.
+
+    returning: whether it returns tensors' memory to the system at once, so that its peak is of what it holds.
+    """
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    if returning:
+        environment |= {f"MALLOC_{name}_THRESHOLD_": "65536" for name in ("MMAP", "TRIM")}
     done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{done.stdout}{done.stderr}\na process of the benchmark failed")
