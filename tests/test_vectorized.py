@@ -177,6 +177,27 @@ def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, mo
         same(run, Path("together") / run.name, 1e-5)
 
 
+@pytest.mark.parametrize("exact", ["true", "false"])
+def test_jobs_that_others_leave_behind_go_on_as_alone(train, monkeypatch, exact):
+    """Two of four end after an epoch; the two that are left are too few, and step by themselves."""
+    monkeypatch.setattr(conductor, "FEW", 3)
+    given = (
+        "-m",
+        "model=vae",
+        "trainer.max_epochs=1,2",
+        "seed=0,1",
+        "network.activation=tanh",
+        *EPOCHS[:1],
+        *EPOCHS[2:],
+    )
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, f"hydra.launcher.exact={exact}", "sweep.dir=together")
+    assert result.code == 0, result.err
+    assert by_themselves(result.out)
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name, 1e-5)
+
+
 def test_a_width_of_none_is_refused(train):
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "hydra.launcher.width=0")
     assert result.code == 2

@@ -98,8 +98,7 @@ class Conductor:
                 self.jobs.remove(job)
         for group in list(self.groups):
             if any(job.model is None for job in group.jobs):  # one has ended
-                self.groups.remove(group)
-                self._group([job for job in group.jobs if job.model is not None])
+                self._group([job for job in self._apart(group) if job.model is not None])
         self._form([job for job in self.jobs if job.asked and not job.grouped])
         for group in self.groups:
             self._take(group)
@@ -119,9 +118,14 @@ class Conductor:
             for group in list(self.groups):
                 model = group.jobs[0].model
                 if model and difference(model, first.model) is None:
-                    self.groups.remove(group)
-                    jobs = [*group.jobs, *jobs]
+                    jobs = [*self._apart(group), *jobs]
             self._group(jobs)
+
+    def _apart(self, group: Group) -> list[Job]:
+        """Takes a group apart; returns its jobs, each of which can go on by itself."""
+        self.groups.remove(group)
+        group.stack.optimizers.split()
+        return group.jobs
 
     def _group(self, jobs: list[Job]) -> None:
         """Stacks the models of jobs that are alike; those that cannot be go on by themselves."""
