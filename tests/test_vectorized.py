@@ -221,7 +221,8 @@ def test_a_checkpoint_holds_its_own_job_alone(train):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path, signals):
     command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3", "dataset=digits", TOGETHER]
     command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=20"]
     command += ["network.activation=tanh", "dataset.batch_size=128"]
@@ -233,11 +234,15 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     until = time.monotonic() + 100
     while not all(map(zipfile.is_zipfile, lasts)) and time.monotonic() < until:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    for _ in range(signals):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     states = [json.loads(last.parents[1].joinpath("summary.json").read_text())["status"] for last in lasts]
     assert states == ["interrupted"] * 4, text
+    if signals == 2:
+        return
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("goes on") == 4

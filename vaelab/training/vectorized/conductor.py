@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vaelab.core.errors import Stopped
 from vaelab.core.words import listed
 from vaelab.models.module import Outcome
 from vaelab.runs.jobs import LOOK_AGAIN
@@ -56,6 +57,7 @@ class Conductor:
         self.groups: list[Group] = []
         self.answers: dict[Job, Outcome] = {}
         self.stopped = 0  # the signal that asks to stop
+        self.at_once = False  # whether the jobs end where they are, without their last checkpoints
         self.said_at, self.steps = time.monotonic(), 0
 
     def run(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
@@ -66,6 +68,8 @@ class Conductor:
             try:
                 ended.set_result(self._lead(works))
             except BaseException as error:
+                for job in self.jobs:
+                    job.throw(Stopped(signal.SIGINT))  # here, in their thread: they note that they were interrupted
                 ended.set_exception(error)
 
         try:
@@ -90,6 +94,8 @@ class Conductor:
     def _round(self) -> None:
         """Lets every job that waits for nothing go on, and takes the steps that they then ask for."""
         for job in list(self.jobs):
+            if self.at_once:
+                raise KeyboardInterrupt
             if self.stopped:
                 self._ask_to_stop(job)
             if job.asked is None or job in self.answers:
@@ -200,11 +206,11 @@ class Conductor:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Handles signals: the first has every job write its last checkpoint, a second Ctrl-C ends at once."""
+        """Handles signals: the first has every job write its last checkpoint, a second Ctrl-C ends without them."""
 
         def handle(number: int, frame: Any) -> None:
             if self.stopped and number == signal.SIGINT:
-                raise KeyboardInterrupt
+                self.at_once = True  # this thread cannot leave before the jobs': torch would crash
             if not self.stopped:
                 print("\ninterrupted: the jobs write their last checkpoints", file=sys.stderr)
             self.stopped = self.stopped or number
