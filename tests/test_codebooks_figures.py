@@ -144,8 +144,8 @@ def test_levels_have_a_panel_each_with_their_own_perplexity():
     counts = torch.tensor([[4.0, 0, 0, 0], [1.0, 1, 1, 1]])
     figure = codebooks.levels(counts, ["top", "bottom"], "12 images")
     assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == [
-        "top: 1 of 4, perplexity 1.0",
-        "bottom: 4 of 4, perplexity 4.0",
+        "top: 1 of 4,\nperplexity 1.0",
+        "bottom: 4 of 4,\nperplexity 4.0",
     ]
 
 

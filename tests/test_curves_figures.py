@@ -308,3 +308,16 @@ def test_no_kl_is_said():
     for kl in (torch.zeros(0, 3), torch.full((2, 3), math.nan)):
         figure = curves.kl_per_dimension(torch.arange(len(kl)), kl)
         assert "no finite metrics" in figure.axes[0].texts[0].get_text()
+
+
+@pytest.mark.parametrize(("count", "named"), [(4, 4), (16, 8)])
+def test_every_level_of_a_code_has_a_line_in_the_panel_of_its_metric(count, named):
+    of_levels = [f"{whole}_stage{n}" for whole in ("perplexity", "codebook_usage") for n in range(1, count + 1)]
+    rows = rows_of(range(3), ("loss", "perplexity", "codebook_usage", *of_levels))
+    figure = curves.training(rows)
+    panel = figure.axes[titles(figure).index("Codes in use, by level")]
+    levels = [list(line.get_ydata()) for line in panel.get_lines() if not line.is_dashed()]
+    assert levels == [[row[f"train/codebook_usage_stage{n}"] for row in rows] for n in range(1, count + 1)]
+    assert len({to_hex(line.get_color()) for line in panel.get_lines()}) == count
+    words = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert words == [f"stage{n}" for n in range(1, count + 1, count // named)]

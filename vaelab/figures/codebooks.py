@@ -124,7 +124,7 @@ def levels(counts: Tensor, names: Sequence[str], of: str) -> Figure:
         panel.fill_between(np.arange(size), alike.numpy(), step="mid", color=style.BLUE, linewidth=0)
         panel.axhline(1, color=style.GREY, linestyle=(0, (4, 2)), linewidth=1)
         panel.set(xlim=(-0.5, size - 0.5), ylim=(0, None))
-        panel.set_title(f"{name}: {int((uses > 0).sum())} of {size}, perplexity {perplexity(uses).item():.1f}")
+        panel.set_title(f"{name}: {int((uses > 0).sum())} of {size},\nperplexity {perplexity(uses).item():.1f}")
     for panel in grid.flat[len(names) :]:
         panel.set_visible(False)
     figure.supxlabel("codes, by frequency", fontsize=9)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from vaelab.core.metrics import NATS, metric
+from vaelab.core.metrics import NATS, PER_LEVEL, metric
 from vaelab.figures import series, style
 from vaelab.figures.series import Rows
 
@@ -24,6 +24,8 @@ PANEL = (4.2, 2.7)
 START, HEADROOM = 0.1, 3.0
 """First part of a run, START of it, whose points may leave a panel: they do if they would take more than HEADROOM
 times the height that all others need."""
+NAMED = 8
+"""Most levels that a legend names; of more, every second, third, ... is named."""
 LABELS = 40
 """Most dimensions that have a number each at their rows; of more, every second, third, ... has one."""
 
@@ -38,7 +40,11 @@ def training(rows: Rows) -> Figure:
     where reconstruction is not above 0, as a density's may be.
     """
     time = series.time_of(rows)
-    possible = [*PANELS, *((_terms, (name,)) for name in series.unknown(rows, time)[:MOST])]
+    new = series.unknown(rows, time)
+    levels = [(whole, *(name for name in new if name.startswith(f"{whole}_"))) for whole in PER_LEVEL]
+    levels = [names for names in levels if len(names) > 2]
+    others = [name for name in new if not any(name in names for names in levels)]
+    possible = [*PANELS, *((_levels, names) for names in levels), *((_terms, (name,)) for name in others[:MOST])]
     shown = [(draw, names) for draw, names in possible if any(series.known(rows, time, name) for name in names)]
     if series.same(rows, time, "loss", "reconstruction"):
         shown = [(draw, names) for draw, names in shown if names != ("loss",)]
@@ -190,6 +196,22 @@ def _usage(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
     right.tick_params(labelsize=9)
     axes.set_ylim(bottom=0)
     right.set_ylim(bottom=0)
+
+
+def _levels(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
+    """Draws a metric of each level of a code in one panel, a colour for each level. names: of the metric, of each."""
+    whole, *levels = names
+    parts, lines = series.parts(time), []
+    for place, name in enumerate(levels):
+        for part in parts:
+            at = series.series(rows, f"{part}/{name}", time)
+            lines.append(_line(axes, *at, name, part, label=name.removeprefix(f"{whole}_")))
+            lines[-1].set_color(style.colour_of(place, len(levels)))
+    _title(axes, f"{metric(levels[0]).label.rpartition(', ')[0]}, by level")
+    axes.set_ylabel(metric(whole).unit)
+    axes.set_ylim(bottom=0)
+    named = lines[:: len(parts) * -(-len(levels) // NAMED)]
+    axes.legend(handles=named, fontsize=8, ncols=-(-len(named) // 4))
 
 
 Panel = Callable[[Any, Rows, str, tuple[str, ...]], None]

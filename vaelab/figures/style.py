@@ -59,6 +59,13 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def colour_of(place: int, count: int) -> Any:
+    """Chooses the colour of one of `count` lines: of the cycle, or of a map where there are more."""
+    from matplotlib import colormaps
+
+    return CYCLE[place] if count <= len(CYCLE) else colormaps["viridis"](0.92 * place / (count - 1))
+
+
 def styled(draw: Callable[Given, Made]) -> Callable[Given, Made]:
     """Decorates a function so that the titles and legends it makes have the lab's style, and not the figure alone."""
 

@@ -41,12 +41,19 @@ def against(key: str, panels: Mapping[str, Mapping[str, Sequence[Point]]], title
             ends = [[0.0 if end is None else abs(end - m) for m, end in zip(mean, side, strict=True)]
                     for side in zip(*(point[2:] for point in points), strict=True)]  # fmt: skip
             order = np.argsort(x)
-            look = {"color": _colour(labels.index(label), len(labels)), "capsize": 3, "markersize": 4, "linewidth": 1.2}
+            look = {
+                "color": style.colour_of(labels.index(label), len(labels)),
+                "capsize": 3,
+                "markersize": 4,
+                "linewidth": 1.2,
+            }
             axes.errorbar(*(np.asarray(v)[..., order] for v in (x, mean, ends)), fmt="-o", label=label, **look)
         ticks = scale.ticks()
         axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
         axes.margins(x=0.08)
-        axes.set(xlabel=key + (" (log)" if scale.logarithmic else ""), title=_named(name))
+        axes.set(
+            xlabel=key + (" (log)" if scale.logarithmic else ""), title=metric(name).label, ylabel=metric(name).unit
+        )
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     _legend(figure, grid.flat[0], labels)
     return figure
@@ -61,24 +68,14 @@ def overlaid(panels: Mapping[str, Sequence[Curve]], title: str) -> Figure:
     figure, grid = style.new(PANEL[0] * len(panels), PANEL[1], 1, len(panels), squeeze=False)
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=True):
         for label, x, y in curves:
-            axes.plot(x, y, color=_colour(labels.index(label), len(labels)), label=label, linewidth=1, alpha=0.85)
-        axes.set(xlabel="epoch", title=_named(name))
+            axes.plot(
+                x, y, color=style.colour_of(labels.index(label), len(labels)), label=label, linewidth=1, alpha=0.85
+            )
+        axes.set(xlabel="epoch", title=metric(name).label, ylabel=metric(name).unit)
         axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     _legend(figure, grid.flat[0], labels)
     return figure
-
-
-def _colour(place: int, count: int) -> Any:
-    """A colour of the cycle, or of a map where there are more lines."""
-    from matplotlib import colormaps
-
-    return style.CYCLE[place] if count <= len(style.CYCLE) else colormaps["viridis"](0.92 * place / (count - 1))
-
-
-def _named(name: str) -> str:
-    known = metric(name)
-    return f"{known.label}, {known.unit}" if known.unit else known.label
 
 
 def _legend(figure: Figure, axes: Any, labels: Sequence[str]) -> None:
