@@ -274,13 +274,24 @@ def test_the_callback_knows_of_labels():
     ("usage", "ill"), [(0.0, True), (0.002, True), (0.0999, True), (0.10, False), (0.5, False), (1.0, False)]
 )
 def test_a_codebook_of_which_less_than_a_tenth_is_used_has_collapsed(usage, ill):
-    assert [finding.code for finding in diagnose_codebook(usage, 40.0, 512, ANY_CODEBOOK)] == (
+    figures = {"usage": usage, "perplexity": 40.0}
+    assert [finding.code for finding in diagnose_codebook(figures, "usage", "perplexity", 512, ANY_CODEBOOK)] == (
         ["codebook_collapse"] if ill else []
     )
 
 
+def test_one_level_of_a_code_may_have_collapsed_where_the_others_have_not():
+    figures = {"usage": 0.4, "usage_top": 0.027, "usage_bottom": 0.77}
+    figures |= {"perplexity": 60.0, "perplexity_top": 4.3, "perplexity_bottom": 200.0}
+    (finding,) = diagnose_codebook(figures, "usage", "perplexity", 512, ANY_CODEBOOK)
+    assert finding.code == "codebook_collapse"
+    assert finding.evidence.startswith("2.7% of 512 codes are in use at top (perplexity 4.3); healthy is")
+
+
 def test_a_collapsed_codebook_says_how_far_and_what_helps():
-    (finding,) = diagnose_codebook(0.05, 12.3, 512, Remedy("more of this", "codebook.that"))
+    (finding,) = diagnose_codebook(
+        {"usage": 0.05, "perplexity": 12.3}, "usage", "perplexity", 512, Remedy("more of this", "codebook.that")
+    )
     assert all(word in finding.evidence for word in ("5.0%", "512", "12.3", "30%", "70%"))
     assert finding.remedy == "more of this, or fewer codes (codebook.that)"
 

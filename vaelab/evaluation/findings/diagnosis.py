@@ -154,9 +154,10 @@ def _diagnose_codes(f: dict[str, float], remedy: Remedy) -> list[Finding]:
         return []
     if _has(f, "codebook/usage", "codebook/perplexity"):
         usage, perplexity, codes = (f[f"codebook/{name}"] for name in ("usage", "perplexity", "codes"))
-        findings += diagnose_codebook(usage, perplexity, int(codes), remedy)
+        levels = sum(name.startswith("codebook/usage_") for name in f) or 1
+        findings += diagnose_codebook(f, "codebook/usage", "codebook/perplexity", int(codes) // levels, remedy)
         low, _ = CODEBOOK_HEALTHY
-        if CODEBOOK_COLLAPSE <= usage < low:
+        if not findings and CODEBOOK_COLLAPSE <= usage < low:
             used = f"{usage:.1%} of {codes:.0f} codes are in use (perplexity {perplexity:.3g})"
             what = f"fewer codes ({remedy.fewer}) do the same; for more in use: {remedy.livelier}"
             findings.append(Finding("codebook_sparse", f"{used}: no collapse, but below {low:.0%}", what))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vaelab.core.metrics import DEAD_DIMENSION
@@ -125,21 +126,26 @@ def _diagnose_information(
     return [Finding("kl_without_information", evidence, remedies.get(constraint or "", other))]
 
 
-def diagnose_codebook(usage: float, perplexity: float, num_embeddings: int, remedy: Remedy) -> list[Finding]:
+def diagnose_codebook(
+    figures: Mapping[str, float], usage: str, perplexity: str, num_embeddings: int, remedy: Remedy
+) -> list[Finding]:
     """Diagnoses a codebook from the fraction of its codes in use and their perplexity over a whole epoch.
 
-    remedy: what the codebook says of itself.
+    Of several levels each is looked at. figures: with both metrics, and those of each level as `name_level`. usage,
+    perplexity: their names. num_embeddings: codes of a level. remedy: what the codebook says of itself.
     """
-    if usage >= CODEBOOK_COLLAPSE:
+    levels = [name.removeprefix(usage) for name in figures if name.startswith(f"{usage}_")] or [""]
+    dead = [level for level in levels if figures[usage + level] < CODEBOOK_COLLAPSE]
+    if not dead:
         return []
-    return [
-        Finding(
-            "codebook_collapse",
-            f"{usage:.1%} of {num_embeddings} codes are in use (perplexity {perplexity:.3g}); healthy is "
-            f"{CODEBOOK_HEALTHY[0]:.0%} to {CODEBOOK_HEALTHY[1]:.0%}",
-            f"{remedy.livelier}, or fewer codes ({remedy.fewer})",
-        )
+    uses = [
+        f"{figures[usage + level]:.1%} of {num_embeddings} codes are in use{level.replace('_', ' at ', 1)} (perplexity "
+        f"{figures[perplexity + level]:.3g})"
+        for level in dead
     ]
+    healthy = f"healthy is {CODEBOOK_HEALTHY[0]:.0%} to {CODEBOOK_HEALTHY[1]:.0%}"
+    what = f"{remedy.livelier}, or fewer codes ({remedy.fewer})"
+    return [Finding("codebook_collapse", f"{', '.join(uses)}; {healthy}", what)]
 
 
 def diagnose_mixture(weights: Tensor) -> list[Finding]:

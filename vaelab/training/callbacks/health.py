@@ -61,6 +61,7 @@ class Health(pl.Callback):
                 log.warning("epoch %d: %s", trainer.current_epoch + 1, finding)
 
     def _look(self, trainer: pl.Trainer, model: Any, part: str, figures: dict[str, float]) -> list[Finding]:
+        trained = {k.removeprefix("train/"): v.item() for k, v in trainer.callback_metrics.items() if "train/" in k}
         data = trainer.datamodule  # type: ignore[attr-defined]
         batch = data.sample_batch(SAMPLE, model.device)
         training = model.training
@@ -80,10 +81,6 @@ class Health(pl.Callback):
             findings += diagnose_mixture(model.prior.weights)
         if "codebook_usage" in figures:
             # usage in the training epoch: a small validation set cannot choose every code
-            usage, perplexity = (
-                trainer.callback_metrics[f"train/{k}"].item() for k in ("codebook_usage", "perplexity")
-            )
-            codebook = model.codebook
-            findings += diagnose_codebook(usage, perplexity, codebook.num_embeddings, codebook.remedy)
-        trained = trainer.callback_metrics.items()
-        return findings + model.diagnose({k.removeprefix("train/"): v.item() for k, v in trained if "train/" in k})
+            size, remedy = model.codebook.num_embeddings, model.codebook.remedy
+            findings += diagnose_codebook(trained, "codebook_usage", "perplexity", size, remedy)
+        return findings + model.diagnose(trained)
