@@ -60,7 +60,7 @@ CASES = {
     "network.activation=relo": ("network.activation", "relu"),
     "network.hidden_dims=[10,-3]": ("network.hidden_dims[1]=-3",),
     "likelihood=gaussian likelihood.sigma=0": ("likelihood.sigma",),
-    "optimizer.lr=-1": ("optimizer", "learning rate"),
+    "optimizer.lr=-1": ("optimizer.lr=-1", "greater than 0"),
     "run.dir=/dev/null/x": ("/dev/null/x", "run.dir"),
     "resume=nowhere": ("nowhere", "no run"),
     "resume=last": ("there is no run",),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL, once
+from vaelab.cli import main
 from vaelab.report import gallery
 from vaelab.runs import jobs, jobs_of, read_config
 from vaelab.training.summary import sweep_table
@@ -397,3 +398,15 @@ def test_ctrl_c_writes_the_checkpoints_of_parallel_jobs(tmp_path):
     assert "0-vae-fake interrupted: the same command goes on with it" in out
     with (run / "metrics.csv").open(newline="") as file:
         assert checkpoint(run)["global_step"] == max(int(row["step"]) for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_the_folder_of_a_run_is_not_a_sweeps(train, capsys, command):
+    run = train("model=vae").run
+    before = sorted(run.rglob("*"))
+    code = main([command, "-m", "model=vae", "seed=0,1", f"sweep.dir={run}"])
+    assert code == 2
+    assert (
+        capsys.readouterr().err == f"vaelab: sweep.dir={run}: this is the folder of a run: name another for the sweep\n"
+    )
+    assert sorted(run.rglob("*")) == before

@@ -76,9 +76,12 @@ def _numbers(found: Sequence[Row], reason: str) -> str:
 
 def _check(folder: Path, key: str) -> None:
     """Raises UserError if the planned runs cannot be put into this folder."""
+    from vaelab.sweeps.sweep import check_folder
     from vaelab.training.checks import check_unused
 
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{key}={folder}: it is no folder: name another")
     if key == "run.dir" and folder.is_dir():
         check_unused(folder)
+    elif key == "sweep.dir":
+        check_folder(folder)

@@ -69,8 +69,15 @@ class Refused(BaseException):
     """Raised for a sweep that must not begin: Hydra turns what callbacks raise into warnings, but a BaseException."""
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UserError for a folder that no sweep can have: a run's own."""
+    if runs.is_run(folder):
+        raise UserError(f"sweep.dir={folder}: this is the folder of a run: name another for the sweep")
+
+
 def _claim(folder: Path) -> None:
     """Locks a sweep's folder until `release`, or until this process ends. Raises UserError if that fails."""
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = SweepFiles(folder).lock.open("a")

@@ -171,8 +171,8 @@ def _check_trainer(config: dict[str, Any]) -> None:
         least, most = trainer[f"min_{unit}"] or 0, trainer[f"max_{unit}"] or -1
         if least > most > 0:
             raise UserError(f"trainer.min_{unit}={least}: must not be more than trainer.max_{unit}={most}")
-    if optimizer.get("lr") == 0:
-        raise UserError("optimizer.lr=0: nothing would be learned: it must be greater than 0")
+    if isinstance(rate := optimizer.get("lr"), int | float) and not rate > 0:
+        raise UserError(f"optimizer.lr={rate}: {'nothing would be learned: ' * (rate == 0)}it must be greater than 0")
     if str(trainer["precision"]).endswith("-mixed") and trainer["gradient_clip_val"] and optimizer.get("fused"):
         raise UserError("trainer.gradient_clip_val with 16 bits needs optimizer.fused=false: add it")
 
