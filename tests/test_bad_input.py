@@ -105,6 +105,10 @@ CASES = {
     "schedule=linear schedule.beta.start=nan": ("schedule.beta.start=nan", "finite"),
     "lr_schedule=plateau lr_schedule.factor=0": ("lr_schedule.factor=0",),
     "optimizer.lr=inf": ("optimizer.lr=inf", "finite"),
+    "model=vqvae codebook=grouped codebook@codebook.of=lfq codebook.of.bits=3 model.num_embeddings=8": (
+        "model.embedding_dim=64",
+        "there are 4 groups: it must be 12",
+    ),
     "optimizer.lr=0": ("optimizer.lr=0",),
     "dataset.val_size=1.5": ("dataset.val_size=1.5", "an integer or less than 1"),
     "dataset.val_size=1.0": ("dataset.val_size=1.0",),

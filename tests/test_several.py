@@ -288,7 +288,7 @@ def test_what_cannot_be_is_refused():
         ),
         (
             lambda: grouped(of=partial(FSQ, levels=[4, 4])),
-            r"codebook.of: model.num_embeddings=8: codebook.of.levels=\[4, 4\] makes 16 codes of 2 numbers",
+            r"^model.num_embeddings=8: codebook.of.levels=\[4, 4\] makes 16 codes of 2 numbers",
         ),
         (lambda: grouped(dim=7), "model.embedding_dim=7: must be a multiple of codebook.groups=3"),
         (lambda: residual(of=partial(ResidualVQ, of=EMA, depth=2, shared=False, dropout=0.0)), "cannot be nested"),

@@ -178,9 +178,10 @@ def _halved(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
     for _ in range(levels - 1):
         if min(sizes[-1]) < 2:
             height, width = size
+            remedies = [f"at most {len(sizes)}"] * (len(sizes) > 1) + ["fewer network.hidden_dims"] * (len(sizes) < 3)
             raise UserError(
                 f"model.num_levels={levels}: the feature map of {height}x{width} can be halved {len(sizes) - 1} times: "
-                f"give at most {len(sizes)}" + ", or fewer network.hidden_dims" * (len(sizes) < 3)
+                f"give {' or '.join(remedies)}"
             )
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     return sizes

@@ -19,6 +19,17 @@ MOST_CODES = 2**20
 """Number of codes of the largest grid: the grid is kept in memory."""
 
 
+class GridError(UserError):
+    """Raised for a number of codes, or of a code's numbers, that does not follow from a grid's levels.
+
+    name: of the model's option. value: as given. reason: in words. wanted: what the value must be.
+    """
+
+    def __init__(self, name: str, value: int, reason: str, wanted: int):
+        super().__init__(f"model.{name}={value}: {reason}: it must be {wanted}")
+        self.name, self.value, self.reason, self.wanted = name, value, reason, wanted
+
+
 class Grid(Codebook):
     """Base class of codebooks whose codes are all combinations of a few fixed values per channel: nothing is learned.
 
@@ -39,7 +50,7 @@ class Grid(Codebook):
         ):
             if value != follows:
                 reason = f"{key} makes {size} codes of {channels} numbers"
-                raise UserError(f"model.{name}={value}: {reason}: it must be {follows}")
+                raise GridError(name, value, reason, follows)
         if size > MOST_CODES:
             raise UserError(f"{key}: makes {size:,} codes, more than {MOST_CODES:,}")
         super().__init__(num_embeddings, embedding_dim, rotation)

@@ -15,6 +15,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import Fraction, PositiveInt
 from vaelab.core.words import Remedy
 from vaelab.nn.quantizers.base import Chosen, Codebook, Quantized
+from vaelab.nn.quantizers.fsq import GridError
 
 Several = Annotated[int, Field(ge=2)]
 
@@ -42,6 +43,12 @@ class Codebooks(Codebook):
         self.levels = tuple(levels)
         try:
             books = [of(num_embeddings=num_embeddings, embedding_dim=size) for _ in range(1 if shared else len(levels))]
+        except GridError as error:
+            reason, times = error.reason.replace("codebook.", "codebook.of."), 1
+            if error.name == "embedding_dim" and size != embedding_dim:
+                times = embedding_dim // size
+                reason += f", and there are {times} groups"
+            raise GridError(error.name, error.value * times, reason, error.wanted * times) from error
         except UserError as error:
             raise UserError(f"codebook.of: {str(error).replace('codebook.', 'codebook.of.')}") from error
         if any(len(book.levels) > 1 for book in books):
