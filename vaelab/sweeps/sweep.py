@@ -159,7 +159,7 @@ def _failure(folder: Path, summary: dict[str, Any]) -> str:
     )
     error = (summary.get("error") or why).strip().splitlines()[-1]
     files = Files(folder)
-    log = files.output if files.output.is_file() else files.log
+    log = files.output if files.output.is_file() and not summary.get("error") else files.log
     return f"{folder.name} {status}: {error}\n  {log}"
 
 
@@ -210,7 +210,7 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
                 launch.in_child(config, run, threads(launcher))
             print(f"  {run.name} {jobs.summary_of(run).get('status', 'unfinished')}", flush=True)
     except (UserError, DivergenceError) as error:
-        print(f"vaelab: {error}", file=sys.stderr)
+        print(f"vaelab: {'' if how == IN_PROCESS else f'{run.name}: '}{error}", file=sys.stderr)
     except BrokenPipeError:  # the reader has seen enough
         raise
     except Exception as error:

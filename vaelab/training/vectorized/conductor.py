@@ -105,7 +105,7 @@ class Conductor:
         for group in list(self.groups):
             if any(job.model is None for job in group.jobs):  # one has ended
                 self._group([job for job in self._apart(group) if job.model is not None])
-        self._form([job for job in self.jobs if job.asked and not job.grouped])
+        self._form([job for job in self.jobs if job.asked and not job.grouped and job not in self.answers])
         for group in self.groups:
             self._take(group)
         if self.jobs and all(job.model is None for job in self.jobs):  # each waits for its folder
