@@ -137,7 +137,7 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "code_maps": (
             "Maps of codes",
             "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
-            "in several places is the same local pattern.",
+            "in several places of a map is the same code. Maps of levels with codebooks of their own share no colours.",
         ),
         "code_levels": (
             "Level by level",
