@@ -220,6 +220,13 @@ def test_a_checkpoint_holds_its_own_job_alone(train):
     assert one == pytest.approx(other, rel=0.01)
 
 
+def test_jobs_that_have_not_begun_do_not_keep_a_second_ctrl_c_waiting():
+    leader = conductor.Conductor(None)
+    leader.at_once = True
+    with pytest.raises(KeyboardInterrupt):
+        leader.run([lambda: pytest.fail("it began")] * 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path, signals):

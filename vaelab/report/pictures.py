@@ -137,7 +137,8 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "code_maps": (
             "Maps of codes",
             "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
-            "in several places of a map is the same code. Maps of levels with codebooks of their own share no colours.",
+            "in several places of a map is the same code. A colour of another level's map is another code, unless both "
+            "have one codebook.",
         ),
         "code_levels": (
             "Level by level",

@@ -68,9 +68,11 @@ class Conductor:
             try:
                 ended.set_result(self._lead(works))
             except BaseException as error:
-                for job in self.jobs:
-                    job.throw(Stopped(signal.SIGINT))  # here, in their thread: they note that they were interrupted
-                ended.set_exception(error)
+                try:
+                    for job in filter(None, self.jobs):  # those that have begun, in this thread, where they live
+                        job.throw(Stopped(signal.SIGINT))
+                finally:
+                    ended.set_exception(error)
 
         try:
             with own_streams(), self._listening():
