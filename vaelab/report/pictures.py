@@ -137,7 +137,7 @@ CAPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "code_maps": (
             "Maps of codes",
             "Validation images, what their codes decode to, and the maps of these, a colour per code: the same colour "
-            "in several places of a map is the same code. A colour of another level's map is another code, unless both "
+            "in several places of a map is the same code; a colour of another level's map is another code, unless both "
             "have one codebook.",
         ),
         "code_levels": (

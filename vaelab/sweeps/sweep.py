@@ -159,7 +159,7 @@ def _failure(folder: Path, summary: dict[str, Any]) -> str:
     )
     error = (summary.get("error") or why).strip().splitlines()[-1]
     files = Files(folder)
-    log = files.output if files.output.is_file() and not summary.get("error") else files.log
+    log = files.output if files.output.is_file() and status not in ("failed", "diverged") else files.log
     return f"{folder.name} {status}: {error}\n  {log}"
 
 
