@@ -110,6 +110,9 @@ def test_a_codebook_is_in_one_state():
               (0.05, 0.2, 0.3, 0.5, 0.7, 0.9)]  # fmt: skip
     assert states == [["codebook_collapse"], ["codebook_sparse"], [], [], [], []]
     assert "20.0% of 512 codes are in use (perplexity 200)" in evidence({"codebook/usage": 0.2}, "codebook_sparse")
+    levels = {f"codebook/{name}_{level}": 0.05 for name in ("usage", "perplexity") for level in ("top", "bottom")}
+    words = evidence(levels | {"codebook/usage_bottom": 0.5}, "codebook_collapse")
+    assert words.startswith("5.0% of 256 codes are in use at top (perplexity 0.05); healthy")  # 512 are of both
 
 
 @pytest.mark.parametrize(

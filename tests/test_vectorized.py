@@ -155,6 +155,8 @@ def test_a_job_that_diverges_takes_no_other_along(train):
     assert result.code == 1
     states = [json.loads(path.read_text())["status"] for path in sorted(Path("s").glob("*/summary.json"))]
     assert states == ["finished", "diverged", "finished"]
+    assert "vaelab: 1-vae-digits: training diverged" in result.err
+    assert "  s/1-vae-digits/run.log\n" in result.out + result.err  # where its error is: it printed nothing else
     train("-m", "model=vae", "optimizer.lr=0.001,0.002", *EPOCHS, "sweep.dir=alone")
     same(Path("alone/0-vae-digits"), Path("s/0-vae-digits"))
     same(Path("alone/1-vae-digits"), Path("s/2-vae-digits"))
