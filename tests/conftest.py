@@ -93,7 +93,7 @@ def fit(model, parameters, steps):
     optimizer = torch.optim.Adam(parameters, lr=0.02)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
-        terms = model.terms(Batch(model.images(128, 100 + step), None), model.noise(128))
+        terms = model.terms(model.untold(Batch(model.images(128, 100 + step), None)), model.noise(128))
         optimizer.zero_grad()
         model.objective(terms).backward()
         optimizer.step()

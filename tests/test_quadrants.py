@@ -8,6 +8,7 @@ from torch.distributions import Normal, kl_divergence
 
 from tests.conftest import fit
 from tests.test_conf import composed
+from vaelab import load
 from vaelab.core.batch import Batch
 from vaelab.core.config import build
 from vaelab.core.errors import UserError
@@ -99,12 +100,56 @@ def test_samples_complete_parts_that_are_kept_of_the_first_batch():
     assert torch.equal(rows[:4, : model.prior.size], rows[:1, : model.prior.size].expand(4, -1))
 
 
+def test_a_share_of_training_images_is_told_no_part():
+    model, x = made(2, "model.drop=0.25"), images(4000)
+    shown = model.untold(Batch(x)).images
+    hidden = shown.isnan().flatten(1).any(1)
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
+    assert torch.equal(shown[~hidden], x[~hidden])
+    assert (shown[hidden].isnan() == model.given).all()
+    torch.testing.assert_close(shown[hidden][:, ~model.given], x[hidden][:, ~model.given])
+    plain = made(2)
+    assert plain.untold(Batch(x)).images is x
+
+
+def test_the_null_is_a_part_of_zeros_that_is_told_from_black():
+    model, x = made(2, "model.drop=0.25"), images(4)
+    null, black = (x.masked_fill(model.given, value) for value in (torch.nan, 0.0))
+    parts = [model.layout.split(model.encode(images).code)[0] for images in (x, black, null)]
+    assert torch.equal(parts[0], torch.cat([x[:, model.given], torch.ones(4, 1)], 1))
+    assert torch.equal(parts[1][:, -1], torch.ones(4))
+    assert torch.equal(parts[2], torch.zeros_like(parts[2]))
+    assert torch.equal(parts[1][:, :-1], parts[2][:, :-1])
+    told, untold = (model.prior.of_z(part) for part in parts[1:])
+    assert (told.mean - untold.mean).abs().min() > 0
+    terms = model.terms(Batch(null), model.noise(4))
+    assert all(term.isfinite().all() for term in terms.values())
+    model.objective(terms).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_the_last_part_that_samples_complete_is_the_null():
+    model, x = made(2, "model.drop=0.25"), images(20)
+    model.place(Batch(x))
+    assert torch.equal(model.prior.parts[:-1, :-1], x[: KEPT - 1, model.given])
+    assert (model.prior.parts[:-1, -1] == 1).all()
+    assert (model.prior.parts[-1] == 0).all()
+
+
+def test_a_run_that_hides_most_parts_keeps_parts_that_are_seen(train):
+    result = train("model=quadrants", "model.drop=0.9")
+    assert result.code == 0, result.err
+    parts = load(result.run).prior.parts
+    assert (parts[:-1, -1] == 1).all()
+    assert (parts[-1] == 0).all()
+
+
 class Linear(Quadrants):
     """The model with linear parts, of images of a Gaussian of 16 correlated pixels."""
 
-    def __init__(self, seen):
+    def __init__(self, seen, drop=0.0):
         network = MLP(hidden_dims=[], activation="relu", norm="none")
-        super().__init__((1, 4, 4), None, network, GaussianLearned(0.5), 2, seen)
+        super().__init__((1, 4, 4), None, network, GaussianLearned(0.5), 2, seen, drop=drop)
         generator = torch.Generator().manual_seed(5)
         self.loadings = torch.randn(16, 5, generator=generator) / 2
 
@@ -115,23 +160,28 @@ class Linear(Quadrants):
         return (factors @ self.loadings.T + noise).view(-1, 1, 4, 4)
 
     def optimum(self):
-        """The greatest mean log p(unseen | seen), nats: probabilistic PCA of what regression leaves of the unseen."""
+        """The greatest mean log p(unseen | seen), nats: probabilistic PCA of what regression leaves of the unseen.
+
+        Of all of the unseen, where nothing is seen of any image.
+        """
         covariance = (self.loadings @ self.loadings.T + 0.25 * torch.eye(16)).double()
         given = self.given.flatten()
-        cross = covariance[~given][:, given]
-        left = covariance[~given][:, ~given] - cross @ torch.linalg.solve(covariance[given][:, given], cross.T)
+        cross, left = covariance[~given][:, given], covariance[~given][:, ~given]
+        if self.drop < 1:
+            left = left - cross @ torch.linalg.solve(covariance[given][:, given], cross.T)
         values = torch.linalg.eigvalsh(left).flip(0)
         top, noise, count = values[:2], values[2:].mean(), len(values)
         logs = top.log().sum() + (count - 2) * noise.log()
         return -0.5 * (count * math.log(2 * math.pi) + logs + count).item()
 
 
-def test_a_linear_model_reaches_the_best_linear_completion_and_no_more():
+@pytest.mark.parametrize("drop", [0.0, 1.0])
+def test_a_linear_model_reaches_the_best_linear_completion_and_no_more(drop):
     torch.manual_seed(0)
-    model = Linear(seen=2)
+    model = Linear(2, drop)
     fit(model, model.parameters(), 500)
     with torch.no_grad():
-        terms = model.terms(Batch(model.images(20_000, 1)), model.noise(20_000))
+        terms = model.terms(model.untold(Batch(model.images(20_000, 1))), model.noise(20_000))
     elbo = -(terms["reconstruction"] + terms["kl"])
     error = 4 * elbo.std().item() / math.sqrt(len(elbo))
     assert elbo.mean().item() < model.optimum() + error

@@ -139,6 +139,10 @@ class Variant(nn.Module):
     def place(self, batch: Batch) -> None:
         """Sets up what has to see a first batch of images; called before each training step."""
 
+    def untold(self, batch: Batch) -> Batch:
+        """Takes what the model is conditioned on from a random share of a training batch, if it shall learn that."""
+        return batch._replace(labels=self.condition.dropped(batch.labels))
+
     def observe(self, batch: Batch, terms: Terms) -> Any:
         """Returns what `learn` has to know of a training batch, without gradients; None for nothing."""
         return None

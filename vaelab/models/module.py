@@ -158,8 +158,8 @@ class Model(Variant, pl.LightningModule):
 
         DDP averages it over processes, and Lightning over the batches that a step accumulates.
         """
-        batch = batch._replace(labels=self.condition.dropped(batch.labels))
         self.place(batch)
+        batch = self.untold(batch)
         outcome = self._step(batch, self.window)
         if outcome.terms and (seen := self.observe(batch, outcome.terms)) is not None:
             self.observed.append(seen)

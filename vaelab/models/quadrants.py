@@ -12,7 +12,7 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.metrics import DEAD_DIMENSION
-from vaelab.core.types import PositiveInt, Shape
+from vaelab.core.types import Fraction, PositiveInt, Shape
 from vaelab.models.base import Build
 from vaelab.models.module import Model
 from vaelab.models.vae import VAE
@@ -36,7 +36,9 @@ class Quadrants(VAE):
     Deviations: the decoder is given the seen pixels, too, where the paper adds those of a baseline; there is no second
     objective with z drawn from p(z|seen).
 
-    latent_dim: size of z. seen: number of quadrants that are given, from the bottom left clockwise.
+    latent_dim: size of z. seen: number of quadrants that are given, from the bottom left clockwise. drop: the share of
+    training images of which nothing is seen, so that the model is of log p(unseen), too (Ho & Salimans 2022,
+    algorithm 1). Their seen pixels are NaN; as zeros are black, too, a last entry then says whether anything is seen.
     """
 
     replaceable = False
@@ -52,12 +54,14 @@ class Quadrants(VAE):
         latent_dim: PositiveInt,
         seen: Literal[1, 2, 3],
         condition: Build[Condition] = None,
+        drop: Fraction = 0.0,
     ):
         Model.__init__(self, shape, num_classes, likelihood, condition)
         given = quadrants(self.shape, seen)
         self.likelihood.count_only(~given)
         self.register_buffer("given", given, persistent=False)
-        self.prior = GivenPart(given, network, latent_dim)
+        self.drop = drop
+        self.prior = GivenPart(given, network, latent_dim, null=drop > 0)
         self.latent_dim = self.prior.size + latent_dim
         self.layout = Layout((Level("seen", (self.prior.size,)), Level("z", (latent_dim,))), ("z",))
         self.encoder = network.encoder(self.shape, 2 * latent_dim, context=self.condition.size)
@@ -65,8 +69,7 @@ class Quadrants(VAE):
         self.fresh = True
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> PartGaussian:
-        x = self.seen(x)
-        mean, logvar = self.encoder(x, self.condition(labels)).float().chunk(2, 1)
+        mean, logvar = self.encoder(self.seen(x), self.condition(labels)).float().chunk(2, 1)
         return PartGaussian(self.prior.part(x), mean, logvar)
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -76,11 +79,22 @@ class Quadrants(VAE):
             return raw
         return torch.where(self.given, self.likelihood.raw_from_mean(self.prior.image(z)), raw)
 
+    def seen(self, x: Tensor) -> Tensor:
+        return x.nan_to_num() if self.drop else super().seen(x)
+
     def place(self, batch: Batch) -> None:
         """Keeps seen parts of the first training batch."""
         if self.fresh:
             self.fresh = False
-            self.prior.keep(self.prior.part(self.seen(batch.images)))
+            self.prior.keep(self.prior.part(batch.images))
+
+    def untold(self, batch: Batch) -> Batch:
+        """Hides the seen pixels of a share `drop` of the images, too."""
+        batch = super().untold(batch)
+        if not self.drop:
+            return batch
+        gone = torch.rand(len(batch.images), 1, 1, 1, device=batch.images.device) < self.drop
+        return batch._replace(images=batch.images.masked_fill(gone & self.given, torch.nan))
 
 
 def quadrants(shape: Shape, count: int) -> Tensor:
@@ -100,6 +114,7 @@ class GivenPart(Prior):
     """Prior p(z | seen), a diagonal Gaussian by a network of the seen pixels; of these there is no distribution.
 
     Samples are of seen parts that were kept, in turn. given: mask of the seen pixels, [C, H, W]. latent_dim: size of z.
+    null: whether there is a part of which nothing is seen; the last that is kept is then one.
     """
 
     words = "p(z | the part that is seen)"
@@ -108,14 +123,15 @@ class GivenPart(Prior):
     parts: Tensor
     filled: Tensor
 
-    def __init__(self, given: Tensor, network: Network, latent_dim: int):
+    def __init__(self, given: Tensor, network: Network, latent_dim: int, null: bool):
         super().__init__()
-        self.size, self.latent_dim = int(given.sum()), latent_dim
+        self.pixels, self.null, self.latent_dim = int(given.sum()), null, latent_dim
+        self.size = self.pixels + null
         channels, height, width = given.shape
         self.shape: Shape = (channels, height, width)
-        self.network = network.encoder(self.shape, 2 * latent_dim)
+        self.network = network.encoder(self.shape, 2 * latent_dim, context=int(null))
         places = given.flatten().nonzero().flatten()
-        sources = torch.full((given.numel(),), self.size).index_copy(0, places, torch.arange(self.size))
+        sources = torch.full((given.numel(),), self.pixels).index_copy(0, places, torch.arange(self.pixels))
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("sources", sources, persistent=False)  # of each pixel among the seen ones, then black
         self.register_buffer("parts", torch.zeros(KEPT, self.size))
@@ -125,20 +141,25 @@ class GivenPart(Prior):
         """Keeps the first of these seen parts, [B, seen], unless there are some."""
         if not self.filled:
             self.parts.copy_(parts[torch.arange(KEPT, device=parts.device) % len(parts)])
+            if self.null:
+                self.parts[-1] = 0
             self.filled.fill_(True)
 
     def part(self, x: Tensor) -> Tensor:
-        """Takes the seen pixels of images: [B, C, H, W] -> [B, seen]."""
-        return x.flatten(1).index_select(1, self.places)
+        """Takes the seen pixels of images, 0 for NaN, and whether any is seen: [B, C, H, W] -> [B, seen]."""
+        part = x.flatten(1).index_select(1, self.places)
+        any_seen = [(~part.isnan()).any(1, keepdim=True).to(part.dtype)] if self.null else []
+        return torch.cat([part.nan_to_num(), *any_seen], 1)
 
     def image(self, latents: Tensor) -> Tensor:
         """Puts seen pixels into images that are 0 elsewhere: [B, seen (+ d)] -> [B, C, H, W]."""
-        with_black = F.pad(latents[:, : self.size], (0, 1))
+        with_black = F.pad(latents[:, : self.pixels], (0, 1))
         return with_black.index_select(1, self.sources).view(-1, *self.shape)
 
     def of_z(self, latents: Tensor) -> DiagonalGaussian:
         """Computes p(z|seen) of latents, [B, seen (+ d)]."""
-        mean, logvar = self.network(self.image(latents)).float().chunk(2, 1)
+        any_seen = latents[:, self.pixels : self.size] if self.null else None
+        mean, logvar = self.network(self.image(latents), any_seen).float().chunk(2, 1)
         return DiagonalGaussian(mean, logvar)
 
     def sample(

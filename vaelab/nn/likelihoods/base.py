@@ -28,7 +28,10 @@ class Likelihood(nn.Module):
         self.register_buffer("counted", None, persistent=False)
 
     def count_only(self, values: Tensor) -> None:
-        """Has `log_prob` count some values alone, [C, H, W] bool: what a model is told, it does not have to predict."""
+        """Has `log_prob` count some values alone, [C, H, W] bool: what a model is told, it does not have to predict.
+
+        The others may be NaN.
+        """
         self.counted = values
 
     def dimensions(self, shape: Shape) -> int:
@@ -41,6 +44,8 @@ class Likelihood(nn.Module):
         Missing at random, what was observed has the marginal probability of the others, which are independent given z:
         their product (Mattei & Frellsen 2019, eq. 4).
         """
+        if self.counted is not None:  # a NaN would come back with the gradients
+            x = x.masked_fill(~self.counted, 0.0)
         values = self.log_density(raw, x.nan_to_num() if self.missing else x)
         if self.missing:
             values = values.masked_fill(x.isnan(), 0.0)
