@@ -110,6 +110,9 @@ def test_a_share_of_training_images_is_told_no_part():
     torch.testing.assert_close(shown[hidden][:, ~model.given], x[hidden][:, ~model.given])
     plain = made(2)
     assert plain.untold(Batch(x)).images is x
+    both = made(2, "model.drop=0.25", "condition=label", "condition.drop=1")
+    labels = both.untold(Batch(x, torch.zeros(4000, dtype=torch.int64))).labels
+    assert (labels == both.condition.null).all()
 
 
 def test_the_null_is_a_part_of_zeros_that_is_told_from_black():
