@@ -5,7 +5,7 @@
 
 Binarised images, an MLP of 512 and 256, 20 latents, one seed. What follows `--train` goes to all runs. Prints a
 Markdown table and writes it to outputs/zoo/table.md, beside the runs; one that is there already is not trained again.
-The time is that of a training step as a multiple of the `vae`'s, the quickest of each over rounds in which all take turns.
+The time is a training step's as a multiple of the `vae`'s: the quickest of each, in rounds in which all take turns.
 """
 
 from __future__ import annotations

@@ -29,7 +29,12 @@ CASES = {
     "model.latent_dim=2.5": ("model.latent_dim", "integer"),
     "model.latent_dimm=3": ("model.latent_dimm", "did you mean model.latent_dim?"),
     "modle=vae": ("modle", "did you mean model?"),
-    "hydra/launcher=vectorized hydra.launcher.widht=3": ("hydra.launcher.widht", "did you mean hydra.launcher.width?"),
+    "hydra/launcher=submitit_slurm": ("hydra/launcher=submitit_slurm: it is for the jobs of a sweep: add -m",),
+    "hydra.launcher.width=3": ("add -m",),
+    "-m seed=0,1 hydra/launcher=vectorized hydra.launcher.widht=3": (
+        "hydra.launcher.widht",
+        "did you mean hydra.launcher.width?",
+    ),
     "trainer.max_epoch=3": ("did you mean trainer.max_epochs?",),
     "trainer.max_epochs=abc": ("trainer.max_epochs",),
     "trainer.max_epochs=0": ("trainer.max_epochs",),

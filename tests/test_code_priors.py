@@ -415,6 +415,7 @@ def test_what_cannot_be_is_two_lines(vaelab):
     fit(vaelab, "transformer")
     vaelab.refused("sample", "run=vqvae", "top_k=17", says=["top_k=17", "16 codes"])
     vaelab.refused("sample", "run=vqvae", "label=none", says=["label=none"])
+    vaelab.refused("sample", "run=vqvae", "prior=gmm", says=["prior=gmm", "take prior=transformer"])
 
 
 # --- in the command that trains, and measured -------------------------------------------------

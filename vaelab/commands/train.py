@@ -62,6 +62,9 @@ def swept(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 def for_hydra(arguments: list[str]) -> list[str]:
     """Writes the arguments in Hydra's grammar; `resume=RUN` becomes the run's own. Raises UserError for a wrong one."""
     sweeping = command.sweeps(arguments)
+    launcher = next((a for a in arguments if command.key_of(a).startswith(("hydra/launcher", "hydra.launcher"))), None)
+    if launcher and not sweeping:
+        raise UserError(f"{launcher}: it is for the jobs of a sweep: add -m, or leave it out")
     return _with_resumed([command.of_search(command.quoted(argument, sweeping)) for argument in arguments])
 
 

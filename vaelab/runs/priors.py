@@ -161,10 +161,14 @@ def read(run: Path, name: str, model: Model, checkpoint: str, trust: bool = Fals
     again = f"fit it again: {command(run, name, checkpoint)}"
     path = Files(run).prior(name)
     if name not in Files(run).fitted:
-        possible = fitting(model.layout, model.blank().density)
-        kind = name if name in possible or not possible else possible[0]
-        fits = f"{command(run, kind, checkpoint)} fits one" if possible else "none can be fitted to its latents"
-        raise UserError(f"prior={name}: the run has {_listed(run)}\n{fits}; without prior= the model's own is used")
+        possible, known = fitting(model.layout, model.blank().density), Files(run).fitted
+        if name not in possible and known:
+            remedy = f"take {' or '.join(f'prior={one}' for one in known)}"
+        elif possible:
+            remedy = f"{command(run, name if name in possible else possible[0], checkpoint)} fits one"
+        else:
+            remedy = "none can be fitted to its latents"
+        raise UserError(f"prior={name}: the run has {_listed(run)}\n{remedy}; without prior= the model's own is used")
     about, tensors = _content(path, again)
     if about["model"] != fingerprint(model):
         point = about["checkpoint"]
