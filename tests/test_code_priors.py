@@ -609,24 +609,33 @@ def test_a_prior_over_vectors_has_samples_by_temperature_and_no_codes(finished):
 
 
 @every_one
+@of_levels
 @pytest.mark.parametrize("classes", [None, 3])
-def test_choices_are_the_conditional_probabilities_of_a_code_given_all_others(name, classes, monkeypatch):
-    prior, z = made(name, classes=classes), torch.randint(5, (2, 3, 4), generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([2, 0])
-    model = SimpleNamespace(prior=prior, layout=Layout((Level("codes", (3, 4), 5),), ("indices",)))
-    found = resampling.choices(model, z, labels)
+def test_choices_are_the_conditional_probabilities_of_a_code_given_all_others(name, maps, classes):
+    prior = made(name, maps=maps, classes=classes)
+    layout = Layout(tuple(Level(str(i), size, 5) for i, size in enumerate(prior.maps)), ("indices",))
+    z = torch.randint(5, (2, *layout.shape), generator=torch.Generator().manual_seed(0))
+    labels, positions = torch.tensor([2, 0]), [0, 3, layout.sizes[0] - 1]
+    found = resampling.choices(SimpleNamespace(prior=prior, layout=layout), z, labels, positions)
     for number, choices in enumerate(found):
-        for place, codes in enumerate(choices):
+        for place, codes in zip(positions, choices, strict=True):
             every = z[number].flatten().repeat(5, 1)
             every[:, place] = torch.arange(5)
-            expected = prior.log_prob(every.view(5, 3, 4), labels[number : number + 1].expand(5)).softmax(0)
+            expected = prior.log_prob(every.view(5, *layout.shape), labels[number : number + 1].expand(5)).softmax(0)
             assert [code for code, _ in codes] == expected.argsort(descending=True).tolist()
             assert [p for _, p in codes] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+
+
+@every_one
+def test_choices_are_as_many_as_there_is_time_for_and_the_codes_own_is_among_them(name, monkeypatch):
+    prior, z = made(name, classes=3), torch.randint(5, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    labels, positions = torch.tensor([2, 0]), range(12)
+    model = SimpleNamespace(prior=prior, layout=Layout((Level("codes", (3, 4), 5),), ("indices",)))
     monkeypatch.setattr(resampling, "CANDIDATES", 2)
-    for choices, own in zip(resampling.choices(model, z, labels), z.flatten(1).tolist(), strict=True):
+    for choices, own in zip(resampling.choices(model, z, labels, positions), z.flatten(1).tolist(), strict=True):
         assert all(len(codes) == 2 for codes in choices)
         assert all(code in [c for c, _ in codes] for codes, code in zip(choices, own, strict=True))
     monkeypatch.setattr(resampling, "WORK", 12**2 * 2 * sum(p.numel() for p in prior.parameters()))
-    assert len(resampling.choices(model, z, labels)) == 1
+    assert len(resampling.choices(model, z, labels, positions)) == 1
     model.prior = None
-    assert resampling.choices(model, z, labels) == []
+    assert resampling.choices(model, z, labels, positions) == []

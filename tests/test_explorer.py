@@ -403,9 +403,31 @@ def test_codes_made_beforehand_are_those_of_their_position(page, monkeypatch):
     place = int(page.tab.locator(".ex-map").get_attribute("aria-valuenow"))
     assert place == 8  # from the second column and row of four to the first column of the third
     wanted = list(data["starts"][0])
-    wanted[data["made"]["positions"][place]] = data["made"]["codes"][11]
+    wanted[data["made"]["positions"][place]] = data["made"]["codes"][place][11]
     assert page.code() == wanted
     assert page.pixels() == pytest.approx(grey(unit(model, wanted, 0)), abs=1)
+
+
+def test_a_code_of_the_first_of_several_levels_is_drawn_anew_in_pictures_made_beforehand(page):
+    torch.manual_seed(0)
+    small = ["network.hidden_dims=[8]", "model.num_embeddings=24", "model.embedding_dim=4"]
+    model = build(composed("model=vqvae2", *small)["model"], shape=(1, 16, 16), num_classes=3).eval()
+    top, bottom = (tuple(level.shape) for level in model.layout.levels)
+    model.draw_from(PixelCNN(24, [top, bottom], 3, 8, 2, 3, 0.0, True, 1, 1, 0.1, 1).eval())
+    for parameter in model.prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    data = payload(model)
+    assert "decoder is not in the page" in (page.open(data) or page.tab.inner_text(".ex-about"))
+    place = int(page.tab.locator(".ex-map").get_attribute("aria-valuenow"))
+    position, choices = data["made"]["positions"][place], data["choices"][0][place]
+    assert [code for code, _ in choices] == data["made"]["codes"][place][: len(choices)]
+    for code, p in choices[:3]:
+        page.click(f"code {code}: {100 * p:.{int(p < 0.1)}f} %")
+        wanted = [*data["starts"][0][:position], code, *data["starts"][0][position + 1 :]]
+        assert page.code() == wanted
+        assert page.pixels() == pytest.approx(grey(unit(model, wanted, 0)), abs=1)
+    page.click("Resample here")
+    assert page.code()[position] in [code for code, _ in choices]
 
 
 def test_a_sheet_is_exact_if_small_and_never_too_heavy(monkeypatch):

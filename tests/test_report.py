@@ -7,9 +7,7 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -385,15 +383,12 @@ def test_means_are_over_seeds_with_their_interval(swept):
 
 
 def test_the_figures_of_a_sweep_are_of_its_runs(swept, monkeypatch):
-    from vaelab import figures
-    from vaelab.figures import style
+    from vaelab.figures import style, sweeps
 
     asked = {}
-    stub = ModuleType("sweeps")
-    stub.rate_distortion = lambda curves, _: asked.setdefault("curves", curves) and style.new(3, 2)[0]
-    stub.parallel = lambda *given: asked.setdefault("parallel", given) and style.new(3, 2)[0]
-    monkeypatch.setattr(figures, "sweeps", stub, raising=False)
-    monkeypatch.setitem(sys.modules, "vaelab.figures.sweeps", stub)
+    one = style.new(3, 2)[0]
+    monkeypatch.setattr(sweeps, "rate_distortion", lambda curves, _: asked.setdefault("curves", curves) and one)
+    monkeypatch.setattr(sweeps, "parallel", lambda *given: asked.setdefault("parallel", given) and one)
     assert set(sweep.draw(swept, ("svg",))) == {"rate_distortion", "parallel", "against-model.beta", "overlaid"}
     assert (swept / "figures" / "parallel.svg").is_file()
     metrics = [runs.read_summary(swept / f"{i}-beta-fake")["metrics"] for i in range(4)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,10 @@ def payload(
         first, several = layout.levels[0], len(layout.levels) > 1
         page |= {"map": list(first.shape), "codes": layout.codes, "level": first.name if several else None}
         label = own[:1] if own is not None and model.conditional else None
-        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, layout, label, decoded)
-        page["starts"] = codes[starts].flatten(1).tolist()
-        page["choices"] = resampling.choices(model, codes[starts], own) if carried else []
+        positions = list(range(math.prod(first.shape))) if carried else _spread(*first.shape)
+        choices = resampling.choices(model, codes[starts], own, positions)
+        made = None if carried else _sheet_of_codes(codes[starts[0]], codes, layout, label, decoded, positions, choices)
+        page |= {"starts": codes[starts].flatten(1).tolist(), "choices": choices}
     else:
         centre, page["dimensions"] = _dimensions(codes, used, layout)
         z = codes[starts]
@@ -174,26 +176,36 @@ def _sheet_of_dimensions(codes: Tensor, labels: Tensor | None, page: Json, decod
 
 
 def _sheet_of_codes(
-    first: Tensor, codes: Tensor, layout: Layout, label: Tensor | None, decoded: Callable[..., Tensor]
-) -> Json:
-    """Decodes a map of codes into a sheet: as it is, then with each of the most used codes at some positions.
+    first: Tensor, codes: Tensor, layout: Layout, label: Tensor | None, decoded: Callable[..., Tensor],
+    positions: Sequence[int], choices: Sequence[resampling.Choices],
+) -> Json:  # fmt: skip
+    """Decodes a map of codes into a sheet: as it is, then with each of some codes at some positions.
 
-    first: of one image, [*layout.shape]; codes: of all, [N, *layout.shape], which say what codes are used. Of several
-    levels, the first one is changed. label: [1], of a conditional model.
+    first: of one image, [*layout.shape]; codes: of all, [N, *layout.shape], of which the most used codes are taken.
+    positions: of the first level. choices: of the first image, the codes to take before those. label: [1], of a
+    conditional model.
     """
-    (height, width), size = layout.levels[0].shape, layout.require_codes("the model")
-    used = code_counts(layout.split(codes)[0], size).argsort(descending=True)[: min(SHEET_CODES, size)]
-    rows, columns = _spread(height), _spread(width)
-    positions = [row * width + column for row in rows for column in columns]
-    changed = [first.flatten().scatter(0, first.new_tensor([p]), code) for p in positions for code in used]
-    z = torch.stack([first.flatten(), *changed]).view(-1, *layout.shape)
-    return sheet(decoded(z, label)) | {"positions": positions, "codes": used.tolist(), "per_start": len(z)}
+    size = layout.require_codes("the model")
+    used = code_counts(layout.split(codes)[0], size).argsort(descending=True).tolist()
+    probable = choices[0] if choices else [[] for _ in positions]
+    taken = [list(dict.fromkeys([*(code for code, _ in place), *used]))[: min(SHEET_CODES, size)] for place in probable]
+    flat = first.flatten()
+    changed = [
+        flat.scatter(0, flat.new_tensor([position]), code)
+        for position, some in zip(positions, taken, strict=True)
+        for code in some
+    ]
+    z = torch.stack([flat, *changed]).view(-1, *layout.shape)
+    return sheet(decoded(z, label)) | {"positions": list(positions), "codes": taken, "per_start": len(z)}
 
 
-def _spread(side: int) -> list[int]:
-    """Returns up to SHEET_SIDE places spread evenly over 0 … side - 1, away from the edges."""
-    count = min(SHEET_SIDE, side)
-    return [int((i + 0.5) * side / count) for i in range(count)]
+def _spread(height: int, width: int) -> list[int]:
+    """Returns positions of a map, up to SHEET_SIDE along each side, spread evenly and away from the edges."""
+    rows, columns = (
+        [int((i + 0.5) * side / min(SHEET_SIDE, side)) for i in range(min(SHEET_SIDE, side))]
+        for side in (height, width)
+    )
+    return [row * width + column for row in rows for column in columns]
 
 
 def sheet(images: Tensor) -> Json:

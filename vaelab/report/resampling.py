@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,38 +19,39 @@ CANDIDATES, SHOWN = 16, 8
 WORK = 2**36
 """Multiplications that all maps may take together: a few seconds of one core."""
 Choices = list[list[tuple[int, float]]]
-"""For each position of a map the most probable codes there, with their probabilities, the most probable one first."""
+"""For each of some positions of a map the most probable codes there and their probabilities, from the greatest on."""
 
 
-def choices(model: Model, maps: Tensor, labels: Tensor | None) -> list[Choices]:
-    """Finds the most probable codes of each position given all other codes of its map.
+def choices(model: Model, maps: Tensor, labels: Tensor | None, positions: Sequence[int]) -> list[Choices]:
+    """Finds the most probable codes of some positions given all other codes, those of other levels too.
 
-    Of as many of the first maps as WORK allows, none without a fitted prior over one level of codes. maps: [N, h, w].
-    labels: [N], or None.
+    Of as many of the first maps as WORK allows, none without a fitted prior over codes. maps: [N, *layout.shape].
+    labels: [N], or None. positions: counted along a flattened map.
     """
     prior = model.prior
-    if not isinstance(prior, Autoregressive) or len(model.layout.levels) != 1:
+    if not isinstance(prior, Autoregressive):
         return []
     weights = sum(parameter.numel() for parameter in prior.parameters())
-    each = maps[0].numel() ** 2 * min(CANDIDATES, prior.codes) * weights
-    few = WORK // each
+    few = WORK // (len(positions) * maps[0].numel() * min(CANDIDATES, prior.codes) * weights)
     given = [None] * len(maps) if labels is None or prior.classes is None else list(labels.split(1))
+    at = torch.tensor(positions, device=prior.place.device)
     with evaluating(prior):
-        return [_choices(prior, z, y) for z, y in zip(maps[:few].to(prior.place.device), given[:few], strict=True)]
+        return [_choices(prior, z, y, at) for z, y in zip(maps[:few].to(at.device), given[:few], strict=True)]
 
 
-def _choices(prior: Autoregressive, z: Tensor, label: Tensor | None) -> Choices:
-    """Does that for one map, [h, w]. label: [1], of a prior that is told it.
+def _choices(prior: Autoregressive, z: Tensor, label: Tensor | None, positions: Tensor) -> Choices:
+    """Does that for one map, [*layout.shape]. label: [1], of a prior that is told it. positions: [P].
 
     p(z_i | all others) is p(z) over its sum over all codes at i. Of these the sum takes the CANDIDATES most probable
     ones given the codes before, the map's own among them: what only the codes after make probable is left out.
     """
     flat, size = z.flatten(), z.numel()
     label = None if label is None else label.to(z.device)
-    found = prior.logits(flat[None], label)[0].topk(min(CANDIDATES, prior.codes), 1).indices  # [P, C]
-    missing = (found != flat[:, None]).all(1)
-    found[missing, -1] = flat[missing]
-    place = torch.arange(size, device=z.device)[:, None, None].expand(*found.shape, 1)
+    found = prior.logits(flat[None], label)[0, positions].topk(min(CANDIDATES, prior.codes), 1).indices  # [P, C]
+    own = flat[positions]
+    missing = (found != own[:, None]).all(1)
+    found[missing, -1] = own[missing]
+    place = positions[:, None, None].expand(*found.shape, 1)
     changed = flat.expand(*found.shape, size).scatter(2, place, found[:, :, None])
     told = None if label is None else label.expand(found.numel())
     log_p = prior.log_prob(changed.reshape(-1, *z.shape), told).view(found.shape)

@@ -332,8 +332,11 @@
   function codeMap() {
     const [rows, columns] = data.map;
     const positions = decode ? state.code.map((_, i) => i) : data.made.positions;
-    const codes = decode ? null : data.made.codes; // of pictures made beforehand: what the slider's values stand for
-    const last = decode ? data.codes - 1 : codes.length - 1;
+    const place = () => positions.indexOf(state.position);
+    const last = (decode ? data.codes : data.made.codes[0].length) - 1;
+    // Of pictures made beforehand, the slider's values stand for some codes of each position.
+    const codeOf = (value) => (decode ? value : data.made.codes[place()][value]);
+    const valueOf = (code) => (decode ? code : Math.max(0, data.made.codes[place()].indexOf(code)));
     const scale = 560 / Math.max(width, height);
     const map = el("canvas", { className: "ex-map", tabIndex: 0, width: Math.round(width * scale), height: Math.round(height * scale), role: "slider",
       "aria-label": "Position in the map of codes", "aria-valuemin": 0, "aria-valuemax": positions.length - 1 });
@@ -349,8 +352,8 @@
       if (!Number.isFinite(value)) return;
       const chosen = Math.min(last, Math.max(0, Math.round(value)));
       if (!decode) state.code = [...state.base];
-      if (!decode) state.tile = 1 + positions.indexOf(state.position) * codes.length + chosen;
-      state.code[state.position] = codes ? codes[chosen] : chosen;
+      if (!decode) state.tile = 1 + place() * (last + 1) + chosen;
+      state.code[state.position] = codeOf(chosen);
       refresh();
     };
     const select = (position) => {
@@ -390,10 +393,10 @@
       const code = state.code[state.position];
       const words = `Row ${row + 1}, column ${column + 1}: code ${code}`;
       where.textContent = words;
-      range.value = codes ? Math.max(0, codes.indexOf(code)) : code;
+      range.value = valueOf(code);
       range.setAttribute("aria-valuetext", `code ${code}`);
       if (document.activeElement !== number) number.value = code;
-      map.setAttribute("aria-valuenow", positions.indexOf(state.position));
+      map.setAttribute("aria-valuenow", place());
       map.setAttribute("aria-valuetext", words);
       Object.assign(mark.style, { left: `${100 * column / columns}%`, top: `${100 * row / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
     });
@@ -423,13 +426,13 @@
     // What a fitted prior says of the chosen position, as long as all others are those of the real image.
     const chances = () => {
       const others = state.code.every((code, i) => i === state.position || code === state.base[i]);
-      return (others && data.choices[state.start]?.[state.position]) || [];
+      return (others && data.choices[state.start]?.[place()]) || [];
     };
     const most = Math.max(0, ...data.choices.flat().map((codes) => codes.length));
-    const chosen = Array.from({ length: most }, (_, i) => button("", () => put(chances()[i][0])));
+    const chosen = Array.from({ length: most }, (_, i) => button("", () => put(valueOf(chances()[i][0]))));
     const resample = button("Resample here", () => {
       let left = Math.random() * chances().reduce((sum, [, p]) => sum + p, 0);
-      put((chances().find(([, p]) => (left -= p) <= 0) || chances().at(-1))[0]);
+      put(valueOf((chances().find(([, p]) => (left -= p) <= 0) || chances().at(-1))[0]));
     });
     const prior = group("Here, given all other codes, by the fitted prior (of the 16 codes that are most probable after those before)",
       el("div", { className: "ex-buttons" }, resample, ...chosen));
