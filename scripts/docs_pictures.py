@@ -1,7 +1,8 @@
 """Makes the pictures of docs/ from runs, as `vaelab report` draws them: nothing is picked.
 
 python scripts/recipes.py mnist_vae mnist_cvae mnist_vqvae mnist_capacity mnist_capacity_l1 mnist_m2 --root ../data
-vaelab train experiment=mnist_quadrants run.dir=outputs/recipes/mnist_quadrants
+vaelab train experiment=mnist_quadrants model.drop=0.1 run.dir=outputs/recipes/mnist_quadrants
+vaelab sample run=outputs/recipes/mnist_quadrants level=z
 python scripts/zoo.py ../data --epochs 8 --only "controlvae, C = 20" "wae, points" "iwae, K = 5, DReG" "geco, 80 nats"
 python scripts/zoo.py ../data --epochs 8 --only infovae
 vaelab train model=ae dataset=mnist trainer.max_epochs=10 run.dir=outputs/recipes/mnist_ae
@@ -39,7 +40,7 @@ PICTURES = {
     "vqvae": ("recipes/mnist_vqvae", "code_maps"),
     "vqvae2": ("recipes/mnist_vqvae2", "code_levels"),
     "fsq": ("recipes/mnist_fsq", "code_maps"),
-    "quadrants": ("recipes/mnist_quadrants", "samples"),
+    "quadrants": ("recipes/mnist_quadrants", "sample"),
     "geco": ("zoo/geco__80_nats", "schedule"),
     "controlvae": ("zoo/controlvae__C___20", "schedule"),
     "wae": ("zoo/wae__points", "real_and_generated"),

@@ -629,13 +629,15 @@ def test_choices_are_the_conditional_probabilities_of_a_code_given_all_others(na
 @every_one
 def test_choices_are_as_many_as_there_is_time_for_and_the_codes_own_is_among_them(name, monkeypatch):
     prior, z = made(name, classes=3), torch.randint(5, (2, 3, 4), generator=torch.Generator().manual_seed(0))
-    labels, positions = torch.tensor([2, 0]), range(12)
+    labels, positions = torch.tensor([2, 0]), [1, 5, 10]
     model = SimpleNamespace(prior=prior, layout=Layout((Level("codes", (3, 4), 5),), ("indices",)))
     monkeypatch.setattr(resampling, "CANDIDATES", 2)
-    for choices, own in zip(resampling.choices(model, z, labels, positions), z.flatten(1).tolist(), strict=True):
-        assert all(len(codes) == 2 for codes in choices)
-        assert all(code in [c for c, _ in codes] for codes, code in zip(choices, own, strict=True))
-    monkeypatch.setattr(resampling, "WORK", 12**2 * 2 * sum(p.numel() for p in prior.parameters()))
+    likely = prior.logits(z.flatten(1), labels)[:, positions].topk(2).indices.tolist()
+    own = z.flatten(1)[:, positions].tolist()
+    for choices, codes, tops in zip(resampling.choices(model, z, labels, positions), own, likely, strict=True):
+        expected = [{*top} if code in top else {top[0], code} for code, top in zip(codes, tops, strict=True)]
+        assert [{code for code, _ in place} for place in choices] == expected
+    monkeypatch.setattr(resampling, "WORK", 3 * 12 * 2 * sum(p.numel() for p in prior.parameters()))
     assert len(resampling.choices(model, z, labels, positions)) == 1
     model.prior = None
     assert resampling.choices(model, z, labels, positions) == []

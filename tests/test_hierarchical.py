@@ -1,5 +1,7 @@
 """A VAE with two levels of latents, or more."""
 
+import shutil
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
@@ -226,3 +228,16 @@ def test_sizes_above_the_bottom_name_the_levels(train):
     refused = train("model=hierarchical", "model.top_dim=[]")
     assert refused.code == 2
     assert "model.top_dim" in refused.err
+
+
+def test_a_prior_that_draws_all_levels_at_once_shares_none(trained, capsys, tmp_path):
+    from vaelab.cli import main
+
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert main(["prior", f"run={run}", "prior=gmm", "prior.components=1"]) == 0
+    assert main(["sample", f"run={run}", "prior=gmm", "level=bottom"]) == 2
+    err = capsys.readouterr().err
+    assert "level=bottom: a mixture of 1 Gaussian" in err
+    assert "draws all levels at once: leave it out" in err
+    assert main(["report", f"run={run}", "prior=gmm"]) == 0
+    assert not (run / "figures" / "levels.png").exists()

@@ -96,8 +96,21 @@ def test_samples_complete_parts_that_are_kept_of_the_first_batch():
     again.load_state_dict(model.state_dict())
     again.place(Batch(1 - x))  # a resumed run keeps them
     assert torch.equal(again.prior.parts, model.prior.parts)
-    rows = coding.share_rows(model.prior.sample(8), model.layout.span("z").start, 4)
-    assert torch.equal(rows[:4, : model.prior.size], rows[:1, : model.prior.size].expand(4, -1))
+
+
+def test_a_row_of_samples_completes_one_part_by_draws_of_z_given_it():
+    model, x = made(), images(20)
+    model.place(Batch(x))
+    prior, size = model.prior, model.prior.size
+    codes = prior.sample(2 * KEPT)
+    rows = coding.share_rows(prior, codes, model.layout.span("z").start, KEPT)
+    for row, part in zip(rows.split(KEPT), prior.parts, strict=False):
+        assert torch.equal(row[:, :size], part.expand(KEPT, -1))
+    own, other = prior.of_z(codes), prior.of_z(rows)
+    assert (own.mean - other.mean).abs().max() > 0.01
+    noise = [((z[:, size:] - of.mean) / (0.5 * of.logvar).exp()) for z, of in ((codes, own), (rows, other))]
+    torch.testing.assert_close(*noise)
+    assert torch.equal(coding.share_rows(prior, codes, 0, KEPT), codes)
 
 
 def test_a_share_of_training_images_is_told_no_part():

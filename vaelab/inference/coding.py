@@ -22,6 +22,7 @@ from vaelab.nn.posteriors import Posterior
 
 if TYPE_CHECKING:
     from vaelab.models import Model
+    from vaelab.nn.priors import Prior
 
 BLOCK = 256
 """Number of draws from the prior that are made together: draws do not depend on how many are asked for."""
@@ -94,13 +95,15 @@ def draws(
         yield prior.sample(BLOCK, given, noise, temperature, top_k)[: count - start]
 
 
-def share_rows(codes: Tensor, above: int, columns: int) -> Tensor:
-    """Gives code vectors, [N, d], the same first `above` axes in each row of `columns`.
+@torch.no_grad()
+def share_rows(prior: Prior, codes: Tensor, above: int, columns: int) -> Tensor:
+    """Gives draws from a stepwise prior, [N, d], the same first `above` axes in each row of `columns`.
 
-    So a row shows what the levels after those axes add to the levels before.
+    So a row shows what the levels after those axes add to the levels before. Each row has those of one of the first
+    draws.
     """
-    shared = codes[::columns, :above].repeat_interleave(columns, 0)[: len(codes)]
-    return torch.cat([shared, codes[:, above:]], 1)
+    rows = -(-len(codes) // columns)
+    return prior.below(codes, codes[:rows, :above].repeat_interleave(columns, 0)[: len(codes)])
 
 
 def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, seed: int) -> Tensor:

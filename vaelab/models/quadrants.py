@@ -118,6 +118,7 @@ class GivenPart(Prior):
     """
 
     words = "p(z | the part that is seen)"
+    stepwise = True
     places: Tensor
     sources: Tensor
     parts: Tensor
@@ -179,6 +180,15 @@ class GivenPart(Prior):
         """Computes log p(z|seen) of latents, seen pixels and z: [..., seen + d] -> [...]."""
         found = self.of_z(z.reshape(-1, z.shape[-1])).log_prob(z.reshape(-1, z.shape[-1])[:, self.size :])
         return found.view(z.shape[:-1])
+
+    def below(self, z: Tensor, above: Tensor) -> Tensor:
+        """Moves z from its place in p(z | its own part) to the same place in p(z | the other part)."""
+        if not above.shape[1]:
+            return z
+        z, parts = z.to(self.parts.device), above.to(self.parts.device)
+        own, other = self.of_z(z), self.of_z(parts)
+        scale = (0.5 * (other.logvar - own.logvar)).exp()
+        return torch.cat([parts, other.mean + scale * (z[:, self.size :] - own.mean)], 1).to(above.device)
 
     @property
     def mean(self) -> Tensor:

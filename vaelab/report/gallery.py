@@ -123,12 +123,12 @@ def _classes(s: Scene) -> Figure | None:
 
 def _levels(s: Scene) -> Figure | None:
     levels, columns, rows = s.model.layout.levels, 10, 4
-    if len(levels) < 2 or s.model.prior is None or s.model.layout.codes is not None:
+    if len(levels) < 2 or s.model.prior is None or not s.model.prior.stepwise:
         return None
     z, label = torch.cat(list(coding.draws(s.model, rows * columns, SEED))), s.one if s.model.conditional else None
     made, names = [], []
     for upper, level in pairwise(levels):
-        shared = coding.share_rows(z, s.model.layout.span(level.name).start, columns)
+        shared = coding.share_rows(s.model.prior, z, s.model.layout.span(level.name).start, columns)
         made.append(coding.decode(s.model, shared, label, s.data.pixel_range).unflatten(0, (rows, columns)))
         names += [f"{upper.name} {row}" for row in range(1, rows + 1)]
     return images.classes(torch.cat(made), names)

@@ -136,6 +136,8 @@ def _checked(trained: Trained, asked: Options) -> Options:
     model.prior.check_sampling(asked.temperature, asked.top_k, name)
     if asked.level is not None:
         model.layout.span(asked.level)
+        if not model.prior.stepwise:
+            raise UserError(f"level={asked.level}: {model.prior.words} draws all levels at once: leave it out")
     return asked
 
 
@@ -174,7 +176,7 @@ def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor
         if asked.level is None:
             return codes
         above, columns = model.layout.span(asked.level).start, _columns(model, asked, each)
-        return coding.share_rows(torch.cat(list(codes)), above, columns).split(coding.BLOCK)
+        return coding.share_rows(model.require_prior(), torch.cat(list(codes)), above, columns).split(coding.BLOCK)
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
         for group in range(classes):  # each class from the same draws of z, or of the noise that z is made of

@@ -45,6 +45,7 @@ class Prior(nn.Module):
     density: whether it has a `log_prob`, without which there is no bound on log p(x). estimate: how `log_prob` is
     estimated, in words, if it is not exact; its mean is then at most log p(z). of_posteriors: whether it is made of
     the posteriors of its model, which need a density.
+    stepwise: whether it draws a level of latents given those above it, by `below`.
     discrete: whether it is of indices of codes, and not of real numbers. spherical: whether it is of points on the unit
     sphere, whose density is that of an area. placeholder: whether it only stands where a
     better one is to be fitted: draws from it look like nothing. classes: number of classes of the labels that it is
@@ -59,6 +60,7 @@ class Prior(nn.Module):
     density = True
     estimate = ""
     of_posteriors = False
+    stepwise = False
     discrete = False
     spherical = False
     placeholder = False
@@ -112,6 +114,13 @@ class Prior(nn.Module):
         """Computes log p(z) of each latent, nats: [..., d] -> [...], or [B, h, w] -> [B].
 
         labels: [B], of a prior that is told them: then it is log p(z|y).
+        """
+        raise NotImplementedError
+
+    def below(self, z: Tensor, above: Tensor) -> Tensor:
+        """Gives draws, [N, d], other first axes, [N, a]; what comes after them becomes a draw given these.
+
+        Only of a prior that is `stepwise`.
         """
         raise NotImplementedError
 

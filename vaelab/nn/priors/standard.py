@@ -18,6 +18,7 @@ class StandardNormal(Prior):
 
     words = "N(0, I)"
     standard = True
+    stepwise = True
 
     def __init__(self, latent_dim: int):
         super().__init__()
@@ -36,6 +37,10 @@ class StandardNormal(Prior):
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+
+    def below(self, z: Tensor, above: Tensor) -> Tensor:
+        """Leaves the other axes as they are, which are independent of the first."""
+        return torch.cat([above, z[:, above.shape[1] :]], 1)
 
     @property
     def mean(self) -> Tensor:
