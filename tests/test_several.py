@@ -8,7 +8,10 @@ from math import pi, sqrt
 import pytest
 import torch
 
+from tests.test_conf import composed
+from vaelab.core.config import build
 from vaelab.core.errors import UserError
+from vaelab.evaluation.metrics.codes import codebook_use
 from vaelab.nn.quantizers import Chosen, EMACodebook, GradientCodebook
 from vaelab.nn.quantizers.cosine import CosineCodebook
 from vaelab.nn.quantizers.fsq import FSQ
@@ -239,6 +242,23 @@ def test_a_shared_codebook_learns_from_all_levels(make):
     alone.learn([Chosen(out.rows, out.chosen, None)])
     torch.testing.assert_close(book.books[0].codes, alone.codes)
     assert not torch.equal(out.rows, out.rows.roll(40, 0))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_shared_codebook_is_in_use_as_far_as_any_level_chooses_from_it(shared):
+    words = ["codebook=residual", "codebook.depth=3", f"codebook.shared={str(shared).lower()}"]
+    sizes = ["model.num_embeddings=4", "model.embedding_dim=2", "network.hidden_dims=[8]"]
+    model = build(composed("model=vqvae", *words, *sizes)["model"], shape=(1, 8, 8), num_classes=None)
+    counts = torch.tensor([[8.0, 0, 0, 0], [4, 4, 0, 0], [4, 4, 0, 0]])
+    levels = [level.name for level in model.layout.levels]
+    found = model.derived({}, {f"code_counts_{name}": own for name, own in zip(levels, counts, strict=True)})
+    use = codebook_use(counts, model.books)
+    assert found["codebook_usage"] == pytest.approx(2 / 4 if shared else 5 / 12)
+    assert use.usage == pytest.approx(2 / 4 if shared else 5 / 12)
+    assert (use.codes, use.dead) == ((4, 2) if shared else (12, 7))
+    assert found["perplexity"] == pytest.approx(2 ** (2 / 3))
+    assert use.perplexity == pytest.approx(2 ** (2 / 3))
+    assert found["codebook_usage_stage1"] == 1 / 4
 
 
 @pytest.mark.parametrize("make", [residual, grouped])

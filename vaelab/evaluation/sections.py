@@ -233,7 +233,7 @@ def codebook(subject: Subject) -> Section:
         for level, part in zip(layout.levels, layout.split(subject.codes), strict=True)
     }
     histogram = torch.stack([*counts.values()])
-    figures = {name: float(value) for name, value in codebook_use(histogram)._asdict().items()}
+    figures = {name: float(value) for name, value in codebook_use(histogram, subject.model.books)._asdict().items()}
     figures["drawn"] = float(histogram.sum())
     vectors = {"histogram": histogram[0]}
     if len(counts) > 1:

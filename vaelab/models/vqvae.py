@@ -18,7 +18,7 @@ from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 from vaelab.nn.posteriors import Codes
 from vaelab.nn.priors import UniformCodes
-from vaelab.nn.quantizers import Chosen, Codebook, Quantized, code_counts, perplexity
+from vaelab.nn.quantizers import Chosen, Codebook, Quantized, by_book, code_counts, perplexity
 
 
 class VQVAE(Model):
@@ -130,12 +130,13 @@ class VQVAE(Model):
     def derived(self, means: dict[str, float], vectors: dict[str, Tensor]) -> dict[str, float]:
         """Computes perplexity and usage of the codes from all counts, not as means over batches.
 
-        Over several levels, perplexity is exp(mean entropy of an index) and usage that of all codes of all levels.
+        Over several levels, perplexity is exp(mean entropy of an index) and usage that of all codes of all codebooks.
         """
         counts = {name.removeprefix("code_counts"): x for name, x in vectors.items() if name.startswith("code_counts")}
-        found = used(torch.stack([*counts.values()]))
+        every = torch.stack([*counts.values()])
+        found = {"perplexity": perplexity(every).item(), "codebook_usage": usage(by_book(every, self.books))}
         for level, own in counts.items() if len(counts) > 1 else ():
-            found |= {f"{name}{level}": value for name, value in used(own).items()}
+            found |= {f"perplexity{level}": perplexity(own).item(), f"codebook_usage{level}": usage(own)}
         return found
 
     def place(self, batch: Batch) -> None:
@@ -168,6 +169,6 @@ class VQVAE(Model):
         self.codebook.learn(observed)
 
 
-def used(counts: Tensor) -> dict[str, float]:
-    """Computes how codes are used. counts: of each, [K], or [L, K] of several levels."""
-    return {"perplexity": perplexity(counts).item(), "codebook_usage": (counts > 0).double().mean().item()}
+def usage(counts: Tensor) -> float:
+    """Computes the fraction of codes that were chosen. counts: of each, of any shape."""
+    return (counts > 0).double().mean().item()

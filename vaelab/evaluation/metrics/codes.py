@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vaelab.nn.quantizers import code_counts, perplexity
+from vaelab.nn.quantizers import by_book, code_counts, perplexity
 
 
 class Rate(NamedTuple):
@@ -44,11 +45,15 @@ def code_histogram(indices: Tensor, num_embeddings: int) -> Tensor:
     return _table(indices, num_embeddings).sum(0)
 
 
-def codebook_use(histogram: Tensor) -> CodebookUse:
-    """Computes usage, dead codes and perplexity from counts. histogram: [K], or [L, K] of L levels, none all zero."""
+def codebook_use(histogram: Tensor, books: Sequence[nn.Module] | None = None) -> CodebookUse:
+    """Computes usage, dead codes and perplexity from counts.
+
+    histogram: [K], or [L, K] of L levels, none all zero. books: the codebook of each level, where some may share one.
+    """
     if histogram.ndim not in (1, 2) or not histogram.any(-1).all():
         raise ValueError(f"histogram: needs counts of K codes, [K], not all zero, not {list(histogram.shape)}")
-    codes, dead = histogram.numel(), int((histogram == 0).sum())
+    counts = by_book(histogram, books) if books else histogram
+    codes, dead = counts.numel(), int((counts == 0).sum())
     return CodebookUse(codes, dead, 1 - dead / codes, perplexity(histogram.cpu().double()).item())
 
 

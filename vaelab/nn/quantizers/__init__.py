@@ -3,7 +3,7 @@
 van den Oord, Vinyals & Kavukcuoglu, "Neural Discrete Representation Learning", 2017.
 """
 
-from vaelab.nn.quantizers.base import Chosen, Codebook, Quantized, code_counts, perplexity
+from vaelab.nn.quantizers.base import Chosen, Codebook, Quantized, by_book, code_counts, perplexity
 from vaelab.nn.quantizers.learned import EMACodebook, GradientCodebook
 from vaelab.nn.quantizers.search import nearest_code
 
@@ -13,6 +13,7 @@ __all__ = [
     "EMACodebook",
     "GradientCodebook",
     "Quantized",
+    "by_book",
     "code_counts",
     "nearest_code",
     "perplexity",

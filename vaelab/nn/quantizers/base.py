@@ -48,6 +48,14 @@ def perplexity(counts: Tensor) -> Tensor:
     return ((rows / rows.sum()).squeeze(-1) * torch.special.entr(counts / rows).sum(-1)).sum().exp()
 
 
+def by_book(counts: Tensor, books: Sequence[nn.Module]) -> Tensor:
+    """Sums the counts of the levels that choose from one and the same codebook: [L, K] to [number of codebooks, K].
+
+    books: the codebook of each level.
+    """
+    return torch.stack([counts[[book is own for own in books]].sum(0) for book in dict.fromkeys(books)])
+
+
 class Chosen(NamedTuple):
     """Codes that a training batch chose, for a codebook that learns from them.
 
