@@ -587,9 +587,14 @@ def test_without_validation_images_samples_are_held_beside_nothing_else(drawn):
     assert title.endswith("pixels in [0, 1]")
 
 
-def test_samples_of_a_fitted_prior_say_what_they_are(drawn):
+def test_samples_of_a_fitted_prior_say_what_they_are(drawn, monkeypatch):
     s, (_, _, title) = drawn("classes", gallery.images, "classes", classes=10)
-    assert title == f"Samples of each class from {s.model.require_prior().words}, temperature 1, all codes"
+    manner = f"from {s.model.require_prior().words}, temperature 1, all codes"
+    assert title == f"Samples of each class {manner}"
+    titles: list[str] = []
+    monkeypatch.setattr(gallery.images, "real_and_generated", lambda *_, title: titles.append(title))
+    list(gallery.draw(s.model, s.data, 8, ["real_and_generated"]))
+    assert titles == [f"Real images, and samples {manner}"]
 
 
 def test_a_prior_that_was_not_fitted_has_no_figures_of_its_own(finished):

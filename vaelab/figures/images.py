@@ -125,7 +125,7 @@ def samples(images: Tensor, columns: int = COLUMNS, title: str | None = None) ->
 
 
 @style.styled
-def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) -> Figure:
+def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS, title: str | None = None) -> Figure:
     """Draws two sets of images, [N, C, H, W], side by side in up to `columns` columns each."""
     count = max(len(real), len(generated))
     columns = min(columns, _columns(count, columns))
@@ -136,7 +136,7 @@ def real_and_generated(real: Tensor, generated: Tensor, columns: int = COLUMNS) 
     sheet = Sheet(torch.cat(sides, 1), before=[*between, 24, *between[1:]])
     for name, column in (("real", 0), ("generated", columns)):
         sheet.say(sheet.lefts[column], -4, name, ha="left", va="bottom", fontsize=NORMAL)
-    return sheet.figure()
+    return sheet.figure(title)
 
 
 @style.styled

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vaelab.core.pixels import to_bytes
-from vaelab.core.words import listed
 from vaelab.datasets.splits import TensorSplit
 from vaelab.evaluation.metrics.codes import code_histogram
 from vaelab.evaluation.metrics.samples import nearest_neighbours
@@ -90,11 +89,10 @@ def code_patches(s: Scene) -> Figure | None:
         used.append(int((counts > 0).sum()))
         codes = counts.argsort(descending=True, stable=True)[: min(most, used[-1])]
         pictures[level.name], drawn[level.name] = codebooks.mean_patches(made, maps, codes), codes
-    shown = listed([str(len(codes)) for codes in drawn.values()])
-    words = (
-        f"What is decoded around each code: the mean over {len(made):,} images of all places that have it; "
-        f"the {shown} most used of {listed([*map(str, used)])} codes{' of the levels' * (len(used) > 1)}"
-    )
+    shown = f"the {most} most used codes of each level"
+    if len(used) == 1:
+        shown = f"the {len(codes)} most used of {used[0]} codes"
+    words = f"What is decoded around each code: the mean over {len(made):,} images of all places that have it; {shown}"
     return codebooks.patches(pictures, drawn, words)
 
 

@@ -104,7 +104,8 @@ def _real_and_generated(s: Scene) -> Figure | None:
         return None
     labels = s.few.labels if s.model.told else None  # the same labels on both sides
     generated = coding.sample(s.model, len(s.few.images), labels, s.data.pixel_range, SEED)
-    return images.real_and_generated(s.unit(s.few.images), generated)
+    title = discrete.title(s.model, "Real images, and samples")
+    return images.real_and_generated(s.unit(s.few.images), generated, title=title)
 
 
 def _classes(s: Scene) -> Figure | None:
