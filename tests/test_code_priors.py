@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import re
 import shutil
@@ -334,6 +335,12 @@ def test_which_prior_is_taken_where_there_are_several(vaelab):
     code, out, _ = vaelab("sample", "run=told", "n=4", "out=a.npz")
     assert code == 0
     assert "vaelab prior run=told" in out
+    there = " and ".join(sorted(OVER_CODES))
+    assert f"{there} cannot be taken: damaged, or fitted to other weights" in out
+    for name in OVER_CODES:
+        path = Files(Path("vqvae")).prior(name)
+        path.write_bytes(path.read_bytes()[:-9])
+    assert f"{there} cannot be taken: damaged" in vaelab("sample", "run=vqvae", "n=4", "out=a.npz")[1]
 
 
 def test_what_samples_are_is_said_in_the_line_and_above_the_picture(vaelab, monkeypatch):
@@ -642,7 +649,11 @@ def test_choices_are_as_many_as_there_is_time_for_and_the_codes_own_is_among_the
     for choices, codes, tops in zip(resampling.choices(model, z, labels, positions), own, likely, strict=True):
         expected = [{*top} if code in top else {top[0], code} for code, top in zip(codes, tops, strict=True)]
         assert [{code for code, _ in place} for place in choices] == expected
-    monkeypatch.setattr(resampling, "WORK", 3 * 12 * 2 * sum(p.numel() for p in prior.parameters()))
-    assert len(resampling.choices(model, z, labels, positions)) == 1
+    clock = itertools.count()  # a second for each look at it, so three for a map of which one position is tried
+    monkeypatch.setattr(resampling.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(resampling, "TRIED", 1)
+    for seconds, count in ((2.9, 0), (5.9, 1), (100, 2)):
+        monkeypatch.setattr(resampling, "SECONDS", seconds)
+        assert len(resampling.choices(model, z, labels, positions)) == count
     model.prior = None
     assert resampling.choices(model, z, labels, positions) == []

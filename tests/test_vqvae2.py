@@ -185,7 +185,8 @@ def test_it_is_trained_given_a_prior_measured_and_sampled(train, command, monkey
         assert code == 0, (words, err)
     code, _, err = command("sample", run, "device=cpu", f"level={levels[1]}")
     assert code == 2
-    assert f"level={levels[1]}: levels of codes" in err
+    assert f"level={levels[1]}: the model draws the codes of all levels at once" in err
+    assert f"level=nope: the levels are {levels[0]} and {levels[1]}" in command("sample", run, "level=nope")[2]
     figures = vaelab.runs.read_evaluation(result.run, "test", "pixelcnn")["figures"]
     assert all(1 <= figures[f"codebook/perplexity_{level}"] <= 8 for level in levels)
     sizes = vaelab.load(result.run).layout.sizes

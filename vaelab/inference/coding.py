@@ -103,7 +103,8 @@ def share_rows(prior: Prior, codes: Tensor, above: int, columns: int) -> Tensor:
     draws.
     """
     rows = -(-len(codes) // columns)
-    return prior.below(codes, codes[:rows, :above].repeat_interleave(columns, 0)[: len(codes)])
+    shared = codes[:rows, :above].repeat_interleave(columns, 0)[: len(codes)]
+    return torch.cat([prior.below(*part) for part in zip(codes.split(BLOCK), shared.split(BLOCK), strict=True)])
 
 
 def sample(model: Model, count: int, labels: Tensor | None, pixel_range: Range, seed: int) -> Tensor:

@@ -90,13 +90,13 @@ class Layout:
 
     def span(self, name: str) -> range:
         """Returns the axes of a level in the code vector. Raises UserError for codes, and for a name that none has."""
-        if self.codes is not None:
-            raise UserError(f"level={name}: levels of codes are drawn each given those above it: leave it out")
         start = 0
         for level in self.levels if len(self.levels) > 1 else ():
             axes = range(start, start + prod(level.shape))
-            if level.name == name:
+            if level.name == name and self.codes is None:
                 return axes
+            if level.name == name:
+                raise UserError(f"level={name}: the model draws the codes of all levels at once: leave it out")
             start = axes.stop
         names = listed([level.name for level in self.levels])
         remedy = f"the levels are {names}" if len(self.levels) > 1 else "the model has a single level: leave it out"

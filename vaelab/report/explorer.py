@@ -182,14 +182,17 @@ def _sheet_of_codes(
     """Decodes a map of codes into a sheet: as it is, then with each of some codes at some positions.
 
     first: of one image, [*layout.shape]; codes: of all, [N, *layout.shape], of which the most used codes are taken.
-    positions: of the first level. choices: of the first image, the codes to take before those. label: [1], of a
-    conditional model.
+    positions: of the first level. choices: of the first image, the codes to take after its own and before those.
+    label: [1], of a conditional model.
     """
     size = layout.require_codes("the model")
     used = code_counts(layout.split(codes)[0], size).argsort(descending=True).tolist()
     probable = choices[0] if choices else [[] for _ in positions]
-    taken = [list(dict.fromkeys([*(code for code, _ in place), *used]))[: min(SHEET_CODES, size)] for place in probable]
-    flat = first.flatten()
+    flat, most = first.flatten(), min(SHEET_CODES, size)
+    taken = [
+        list(dict.fromkeys([int(flat[position]), *(code for code, _ in place), *used]))[:most]
+        for position, place in zip(positions, probable, strict=True)
+    ]
     changed = [
         flat.scatter(0, flat.new_tensor([position]), code)
         for position, some in zip(positions, taken, strict=True)

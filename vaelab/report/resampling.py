@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 CANDIDATES, SHOWN = 16, 8
 """Codes that are compared at each position, and those of them that are told."""
-WORK = 2**36
-"""Multiplications that all maps may take together: a few seconds of one core."""
+SECONDS, TRIED = 4.0, 8
+"""Seconds that all maps may take together, and positions of the first that are tried to tell how long one takes."""
 Choices = list[list[tuple[int, float]]]
 """For each of some positions of a map the most probable codes there and their probabilities, from the greatest on."""
 
@@ -25,18 +26,21 @@ Choices = list[list[tuple[int, float]]]
 def choices(model: Model, maps: Tensor, labels: Tensor | None, positions: Sequence[int]) -> list[Choices]:
     """Finds the most probable codes of some positions given all other codes, those of other levels too.
 
-    Of as many of the first maps as WORK allows, none without a fitted prior over codes. maps: [N, *layout.shape].
+    Of as many of the first maps as SECONDS allow, none without a fitted prior over codes. maps: [N, *layout.shape].
     labels: [N], or None. positions: counted along a flattened map.
     """
     prior = model.prior
     if not isinstance(prior, Autoregressive):
         return []
-    weights = sum(parameter.numel() for parameter in prior.parameters())
-    few = WORK // (len(positions) * maps[0].numel() * min(CANDIDATES, prior.codes) * weights)
     given = [None] * len(maps) if labels is None or prior.classes is None else list(labels.split(1))
     at = torch.tensor(positions, device=prior.place.device)
+    maps = maps.to(at.device)
     with evaluating(prior):
-        return [_choices(prior, z, y, at) for z, y in zip(maps[:few].to(at.device), given[:few], strict=True)]
+        started, tried = time.perf_counter(), at[:TRIED]
+        _choices(prior, maps[0], given[0], tried)
+        each = (time.perf_counter() - started) * len(at) / len(tried)
+        few = int(SECONDS / each)
+        return [_choices(prior, z, y, at) for z, y in zip(maps[:few], given[:few], strict=True)]
 
 
 def _choices(prior: Autoregressive, z: Tensor, label: Tensor | None, positions: Tensor) -> Choices:

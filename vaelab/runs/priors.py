@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaelab.core.errors import UserError
 from vaelab.core.files import damaged, whole
+from vaelab.core.words import listed
 from vaelab.runs.layout import Files
 
 if TYPE_CHECKING:
@@ -119,8 +120,10 @@ def stand_in(run: Path, model: Model, checkpoint: str) -> Taken:
     if known:
         choice = " or ".join(f"prior={name}" for name in known)
         return Taken(None, f"{own}, for none of those that were fitted to its codes is taken by itself: add {choice}")
-    name = fitting(model.layout, model.blank().density)[0]
-    return Taken(None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes")
+    left = Files(run).fitted  # `prior=` says of each which it is
+    unfit = f"; {listed(left)} cannot be taken: damaged, or fitted to other weights" if left else ""
+    name = (left or fitting(model.layout, model.blank().density))[0]
+    return Taken(None, f"{own}, which is like no image: {command(run, name, checkpoint)} fits one to its codes{unfit}")
 
 
 def write(run: Path, name: str, prior: Prior, about: dict[str, Any]) -> Path:

@@ -358,6 +358,7 @@
     };
     const select = (position) => {
       state.position = position;
+      if (!decode) reset(); // a picture made beforehand has one code changed
       controls.forEach((control) => control());
       afterwards();
     };
