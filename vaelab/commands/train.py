@@ -16,6 +16,7 @@ from vaelab.core.errors import UserError
 def main(arguments: list[str]) -> int:
     """Runs `vaelab train` with these arguments. Returns the exit code."""
     try:
+        _check_launcher(arguments)
         arguments = for_hydra(arguments)
     except UserError as error:
         print(f"vaelab: {error}", file=sys.stderr)
@@ -36,6 +37,13 @@ def main(arguments: list[str]) -> int:
         return max([code, *(sweeps.close(sweep, code == 2) for sweep in sweeps.release())])
     except BrokenPipeError:  # the reader has seen enough
         return command.end_of_pipe()
+
+
+def _check_launcher(arguments: list[str]) -> None:
+    """Raises UserError for a launcher without a sweep, which Hydra would not look at, unless a flag only prints."""
+    launcher = next((a for a in arguments if command.key_of(a).startswith(("hydra/launcher", "hydra.launcher"))), None)
+    if launcher and not command.sweeps(arguments) and not any(argument.startswith("-") for argument in arguments):
+        raise UserError(f"{launcher}: it is for the jobs of a sweep: add -m, or leave it out")
 
 
 def swept(arguments: list[str]) -> tuple[Path, dict[str, str]]:
@@ -62,9 +70,6 @@ def swept(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 def for_hydra(arguments: list[str]) -> list[str]:
     """Writes the arguments in Hydra's grammar; `resume=RUN` becomes the run's own. Raises UserError for a wrong one."""
     sweeping = command.sweeps(arguments)
-    launcher = next((a for a in arguments if command.key_of(a).startswith(("hydra/launcher", "hydra.launcher"))), None)
-    if launcher and not sweeping:
-        raise UserError(f"{launcher}: it is for the jobs of a sweep: add -m, or leave it out")
     return _with_resumed([command.of_search(command.quoted(argument, sweeping)) for argument in arguments])
 
 
