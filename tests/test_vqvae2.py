@@ -160,7 +160,10 @@ SMALL = ["model.num_embeddings=8", "model.embedding_dim=8", "network.hidden_dims
 FITTED = ["prior=pixelcnn", "prior.epochs=1", "prior.channels=8", "prior.layers=2"]
 
 
-@pytest.mark.parametrize("chosen", [["model=vqvae2"], ["model=vqvae", "codebook=residual", "codebook.depth=2"]])
+RESIDUAL_WORDS = ["model=vqvae", "codebook=residual", "codebook.depth=2", "codebook.shared=true"]
+
+
+@pytest.mark.parametrize("chosen", [["model=vqvae2"], RESIDUAL_WORDS])
 def test_it_is_trained_given_a_prior_measured_and_sampled(train, command, monkeypatch, shared, chosen):
     """And its report is made, its codes are written and decoded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
@@ -189,6 +192,7 @@ def test_it_is_trained_given_a_prior_measured_and_sampled(train, command, monkey
     assert f"level=nope: the levels are {levels[0]} and {levels[1]}" in command("sample", run, "level=nope")[2]
     figures = vaelab.runs.read_evaluation(result.run, "test", "pixelcnn")["figures"]
     assert all(1 <= figures[f"codebook/perplexity_{level}"] <= 8 for level in levels)
+    assert figures["codebook/codes"] == (8 if "codebook.shared=true" in chosen else 16)
     sizes = vaelab.load(result.run).layout.sizes
     assert figures["likelihood/rate_uniform_bits"] == pytest.approx(3 * sum(sizes))
     entropy = sum(n * np.log2(figures[f"codebook/perplexity_{level}"]) for n, level in zip(sizes, levels, strict=True))
