@@ -86,7 +86,10 @@ def payload(
         first, several = layout.levels[0], len(layout.levels) > 1
         page |= {"map": list(first.shape), "codes": layout.codes, "level": first.name if several else None}
         label = own[:1] if own is not None and model.conditional else None
-        positions = list(range(math.prod(first.shape))) if carried else _spread(*first.shape)
+        positions = list(range(math.prod(first.shape)))
+        if not carried:
+            rows, columns = map(_spread, first.shape)
+            positions = [row * first.shape[1] + column for row in rows for column in columns]
         choices = resampling.choices(model, codes[starts], own, positions)
         made = None if carried else _sheet_of_codes(codes[starts[0]], codes, layout, label, decoded, positions, choices)
         page |= {"starts": codes[starts].flatten(1).tolist(), "choices": choices}
@@ -202,13 +205,10 @@ def _sheet_of_codes(
     return sheet(decoded(z, label)) | {"positions": list(positions), "codes": taken, "per_start": len(z)}
 
 
-def _spread(height: int, width: int) -> list[int]:
-    """Returns positions of a map, up to SHEET_SIDE along each side, spread evenly and away from the edges."""
-    rows, columns = (
-        [int((i + 0.5) * side / min(SHEET_SIDE, side)) for i in range(min(SHEET_SIDE, side))]
-        for side in (height, width)
-    )
-    return [row * width + column for row in rows for column in columns]
+def _spread(side: int) -> list[int]:
+    """Returns up to SHEET_SIDE places spread evenly over 0 … side - 1, away from the edges."""
+    count = min(SHEET_SIDE, side)
+    return [int((i + 0.5) * side / count) for i in range(count)]
 
 
 def sheet(images: Tensor) -> Json:
