@@ -1,8 +1,8 @@
-"""A stack whose training steps are launched as one CUDA graph."""
+"""A stack whose training steps are launched as two CUDA graphs: the gradients, and the optimiser's step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,20 +14,25 @@ from vaelab.models.module import Outcome
 from vaelab.training.captured import WARM_UP, CUDAGraph, Inputs
 from vaelab.training.loop import decline
 from vaelab.training.vectorized.optimizers import Optimizers
-from vaelab.training.vectorized.stack import Asked, Stack
+from vaelab.training.vectorized.stack import Asked, Stack, learned_of
 
 
 class CapturedStack(Stack):
     """A stack that replays captured steps of whole batches, and takes all others as they come.
 
-    graph: captures. size: images of a whole batch.
+    What a model learns without a gradient comes between the two graphs: each job draws from generators of its own.
+
+    make: a graph on the models' device. size: images of a whole batch.
     """
 
     optimizers: Optimizers
 
-    def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer], graph: CUDAGraph, size: int):
+    def __init__(
+        self, models: Sequence[Model], trainers: Sequence[pl.Trainer], make: Callable[[], CUDAGraph], size: int
+    ):
         super().__init__(models, trainers, together=True)
-        self.graph: CUDAGraph | None = graph
+        self.graph: CUDAGraph | None = make()
+        self.stepping = make()
         self.size, self.warm, self.inputs = size, 0, Inputs()
         self.dims: Any = None
         self.captured: Outcome
@@ -49,19 +54,16 @@ class CapturedStack(Stack):
             return super().take(asked, training)
         self.optimizers.write_rates()
         self.inputs.fill(batch, noise)
-        return self._apart(_copied(self.graph.replay()))
+        outcomes = learned_of(asked, self._apart(_copied(self.graph.replay())))
+        self.stepping.replay()
+        return outcomes
 
     def _record(self, graph: CUDAGraph, batch: Any, noise: Tensor | None, dims: Any) -> bool:
         """Captures a step. Returns whether that is possible."""
         held, self.dims = self.inputs.hold(batch, noise), dims
-
-        def step() -> Outcome:
-            outcome = self._backward(*held, dims)
-            self.optimizers.step_by_rates(capturable=True)
-            return outcome
-
         try:
-            graph.record(step)
+            graph.record(lambda: self._backward(*held, dims))
+            self.stepping.record(lambda: self.optimizers.step_by_rates(capturable=True))
         except RuntimeError as error:
             self._decline(f"failed ({str(error).strip().partition(chr(10))[0]})")
             return False

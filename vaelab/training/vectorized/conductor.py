@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import threading
@@ -253,7 +254,8 @@ def _stack_of(jobs: Sequence[Job], exact: bool) -> Stack:
     graph = graphs_on(models[0].device)
     if graph is None or not all(trainer.fit_loop.epoch_loop.capture for trainer in trainers):  # type: ignore[attr-defined]
         return Stack(models, trainers, together=models[0].device.type != "cpu" or not exact)
-    return CapturedStack(models, trainers, graph(models[0].device), trainers[0].datamodule.batch_size)  # type: ignore[attr-defined]
+    make = functools.partial(graph, models[0].device)
+    return CapturedStack(models, trainers, make, trainers[0].datamodule.batch_size)  # type: ignore[attr-defined]
 
 
 def _shape(job: Job) -> tuple[int, ...]:

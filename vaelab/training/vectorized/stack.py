@@ -116,10 +116,7 @@ class Stack:
         if not training:
             with torch.inference_mode():
                 return self._apart(self.measure(asked))
-        outcomes = self._apart(self._backward(*self._joined(asked)))
-        outcomes = [
-            ask.learn(outcome) if outcome.terms else outcome for ask, outcome in zip(asked, outcomes, strict=True)
-        ]
+        outcomes = learned_of(asked, self._apart(self._backward(*self._joined(asked))))
         self.optimizers.step()
         return outcomes
 
@@ -192,6 +189,11 @@ def learned_by(model: Model, batch: Batch, outcome: Outcome) -> Outcome:
     if outcome.terms and (seen := model.observe(batch, outcome.terms)) is not None:
         model.learn([seen])
     return outcome._replace(terms={})
+
+
+def learned_of(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Moves what learns without the optimiser, of each model by itself."""
+    return [ask.learn(outcome) if outcome.terms else outcome for ask, outcome in zip(asked, outcomes, strict=True)]
 
 
 def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
