@@ -168,6 +168,15 @@ def test_jobs_wait_for_room(train):
     assert len(list(Path("s").glob("*/checkpoints/best.ckpt"))) == 3
 
 
+def test_those_that_are_alike_have_room_together(train):
+    swept = ("seed=0,1", "model=vae,beta")  # of which Hydra's order has the seeds apart
+    result = train("-m", *swept, *DIGITS, TOGETHER, "hydra.launcher.width=2", "sweep.dir=s")
+    assert result.code == 0
+    assert not by_themselves(result.out)
+    names = [run.name for run in sorted(Path("s").glob("[0-9]-*"))]
+    assert names == ["0-vae-digits", "1-beta-digits", "2-vae-digits", "3-beta-digits"]  # numbered as ever
+
+
 def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, monkeypatch):
     monkeypatch.delattr("vaelab.training.vectorized.apart.Products.__torch_function__")
     given = ("-m", "model=vae", "optimizer.lr=0.001,0.002", "network.activation=tanh", *DIGITS)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ class VectorizedLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        works = [partial(self._job, *job) for job in enumerate(job_overrides, initial_job_idx)]
+        order = _alike_in_turn(job_overrides)
+        works = [partial(self._job, initial_job_idx + place, job_overrides[place]) for place in order]
         conductor = Conductor(self.settings.width, self.settings.exact)
         with _process_as_it_was():
             jobs = conductor.run(works)
@@ -61,7 +63,7 @@ class VectorizedLauncher(Launcher):
         for job in jobs:
             if job.error is not None:
                 raise job.error
-        return [job.result for job in jobs]
+        return [job.result for _, job in sorted(zip(order, jobs, strict=True), key=itemgetter(0))]
 
     def _check_loggers(self) -> None:
         """Raises UserError for a logger that knows one run of a process at a time."""
@@ -82,6 +84,23 @@ class VectorizedLauncher(Launcher):
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
+
+
+def _alike_in_turn(job_overrides: Sequence[Sequence[str]]) -> list[int]:
+    """Returns the jobs' places, those together that differ in numbers alone: `width` takes neighbours at a time."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for place, overrides in enumerate(job_overrides):
+        kind = tuple(key if _is_number(value) else word for word in overrides for key, _, value in [word.partition("=")])
+        kinds.setdefault(kind, []).append(place)
+    return [place for places in kinds.values() for place in places]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
