@@ -100,6 +100,7 @@ CASES = {
     "optimizer=" + "z" * 300: ("optimizer=",),
     "optimizer.x=" + "y" * 300: ("optimizer.x",),
     "run.name=null": ("run.name=None",),
+    "run.name=7": ("run.name=7: must be a string: quote it, as in 'run.name=\"7\"'",),
     # a number beyond its type, or beyond sense
     "model.latent_dim=1" + "0" * 300: ("model.latent_dim=1", "less than"),
     "+optimizer.eps=1" + "0" * 300: ("optimizer.eps",),

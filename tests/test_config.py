@@ -7,9 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vaelab.core import config as checks
 from vaelab.core.conf import CONF
-from vaelab.core.config import build, check
+from vaelab.core.config import build, check, values
 from vaelab.core.errors import UserError
 from vaelab.nn import networks
 from vaelab.nn.schedules import Progress
@@ -181,7 +180,7 @@ def test_plain_values_are_nobodys_to_check():
 
 def test_what_checks_a_type_is_made_once(monkeypatch):
     check(BETA, "model")
-    monkeypatch.setattr(checks, "TypeAdapter", None)
+    monkeypatch.setattr(values, "TypeAdapter", None)
     check(BETA, "model")
     assert "latent_dim=0" in refusal(BETA | {"latent_dim": 0}, "model")
 

@@ -18,7 +18,7 @@ ROOMS = (
 LIGHTNING = ("models/module.py", "datasets/base.py", "training/", "sweeps/")
 PRIVATE = ("training/loop.py",)
 """The one file that knows private parts of Lightning."""
-HYDRA = ("core/config.py", "runs/", "sweeps/", "commands/")
+HYDRA = ("core/config/", "runs/", "sweeps/", "commands/")
 FILES = ("runs/",)
 """Where the names of files in a run folder stand."""
 NAMES = ("config.yaml", "summary.json", "metrics.csv", "kl_per_dim.csv", "code_counts.csv", "run.log", "output.txt",
