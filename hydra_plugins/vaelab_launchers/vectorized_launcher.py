@@ -90,7 +90,9 @@ def _alike_in_turn(job_overrides: Sequence[Sequence[str]]) -> list[int]:
     """Returns the jobs' places, those together that differ in numbers alone: `width` takes neighbours at a time."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for place, overrides in enumerate(job_overrides):
-        kind = tuple(key if _is_number(value) else word for word in overrides for key, _, value in [word.partition("=")])
+        kind = tuple(
+            key if _is_number(value) else word for word in overrides for key, _, value in [word.partition("=")]
+        )
         kinds.setdefault(kind, []).append(place)
     return [place for places in kinds.values() for place in places]
 
