@@ -19,7 +19,7 @@ from tests.test_resume import Stop
 from vaelab.cli import main
 from vaelab.datasets import Folder
 from vaelab.datasets.prepared import PreparedSplit
-from vaelab.datasets.prepared_file import read_header
+from vaelab.datasets.prepared.file import read_header
 
 FAKE = ("dataset=fake", "dataset.image_shape=[1,8,8]", "dataset.size=96")
 
@@ -174,7 +174,7 @@ def test_a_full_disk_is_told_before_anything_is_read(data, monkeypatch, tmp_path
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
-    monkeypatch.setattr("vaelab.datasets.prepared_file.write", lambda *_: pytest.fail("it was written"))
+    monkeypatch.setattr("vaelab.datasets.prepared.file.write", lambda *_: pytest.fail("it was written"))
     refused(data("prepare", *FAKE, "out=x"), "out=x", "free")
     assert list(tmp_path.iterdir()) == []
 
@@ -198,15 +198,15 @@ def test_two_at_once_are_refused_and_what_a_killed_one_left_is_reused(data):
 
 
 def test_an_interruption_leaves_nothing(data, monkeypatch, tmp_path):
-    from vaelab.datasets import prepared_file
+    from vaelab.datasets.prepared import file
 
     def stopped(*arguments):
         yield next(whole(*arguments))
         assert (tmp_path / "x.tmp").stat().st_size > 96 * 64
         raise KeyboardInterrupt
 
-    whole = prepared_file.write
-    monkeypatch.setattr(prepared_file, "write", stopped)
+    whole = file.write
+    monkeypatch.setattr(file, "write", stopped)
     assert data("prepare", *FAKE, "out=x")[0] == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,8 @@ import vaelab.models.vae
 from tests.conftest import once
 from vaelab.core.conf import CONF
 from vaelab.core.errors import Stopped
-from vaelab.datasets.splits import IndexBatches, TensorSplit, batch_bounds, epoch_order, rank_slice
+from vaelab.datasets.loaders import IndexBatches, batch_bounds, epoch_order, rank_slice
+from vaelab.datasets.splits import TensorSplit
 from vaelab.nn.quantizers.learned import GradientCodebook
 from vaelab.nn.quantizers.several import ResidualVQ
 from vaelab.training.fit import prepare

@@ -25,7 +25,7 @@ from vaelab.core.config import build
 from vaelab.core.errors import UserError
 from vaelab.core.terminal import plain
 from vaelab.datasets.prepared import PreparedSplit
-from vaelab.datasets.prepared_file import MAGIC, PARTS, PREFIX, VERSION, read_header
+from vaelab.datasets.prepared.file import MAGIC, PARTS, PREFIX, VERSION, read_header
 from vaelab.nn.networks import MLP
 from vaelab.runs import Files, gate, read_config, write_config
 from vaelab.runs.model import with_weights

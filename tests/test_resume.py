@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 import vaelab.training.callbacks
-from vaelab.datasets.splits import ResidentLoader
+from vaelab.datasets.loaders import ResidentLoader
 from vaelab.training import launch
 from vaelab.training.callbacks import last
 from vaelab.training.loop import ended_inside

@@ -31,9 +31,9 @@ from common import Row, arguments, compare, fresh_process, interleave, parse, sa
 from lab import train
 
 from vaelab.datasets import Folder, Prepared
+from vaelab.datasets.loaders import epoch_order
 from vaelab.datasets.prepared import PreparedSplit, block_order
-from vaelab.datasets.prepared_file import MIB, PARTS, read_header
-from vaelab.datasets.splits import epoch_order
+from vaelab.datasets.prepared.file import MIB, PARTS, read_header
 
 BATCH, SIDE = 128, 32
 

@@ -10,7 +10,7 @@ from PIL import Image
 from vaelab.core.errors import UserError
 from vaelab.datasets import Folder
 from vaelab.datasets.files import FileSplit
-from vaelab.datasets.splits import IndexBatches, streaming_loader
+from vaelab.datasets.loaders import IndexBatches, streaming_loader
 
 
 def write(path, colour=(0, 0, 0), size=(12, 10), **options):

@@ -11,9 +11,9 @@ import torch
 
 from vaelab.core.errors import UserError
 from vaelab.datasets import Batch, Prepared, TensorSplit
+from vaelab.datasets.loaders import IndexBatches, epoch_order
 from vaelab.datasets.prepared import PreparedSplit, block_order
-from vaelab.datasets.prepared_file import PREFIX, layout, read_header, write
-from vaelab.datasets.splits import IndexBatches, epoch_order
+from vaelab.datasets.prepared.file import PREFIX, layout, read_header, write
 
 SHAPE = (3, 5, 4)
 

@@ -4,16 +4,8 @@ import pytest
 import torch
 
 from vaelab.datasets.classes import PartlyLabelled
-from vaelab.datasets.splits import (
-    Batch,
-    IndexBatches,
-    Newest,
-    ResidentLoader,
-    TensorSplit,
-    batch_bounds,
-    epoch_order,
-    streaming_loader,
-)
+from vaelab.datasets.loaders import IndexBatches, Newest, ResidentLoader, batch_bounds, epoch_order, streaming_loader
+from vaelab.datasets.splits import Batch, TensorSplit
 
 
 def indices(batches):

@@ -88,7 +88,7 @@ def _write(out: Path, splits: Any, about: dict[str, Any]) -> None:
 
     from vaelab import __version__
     from vaelab.datasets.files import FileSplit
-    from vaelab.datasets.prepared_file import layout, write
+    from vaelab.datasets.prepared.file import layout, write
 
     for split in splits:
         if isinstance(split, FileSplit):
@@ -143,7 +143,7 @@ def _lock(file: BinaryIO, out: Path, partial: Path) -> None:
 def _check(name: str) -> int:
     """Runs `vaelab data check`: reads all of a file. Returns the exit code."""
     from vaelab.datasets.prepared import PreparedSplit
-    from vaelab.datasets.prepared_file import PARTS, read_header
+    from vaelab.datasets.prepared.file import PARTS, read_header
 
     path = Path(name).expanduser()
     try:

@@ -17,18 +17,9 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Portion, PositiveInt, Real, Seed
-from vaelab.datasets.classes import PartlyLabelled, balanced_order, chosen, labels_of, mixed_order, without
-from vaelab.datasets.splits import (
-    WHITE,
-    IndexBatches,
-    Newest,
-    ResidentLoader,
-    Split,
-    TensorSplit,
-    epoch_order,
-    streaming_loader,
-    unit,
-)
+from vaelab.datasets.classes import balanced_order, chosen, labels_of, mixed_order, told, without
+from vaelab.datasets.loaders import IndexBatches, Newest, ResidentLoader, epoch_order, free_memory, streaming_loader
+from vaelab.datasets.splits import Split, TensorSplit, drawn_once, gather, moments, unit
 from vaelab.nn.augment import Augment
 from vaelab.nn.likelihoods.columns import Column
 
@@ -180,11 +171,7 @@ class ImageData(pl.LightningDataModule):
         if self.binarize == "static":
             if not isinstance(split, TensorSplit):
                 raise UserError("dataset.binarize=static needs the images in memory; use binarize=dynamic or threshold")
-            noise = torch.Generator().manual_seed(self.seed)
-            images, white = torch.empty(split.images.shape, dtype=torch.uint8), WHITE[split.images.dtype]
-            for part, out in zip(split.images.split(4096), images.split(4096), strict=True):
-                torch.mul(torch.rand(part.shape, generator=noise) * white < part, 255, out=out)
-            split = TensorSplit(images, split.labels, split.factors)
+            split = drawn_once(split, self.seed)
         return split
 
     @property
@@ -210,16 +197,8 @@ class ImageData(pl.LightningDataModule):
     @cached_property
     def _moments(self) -> tuple[Tensor, float]:
         index = torch.linspace(0, len(self.train) - 1, min(len(self.train), MOMENTS_SAMPLE)).long()
-        count, total = torch.zeros(2, *self.shape, dtype=torch.float64)
-        squares = 0.0
-        for part in index.split(max(1, min(1000, MOMENTS_VALUES // math.prod(self.shape)))):
-            x = self.as_model_sees(self.train.batch(part)).images.cpu().double()
-            count += len(x) - x.isnan().sum(0)
-            total += x.nansum(0)
-            squares += x.square().nansum().item()
-        mean = total / count.clamp_min(1)
-        variance = (squares - (count * mean.square()).sum().item()) / max(1.0, count.sum().item())
-        return mean.float(), max(variance, 0.0) ** 0.5
+        parts = index.split(max(1, min(1000, MOMENTS_VALUES // math.prod(self.shape))))
+        return moments(self.as_model_sees(self.train.batch(part)).images.cpu() for part in parts)
 
     def sample_batch(self, count: int, device: torch.device) -> Batch:
         """Takes `count` images as the model sees them, always the same: of validation, or else of training."""
@@ -326,7 +305,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"dataset: {len(split)} images cannot be dealt out to {self.trainer.world_size} processes")
         device = self.trainer.strategy.root_device
         resident = isinstance(split, TensorSplit) or not split.nbytes
-        if resident and self.storage != "stream" and split.nbytes <= _free_memory(device) // 2:
+        if resident and self.storage != "stream" and split.nbytes <= free_memory(device) // 2:
             split = split.to(device)
 
             def placed() -> tuple[Tensor, int]:
@@ -342,13 +321,13 @@ class ImageData(pl.LightningDataModule):
             size = 4 * math.prod(self.shape) * self.batch_size
             ahead = 1 if device.type == "cpu" else max(1, READ_AT_ONCE // size)
             seen = None if drawn else self.as_model_sees
-            return split, ResidentLoader(_seen(split, known, device), batches, seen, ahead, self.newest)
+            return split, ResidentLoader(told(split, known, device), batches, seen, ahead, self.newest)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError(
                 "trainer.overfit_batches is for data in memory: use dataset.storage=resident, or leave it out"
             )
         batches = self._dealt[part] = self._batches(split, order, steps)
-        return split, streaming_loader(_seen(split, known), batches, self.num_workers, pin_memory=device.type == "cuda")
+        return split, streaming_loader(told(split, known), batches, self.num_workers, pin_memory=device.type == "cuda")
 
     def _batches(self, split: Split, order: Any, steps: Any) -> IndexBatches:
         assert self.trainer is not None
@@ -364,28 +343,3 @@ class ImageData(pl.LightningDataModule):
         if self._as_seen.get(part):
             return batch
         return self.as_model_sees(batch, self.augment if part == "train" else None)
-
-
-def _seen(split: Split, known: Tensor | None, device: torch.device | str = "cpu") -> Split:
-    """Returns a split as training sees it: without the labels of images that are not `known`, [N] bool; None: all."""
-    return split if known is None else PartlyLabelled(split, known.to(device))
-
-
-def gather(split: Split) -> TensorSplit:
-    """Reads a whole split into memory, with a progress bar if it takes long."""
-    from tqdm import tqdm
-
-    parts = torch.arange(len(split)).split(256)
-    bar = tqdm(parts, desc="reading images", unit="batch", delay=2, leave=False, disable=None)
-    images, labels, factors = zip(*(split.batch(part)[:3] for part in bar), strict=True)
-    return TensorSplit(
-        torch.cat(images),
-        None if labels[0] is None else torch.cat(labels),
-        None if factors[0] is None else torch.cat(factors),
-    )
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

@@ -146,3 +146,8 @@ class PartlyLabelled:
 
     def to(self, device: torch.device) -> PartlyLabelled:
         return PartlyLabelled(self.split.to(device), self.known.to(device))
+
+
+def told(split: Split, known: Tensor | None, device: torch.device | str = "cpu") -> Split:
+    """Returns a split as training sees it: without the labels of images that are not `known`, [N] bool; None: all."""
+    return split if known is None else PartlyLabelled(split, known.to(device))

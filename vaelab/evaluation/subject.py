@@ -58,7 +58,7 @@ class Section(NamedTuple):
 class Part(NamedTuple):
     """A set of images with a name, by which their noise is seeded.
 
-    split: anything with the methods of `vaelab.datasets.splits.Split`.
+    split: anything with the methods of `vaelab.datasets.Split`.
     """
 
     name: str

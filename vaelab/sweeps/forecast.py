@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from vaelab import runs
 from vaelab.core.config import build
 from vaelab.core.errors import DivergenceError, Stopped, UserError
-from vaelab.datasets.splits import batch_bounds
+from vaelab.datasets.loaders import batch_bounds
 from vaelab.nn.schedules import ENDLESS, Progress
 from vaelab.sweeps.timing import FOREVER, synchronise
 from vaelab.training.checks import check_run

@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 from vaelab.core.batch import Batch
 from vaelab.core.randomness import Generators, kept_generators
 from vaelab.datasets.base import ImageData
-from vaelab.datasets.splits import Newest
+from vaelab.datasets.loaders import Newest
 from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.loop import LeanLoop

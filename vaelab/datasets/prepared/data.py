@@ -1,6 +1,6 @@
 """Images in one file that is read where it lies: a data set may be larger than the memory.
 
-`prepared_file` says what is in it.
+`file` says what is in it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveFloat
 from vaelab.datasets.base import ImageData
-from vaelab.datasets.prepared_file import AGAIN, MIB, PARTS, checksum, opened, read_header
-from vaelab.datasets.splits import Batch, Split, epoch_order
+from vaelab.datasets.loaders import epoch_order
+from vaelab.datasets.prepared.file import AGAIN, MIB, PARTS, checksum, opened, read_header
+from vaelab.datasets.splits import Batch, Split
 
 
 @dataclass(kw_only=True, eq=False)
