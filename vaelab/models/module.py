@@ -126,7 +126,7 @@ class Model(Variant, pl.LightningModule):
         Like the order of the batches, the noise is then a function of the place in the run: a
         resumed run draws the same, and validation in between changes nothing.
         """
-        if self.trainer.training:
+        if self.training:
             batch_idx = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             self._seed_noise(1 + self.trainer.current_epoch, batch_idx)
         return batch
@@ -166,12 +166,12 @@ class Model(Variant, pl.LightningModule):
         weight = batch.weight * (1.0 if batch.share is None else batch.share.weight)
         return outcome.loss if weight == 1 else outcome.loss * weight
 
-    @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Moves what learns without the optimiser: after the backward pass, once per optimiser step."""
         if self.observed:
             observed, self.observed = self.observed, []
-            self.learn(observed)
+            with torch.no_grad():
+                self.learn(observed)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._report_if_due()

@@ -253,6 +253,17 @@ class LeanLoop(_TrainingEpochLoop):
                 self._decline("is not for a model that logs from its steps")
         progress.increment_completed()
 
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """Ends a step; where nothing can be due after it, Lightning is not asked whether something is."""
+        trainer, every = self.trainer, self.trainer.val_check_batch
+        due = self.batch_progress.is_last_batch or trainer.should_stop or trainer.received_sigterm
+        due = due or self._skip_next_val or trainer._val_check_time_interval is not None or not isinstance(every, int)
+        count = self.total_batch_idx if trainer.check_val_every_n_epoch is None else self.batch_idx
+        if due or not self.lean or (count + 1) % every == 0:
+            super().on_advance_end(data_fetcher)
+        else:
+            self._batches_that_stepped += 1
+
     def _step(self, batch: Any, batch_idx: int) -> None:
         """Takes a step: forward, backward and the optimiser's step, as in Lightning's automatic optimisation.
 
