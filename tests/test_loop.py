@@ -53,11 +53,14 @@ def weights(result):
     return torch.load(result.run / "checkpoints/last.ckpt", weights_only=True)
 
 
+EARLY = "{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/elbo, mode: min, patience: 1}"
+OFTEN = ("trainer.val_check_interval=2", "trainer.min_epochs=0", "trainer.min_steps=7")
 SETTINGS = {
     **{name: [f"model={name}"] for name in VARIANTS},
     "validation inside an epoch": ["trainer.val_check_interval=2"],
     "clipping": ["trainer.gradient_clip_val=0.5"],
     "steps": ["trainer.max_steps=4", "trainer.max_epochs=-1"],
+    "stopped early, with steps to go": [f"+callbacks.stop={EARLY}", "dataset.batch_size=8", *OFTEN],
     "few batches": ["trainer.limit_train_batches=2"],
     "averaged weights": ["averaging=ema"],
     "learning rate": ["lr_schedule=plateau", "schedule=warmup"],

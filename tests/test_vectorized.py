@@ -18,7 +18,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from hydra_plugins.vaelab_launchers.vectorized_launcher import VectorizedLauncher
 from tests.recorded import RecordedGraph
 from vaelab.training.vectorized import conductor
 from vaelab.training.vectorized.alike import difference
@@ -175,6 +177,20 @@ def test_those_that_are_alike_have_room_together(train):
     assert not by_themselves(result.out)
     names = [run.name for run in sorted(Path("s").glob("[0-9]-*"))]
     assert names == ["0-vae-digits", "1-beta-digits", "2-vae-digits", "3-beta-digits"]  # numbered as ever
+
+
+def test_results_come_in_the_order_of_the_jobs(monkeypatch, tmp_path):
+    """A search tells the model of its space what came of each trial."""
+
+    def run(self, works):
+        return [SimpleNamespace(result=work.args, error=None) for work in works]
+
+    monkeypatch.setattr(conductor.Conductor, "run", run)
+    launcher = VectorizedLauncher(width=2)
+    hydra = {"hydra_logging": None, "verbose": False, "sweep": {"dir": str(tmp_path)}}
+    launcher.setup(hydra_context=None, task_function=None, config=OmegaConf.create({"logger": {}, "hydra": hydra}))  # type: ignore[arg-type]
+    jobs = [["seed=0", "model=vae"], ["seed=0", "model=beta"], ["seed=1", "model=vae"], ["seed=1", "model=beta"]]
+    assert launcher.launch(jobs, 4) == [(4 + place, job) for place, job in enumerate(jobs)]
 
 
 def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from vaelab.datasets.classes import PartlyLabelled
 from vaelab.datasets.loaders import IndexBatches, Newest, ResidentLoader, batch_bounds, epoch_order, streaming_loader
-from vaelab.datasets.splits import Batch, TensorSplit
+from vaelab.datasets.splits import Batch, TensorSplit, moments
 
 
 def indices(batches):
@@ -15,6 +15,17 @@ def indices(batches):
 def tensor_split(count=50):
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).clone()
     return TensorSplit(images, torch.arange(count) % 3, torch.arange(count)[:, None])
+
+
+def test_moments_are_those_of_the_values_that_are_there():
+    torch.manual_seed(0)
+    images = 3 + 2 * torch.randn(500, 1, 2, 3)
+    images[torch.rand(images.shape) < 0.2] = torch.nan
+    mean, spread = moments(images.split(130))
+    expected = images.double().nanmean(0)
+    torch.testing.assert_close(mean, expected.float())
+    assert spread == pytest.approx((images - expected).square().nanmean().sqrt().item(), rel=1e-6)
+    assert moments(torch.ones(4, 1, 2, 2).split(2))[1] == 0
 
 
 def test_epoch_order_is_a_permutation_and_a_function_of_its_arguments():
