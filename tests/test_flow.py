@@ -11,6 +11,7 @@ from tests.correlated import LATENTS, Correlated, seeded
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.evaluation.metrics.likelihood import importance_weighted, mean_and_error
+from vaelab.nn import flows
 from vaelab.nn.posteriors.flow import Flow, Spline
 from vaelab.nn.priors import StandardNormal
 
@@ -127,6 +128,22 @@ def test_every_gaussian_variant_takes_it(train, model):
     result = train(f"model={model}", "posterior=flow", "trainer.max_epochs=1")
     assert result.code == 0, result.err
     assert all(math.isfinite(value) for value in result.series("train/kl"))
+
+
+@pytest.mark.parametrize("bins", [None, 4])
+def test_a_single_latent_has_no_others_to_be_a_function_of(bins):
+    flow = flows.Flow("prior=flow", 1, 2, [8], bins=bins)
+    z = torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
+    same, log_det = flow.carry(z)
+    torch.testing.assert_close(same, z)  # the identity at first
+    torch.testing.assert_close(log_det, torch.zeros(5), atol=1e-5, rtol=0)
+    for weight in flow.parameters():
+        torch.nn.init.constant_(weight, 0.3)
+    moved, log_det = flow.carry(z)
+    assert not torch.allclose(moved, z)
+    back, inverse = flow.back(moved)
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(inverse, -log_det)
 
 
 def test_without_zuko_the_remedy_is_said(monkeypatch):

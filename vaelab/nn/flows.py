@@ -51,9 +51,9 @@ class Flow(nn.ModuleList):
             sizes: Any = {"features": latent_dim, "context": context_dim, "passes": passes, "order": order}
             how: Any = {"univariate": partial(kind, slope=LEAST_SCALE), "shapes": numbers}
             transform: Any = MaskedAutoregressiveTransform(**sizes, **how, hidden_features=hidden_dims)
-            last = transform.hyper[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            last = getattr(transform, "hyper", [transform])[-1]  # a single latent without context has no network
+            for weight in last.parameters():
+                nn.init.zeros_(weight)
             self.append(transform)
             order = order.flip(0)
 

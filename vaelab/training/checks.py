@@ -201,6 +201,14 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
             f"dataset.pixel_range={[low, high]} with noise of width {scale:g} (likelihood): the KL hardly counts "
             "beside the reconstruction: widen the noise in proportion, or use likelihood=gaussian_learned"
         )
+    head: Any = getattr(model, "posterior", None)
+    prior = model.prior
+    if prior is not None and prior.of_posteriors and getattr(head, "passes", 1) > 2:
+        found.append(
+            f"prior={target_names().get(config['prior']['_target_'], 'its own')}: every step runs the posterior's flow "
+            f"backwards for each of its pseudo-inputs, in {head.passes} passes: fewer prior.components, or "
+            "posterior.passes=2"
+        )
     if isinstance(model, BetaVAE) and config["model"]["beta"] == 1:
         found.append("model.beta=1: the objective is that of model=vae")
     restarts = (config["codebook"] or {}).get("restart_after", "none of its own")

@@ -89,6 +89,8 @@ class FlowHead(Head):
     """
 
     kind: type[FlowPosterior] = FlowPosterior
+    passes = 1
+    """How many it takes to run each transform backwards."""
     transforms: flows.Flow
 
     def __init__(self, latent_dim: PositiveInt, context_dim: PositiveInt):
@@ -134,6 +136,7 @@ class Flow(FlowHead):
         passes: PositiveInt | None,
     ):
         super().__init__(latent_dim, context_dim)
+        self.passes = passes or latent_dim
         self.transforms = flows.Flow("posterior=flow", latent_dim, transforms, hidden_dims, context_dim, passes)
 
 
@@ -172,4 +175,5 @@ class Spline(FlowHead):
         bins: Bins,
     ):
         super().__init__(latent_dim, context_dim)
+        self.passes = passes or latent_dim
         self.transforms = flows.Flow("posterior=spline", latent_dim, transforms, hidden_dims, context_dim, passes, bins)
