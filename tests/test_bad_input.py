@@ -100,6 +100,14 @@ CASES = {
     "optimizer=" + "z" * 300: ("optimizer=",),
     "optimizer.x=" + "y" * 300: ("optimizer.x",),
     "run.name=null": ("run.name=None",),
+    "model=tcvae dataset.batch_size=1": (
+        "dataset.batch_size=1: TCVAE compares the images of a batch: give at least 2",
+    ),
+    "model=dip dataset.batch_size=1": ("give at least 2",),
+    "model=factor dataset.batch_size=1": ("give at least 2",),
+    "model=infovae dataset.batch_size=1": ("give at least 2",),
+    "model=wae dataset.batch_size=1": ("give at least 2",),
+    "model=svae posterior=diagonal prior=standard": ("model=svae has latents on a sphere", "or model=vae"),
     "run.name=7": ("run.name=7: must be a string: quote it, as in 'run.name=\"7\"'",),
     # a number beyond its type, or beyond sense
     "model.latent_dim=1" + "0" * 300: ("model.latent_dim=1", "less than"),
@@ -175,6 +183,10 @@ def test_an_accelerator_that_is_not_there_is_named_with_the_remedy(train, monkey
             "model.num_embeddings=200: the codes start on the 128 vectors of a batch",
         ),
         (["likelihood=gaussian", "dataset.pixel_range=[0,255]"], "dataset.pixel_range=[0.0, 255.0]"),
+        (
+            ["posterior=flow", "prior=vamp", "prior.components=2", "model.latent_dim=3"],
+            "prior=vamp: every step runs the posterior's flow backwards for each of its pseudo-inputs, in 3 passes",
+        ),
     ],
 )
 def test_what_is_hardly_meant_is_trained_with_a_warning(train, arguments, words):

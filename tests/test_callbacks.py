@@ -135,6 +135,13 @@ def test_the_bar_can_be_switched_off(train):
     assert "step" not in quiet.err
 
 
+def test_the_last_line_is_of_the_epoch_that_was_trained(train):
+    err = train("trainer.max_steps=2").err  # of three
+    assert "epoch 1/2 step 2" in err
+    assert "epoch 2" not in err
+    assert "epoch 2/2 step 6" in train().err
+
+
 class Window(pl.Callback):
     """Compares the gradient that the optimiser sees with that of the mean over the images of its step."""
 

@@ -58,6 +58,14 @@ def test_training_is_solid_validation_is_dashed_and_the_legend_says_so():
     assert [line.is_dashed() for line in legend.get_lines()] == [False, True]
 
 
+def test_points_of_a_single_epoch_are_told_apart_by_the_legend():
+    axes = curves.training(rows_of(range(1))).axes[0]
+    assert "D" in [line.get_marker() for line in axes.get_lines()]
+    assert "D" in [line.get_marker() for line in axes.get_legend().get_lines()]
+    lines = curves.training(rows_of(range(3))).axes[0].get_legend().get_lines()
+    assert not any(line.get_marker() for line in lines)
+
+
 def test_a_run_without_validation_has_no_word_of_it():
     figure = curves.training(rows_of(range(3), parts=("train",)))
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["training"]

@@ -344,3 +344,12 @@ def test_what_a_command_imports_is_not_searched_for_cycles_again_and_again(comma
     kept = [[] for _ in range(20_000)]
     assert searches() - before <= 3
     assert len(kept) == 20_000
+
+
+def test_a_folder_of_other_things_is_left_as_it_was(train, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    result = train("run.dir=mine")
+    assert result.code == 2
+    assert "run.dir=mine is not empty" in result.err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]

@@ -56,6 +56,21 @@ def size(path: Path) -> tuple[int, int]:
 # --- what is written --------------------------------------------------------------------------
 
 
+def test_images_are_not_mixed_with_other_files(run, tmp_path):
+    folder = run("vae")
+    refused(run.command("sample", f"out={folder}/checkpoints"), "this folder is not empty")
+    (tmp_path / "new").mkdir()
+    assert run.command("sample", "out=new", "n=3")[0] == 0
+    assert len(list(Path("new").iterdir())) == 3
+    refused(run.command("sample", "out=new", "n=3"), "out=new: this folder is not empty")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder in which nothing can be made")
+def test_a_folder_that_cannot_be_made_is_named(run):
+    run("vae")
+    refused(run.command("sample", "out=/proc/nowhere", "n=3"), "out=/proc/nowhere: it cannot be made")
+
+
 @pytest.mark.parametrize("word", COMMANDS)
 def test_a_figure_goes_into_the_run_folder_or_where_out_says(run, word):
     folder = run("vae")

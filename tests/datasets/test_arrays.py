@@ -193,6 +193,15 @@ def test_a_file_that_is_no_array_is_named(tmp_path, name, content):
         opened(tmp_path / name)
 
 
+def test_what_is_no_array_is_told_from_an_array_of_objects(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"garbage")
+    with pytest.raises(UserError, match="it is no file of NumPy's"):
+        opened(tmp_path / "x.npy")
+    np.save(tmp_path / "y.npy", np.array([None] * 9), allow_pickle=True)
+    with pytest.raises(UserError, match="it holds Python objects"):
+        opened(tmp_path / "y.npy")
+
+
 def test_labels_of_other_axes_or_words_end_without_a_traceback(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, values(9, 3, 8, 3))

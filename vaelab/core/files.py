@@ -13,6 +13,14 @@ from typing import Any
 from vaelab.core.errors import UserError
 
 
+def unreadable(error: Exception) -> str:
+    """Says in a few words why NumPy could not read a file of arrays, given what it raised."""
+    text = str(error).strip()
+    if "pickled" in text:  # what begins otherwise than its own files
+        return "it is no file of NumPy's"
+    return "it holds Python objects" if "bject" in text else text.split("\n")[0][:150]
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; that file takes the place of `path` at the end of the block.

@@ -244,7 +244,7 @@ def _line(axes: Any, x: np.ndarray, y: np.ndarray, name: str, part: str, label: 
         color=style.COLOURS.get(name, style.GREY),
         linestyle=line_style,
         linewidth=1.4,
-        marker=("D" if part == "val" else "o") if len(alone) else "",
+        marker=MARKER_OF[part] if len(alone) else "",
         markersize=4,
         markevery=alone.tolist(),
         label=label,
@@ -272,14 +272,26 @@ def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
     from matplotlib.lines import Line2D
 
     parts = [part for part in series.parts(time) if any(name.startswith(f"{part}/") for row in rows for name in row)]
+    drawn = {line.get_marker() for line in axes.get_lines()}  # of a single epoch there are points alone
+    marks = [MARKER_OF[part] if MARKER_OF[part] in drawn else "" for part in parts]
     handles = [
-        Line2D([], [], color="black", linewidth=1.4, linestyle=style.LINES[LINE_OF[part]], label=PARTS[part])
-        for part in parts
+        Line2D(
+            *([], []),
+            color="black",
+            linewidth=1.4,
+            linestyle=style.LINES[LINE_OF[part]],
+            marker=mark,
+            markersize=4,
+            label=PARTS[part],
+        )
+        for part, mark in zip(parts, marks, strict=True)
     ]
     axes.legend(handles=handles, fontsize=8, loc="best", handlelength=2.6)
 
 
 LINE_OF = {"train": "train", "step": "train", "val": "val"}
+MARKER_OF = {"train": "o", "step": "o", "val": "D"}
+"""How a point without neighbours is drawn, which no line goes through."""
 
 
 def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:

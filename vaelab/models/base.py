@@ -54,6 +54,8 @@ class Variant(nn.Module):
     own_options: dict[str, dict[str, Any]] = {}
     """Options of the optimiser, such as `lr` and `betas`, of parts that have their own, by the part's name. All parts
     learn in one step: an adversary's terms are cut off from the weights of what it judges, and the reverse."""
+    least_batch = 1
+    """Images that a batch has at least: more than one where the objective compares those of a batch."""
     semi_supervised = False
     """Whether it learns from images whose label is -1, not known, beside others; `classify` then gives log q(y|x)."""
     layout: Layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from vaelab.core.errors import UserError
 from vaelab.core.types import PositiveInt, Shape
 from vaelab.models.base import Build
 from vaelab.models.vae import VAE
@@ -38,3 +39,8 @@ class SVAE(VAE):
     ):
         parts = posterior or VMF, prior or UniformSphere, condition
         super().__init__(shape, num_classes, network, likelihood, latent_dim, *parts, estimator)
+        if not self.prior.spherical:
+            raise UserError(
+                "posterior=, prior=: model=svae has latents on a sphere, and these are on none: posterior=vmf and "
+                "prior=sphere, or model=vae"
+            )

@@ -176,6 +176,11 @@ def build_model(config: dict[str, Any], data: ImageData) -> Any:
             raise
         raise UserError("model: it does not fit the memory; make it smaller (model.latent_dim, network)") from error
     model.likelihood.check(data.pixel_range)
+    if data.batch_size < model.least_batch:
+        raise UserError(
+            f"dataset.batch_size={data.batch_size}: {type(model).__name__} compares the images of a batch: "
+            f"give at least {model.least_batch}"
+        )
     if data.labelled is not None and not model.semi_supervised:
         raise UserError(
             f"dataset.labelled={data.labelled}: {type(model).__name__} does not learn from images with and without "

@@ -62,10 +62,14 @@ def _fault(error: Exception, run: Path) -> str:
 
 
 def discard_unused(run: Path) -> None:
-    """Removes a run's folder in which nothing was trained, unless another process is about to."""
-    if run.is_dir() and {*run.iterdir()} <= {Files(run).log}:
-        with suppress(UserError), _claimed(run, lock=True):
-            Files(run).log.unlink(missing_ok=True)
+    """Removes a run's folder in which nothing was trained, or of a folder of other things an empty log alone.
+
+    Nothing is removed where another process is about to train.
+    """
+    log = Files(run).log
+    if run.is_dir() and ({*run.iterdir()} <= {log} or (log.is_file() and not log.stat().st_size)):
+        with suppress(UserError, OSError), _claimed(run, lock=True):
+            log.unlink(missing_ok=True)
             run.rmdir()
 
 

@@ -255,7 +255,8 @@ class LeanLoop(_TrainingEpochLoop):
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         """Ends a step; where nothing can be due after it, Lightning is not asked whether something is."""
-        trainer, every = self.trainer, self.trainer.val_check_batch
+        trainer: Any = self.trainer
+        every = trainer.val_check_batch
         due = self.batch_progress.is_last_batch or trainer.should_stop or trainer.received_sigterm
         due = due or self._skip_next_val or trainer._val_check_time_interval is not None or not isinstance(every, int)
         count = self.total_batch_idx if trainer.check_val_every_n_epoch is None else self.batch_idx

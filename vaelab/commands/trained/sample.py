@@ -98,9 +98,6 @@ def _check_folder(kind: str, out: str, label: Any) -> None:
         raise UserError(f"class_folders=true: it is for a folder of images: out=FOLDER/, not out={out}")
     if label == UNKNOWN:
         raise UserError(f"class_folders=true: images of label={UNKNOWN} have no class: leave one of the two out")
-    path = Path(out).expanduser()
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"out={out}: this folder is not empty, and its images would be mixed up: name another")
 
 
 def _folders(classes: Classes) -> list[str]:
@@ -147,6 +144,8 @@ def _one_label(trained: Trained, asked: Options) -> Tensor | None:
     None where none is asked for, `all` of them, or nothing is to be told.
     """
     model = trained.model
+    if asked.label == UNKNOWN and model.told and model.condition.null is None:
+        raise UserError(f"label={UNKNOWN}: the model was always told one: train with condition.drop=0.1, say")
     words = [*["all"] * model.by_class, *[UNKNOWN] * (model.told and model.condition.null is not None)]
     return None if asked.label in words else viewing.label_of(trained, asked.label)
 

@@ -220,8 +220,8 @@ def kind_of(out: str | None) -> Literal["figure", "arrays", "folder", "table"]:
         return "table"
     path = Path(out).expanduser()
     if out.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
-        if path.is_dir() and any(path.glob("*.png")):
-            raise UserError(f"out={out}: there are images in this folder, which would be mixed up: name another")
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(f"out={out}: this folder is not empty, and its files would be mixed up: name another")
         return "folder"
     if path.suffix.lower() == ".npz":
         return "arrays"
@@ -274,6 +274,10 @@ Writer = tuple[Callable[["Tensor", "Tensor | None"], None], Callable[[], None]]
 def _folder(path: Path, folders: Sequence[str] | None) -> Writer:
     from vaelab.figures.pixels import save_png
 
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={path}: it cannot be made ({error.strerror}): name another folder") from error
     number = count()
 
     def keep(pixels: Tensor, labels: Tensor | None) -> None:

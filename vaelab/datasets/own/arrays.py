@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.errors import UserError
+from vaelab.core.files import unreadable
 from vaelab.core.pixels import to_unit
 from vaelab.core.types import PositiveInt, ProperFraction, Real, Shape
 from vaelab.core.words import counted
@@ -294,8 +295,9 @@ def _read(root: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        why = "it holds Python objects" if "allow_pickle" in str(error) else str(error).strip().split("\n")[0][:150]
-        raise UserError(f"dataset.root={root}: {why}\nsave numbers, with numpy.save or numpy.savez") from error
+        raise UserError(
+            f"dataset.root={root}: {unreadable(error)}\nsave numbers, with numpy.save or numpy.savez"
+        ) from error
     if len(arrays) == 1:
         return {"x": next(iter(arrays.values()))}
     if "x" not in arrays:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vaelab.core.errors import UserError
+from vaelab.core.files import unreadable
 
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "?"})
 """Texts that stand for a value that is missing."""
@@ -94,8 +95,7 @@ def _npz(file: Path, source: str) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        why = "it holds Python objects" if "allow_pickle" in str(error) else str(error).strip().split("\n")[0][:150]
-        raise UserError(f"{source}: {why}\nsave numbers or texts, with numpy.savez") from error
+        raise UserError(f"{source}: {unreadable(error)}\nsave numbers or texts, with numpy.savez") from error
     if "x" in columns and columns["x"].ndim == 2:
         x = columns.pop("x")
         names = [str(name) for name in columns.pop("columns", np.array([f"x{i}" for i in range(x.shape[1])]))]

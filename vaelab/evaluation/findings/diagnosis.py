@@ -198,13 +198,13 @@ def _diagnose_condition(f: dict[str, float]) -> list[Finding]:
 
     empty = bool(findings)  # z, which can then neither hold the class nor hold less
     if part(f.get("conditional/sample_accuracy", math.inf)) < LABEL_FOLLOWED:
-        smaller = "a smaller model.latent_dim or a larger beta, so that z cannot hold the class; more model.label_dim"
+        smaller = "a smaller model.latent_dim or a larger beta, so that z cannot hold the class; more condition.dim"
         findings.append(
             Finding(
                 "label_ignored",
                 f"{f['conditional/sample_accuracy']:.1%} of the samples show the class asked for (test "
                 f"images: {judge:.1%}, chance: {chance:.1%})",
-                "longer training; more model.label_dim" if empty else smaller,
+                "longer training; more condition.dim" if empty else smaller,
             )
         )
     in_z, guessed = f.get("conditional/label_in_z_accuracy", 0.0), f.get("conditional/label_in_z_chance", chance)

@@ -29,6 +29,7 @@ class DIPVAE(VAE):
     off_diagonal, diagonal: the weights, where no schedule sets them. moments: `means` or `draws`.
     """
 
+    least_batch = 2
     scalars = {"beta": 1.0, "off_diagonal": 0.0, "diagonal": 0.0}
     off_diagonal: Tensor
     diagonal: Tensor

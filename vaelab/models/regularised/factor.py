@@ -39,6 +39,7 @@ class FactorVAE(VAE):
     discriminator_lr, discriminator_betas: learning rate and moving averages of its own in the optimiser.
     """
 
+    least_batch = 2
     scalars = {"beta": 1.0, "gamma": 0.0}
     gamma: Tensor
 

@@ -33,6 +33,7 @@ class InfoVAE(VAE):
 
     monitor = "loss"
     best = "min"
+    least_batch = 2
     scalars = {"alpha": 0.0, "weight": 1.0}
     alpha: Tensor
     weight: Tensor

@@ -35,6 +35,7 @@ class TCVAE(VAE):
     alpha, beta, gamma: the weights, where no schedule sets them. sampling: `weighted` or `stratified`.
     """
 
+    least_batch = 2
     scalars = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
     alpha: Tensor
     gamma: Tensor

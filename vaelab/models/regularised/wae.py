@@ -33,6 +33,7 @@ class WAE(VAE):
 
     monitor = "loss"
     best = "min"
+    least_batch = 2
     scalars = {"weight": 1.0}
     weight: Tensor
 

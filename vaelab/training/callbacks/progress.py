@@ -56,16 +56,16 @@ class ProgressLine(ProgressBar):
     ) -> None:
         now = time.monotonic()
         if now - self.shown_at >= (REFRESH if self.terminal else REFRESH_FILE):
-            self._show(trainer, pl_module)
+            self._show(trainer, pl_module, trainer.current_epoch + 1)
             self.shown_at = now
 
-    def _show(self, trainer: pl.Trainer, pl_module: Model) -> None:
+    def _show(self, trainer: pl.Trainer, pl_module: Model, epoch: int) -> None:
         if not self.enabled or not trainer.is_global_zero:
             return
         figures = {name: pl_module.latest[name] for name in in_order(list(pl_module.latest)) if metric(name).brief}
         words = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        place = f"epoch {min(trainer.current_epoch + 1, epochs or 10**9)}/{epochs or '?'}"
+        place = f"epoch {epoch}/{epochs or '?'}"
         if self.terminal:
             self.bar.set_description_str(place, refresh=False)
             self.bar.set_postfix_str(words, refresh=False)
@@ -76,7 +76,7 @@ class ProgressLine(ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Model) -> None:
         if self.enabled and trainer.is_global_zero:
-            self._show(trainer, pl_module)
+            self._show(trainer, pl_module, max(1, trainer.current_epoch))  # one that was cut short is counted by now
             self.bar.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
