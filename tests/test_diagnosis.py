@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from vaelab.core.conf import CONF
 from vaelab.evaluation.findings import curves
 from vaelab.evaluation.findings.diagnosis import diagnose_evaluation, diagnose_schedules, diagnose_training, verdicts
 
@@ -103,6 +104,8 @@ def test_remedies_of_a_label_do_not_speak_against_those_of_an_empty_z():
     found = {f.code: f for f in diagnose_evaluation(HEALTHY | ill | {"likelihood/kl": 1e-7}, SUBJECT)}
     assert "label_in_z" not in found
     assert "larger beta" not in found["label_ignored"].remedy
+    assert "more condition.dim" in found["label_ignored"].remedy  # a key of every model that is told a class
+    assert "\ndim: " in (CONF / "condition/label.yaml").read_text()
 
 
 def test_a_codebook_is_in_one_state():

@@ -274,16 +274,9 @@ def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
     parts = [part for part in series.parts(time) if any(name.startswith(f"{part}/") for row in rows for name in row)]
     drawn = {line.get_marker() for line in axes.get_lines()}  # of a single epoch there are points alone
     marks = [MARKER_OF[part] if MARKER_OF[part] in drawn else "" for part in parts]
+    look: dict[str, Any] = {"color": "black", "linewidth": 1.4, "markersize": 4}
     handles = [
-        Line2D(
-            *([], []),
-            color="black",
-            linewidth=1.4,
-            linestyle=style.LINES[LINE_OF[part]],
-            marker=mark,
-            markersize=4,
-            label=PARTS[part],
-        )
+        Line2D([], [], **look, linestyle=style.LINES[LINE_OF[part]], marker=mark, label=PARTS[part])
         for part, mark in zip(parts, marks, strict=True)
     ]
     axes.legend(handles=handles, fontsize=8, loc="best", handlelength=2.6)

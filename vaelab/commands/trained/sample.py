@@ -93,7 +93,7 @@ def job(config: Any) -> Path:
 
 
 def _check_folder(kind: str, out: str, label: Any) -> None:
-    """Raises UserError unless class folders can be made in `out`: a folder that is new or empty."""
+    """Raises UserError where class folders are no use: `out` is no folder, or the images have no class."""
     if kind != "folder":
         raise UserError(f"class_folders=true: it is for a folder of images: out=FOLDER/, not out={out}")
     if label == UNKNOWN:
