@@ -53,7 +53,7 @@ LAZY = {"posterior", "prior", "condition", "codebook", "optimizer", "checkpoint"
 """Sections that are built with what stands elsewhere."""
 SEVERAL = {"callbacks", "logger"}
 """Sections of several nodes by name."""
-IMPORTING = ("checkpoint", "lr_schedule", "averaging", "dataset", "logger", "model", "callbacks")
+IMPORTING = ("checkpoint", "lr_schedule", "averaging", "dataset", "logger", "model", "schedule", "callbacks")
 """Sections whose classes take a second to import, as they need Lightning: checked after the others. A model's parts
 stand before it, and what the callbacks refer to before them: what is wrong is named where the user set it."""
 
