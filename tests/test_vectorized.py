@@ -32,10 +32,16 @@ EPOCHS = ("dataset=digits", "trainer.max_epochs=2", "test=false", "accelerator=c
 DIGITS = (*EPOCHS, "trainer.max_epochs=1", "trainer.max_steps=10")
 
 
+def few(monkeypatch, jobs: int) -> None:
+    """Has so many jobs stacked on a processor, and no fewer."""
+    monkeypatch.setattr(conductor, "FEW", jobs)
+    monkeypatch.setattr(conductor, "FEW_EXACT", jobs)
+
+
 @pytest.fixture
 def train(train, monkeypatch):
     """Runs `vaelab train` in this process, without the options of other tests; two jobs are stacked here, too."""
-    monkeypatch.setattr(conductor, "FEW", 2)
+    few(monkeypatch, 2)
     return functools.partial(train, small=False)
 
 
@@ -143,11 +149,15 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
         same(run, Path("s") / run.name)
 
 
-def test_a_few_jobs_are_trained_by_themselves_on_a_processor(train, monkeypatch):
-    monkeypatch.setattr(conductor, "FEW", 3)
-    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
+@pytest.mark.parametrize(("exact", "least"), [("true", 3), ("false", 4)])
+def test_a_few_jobs_are_trained_by_themselves_on_a_processor(train, monkeypatch, exact, least):
+    monkeypatch.setattr(conductor, "FEW", 4)
+    monkeypatch.setattr(conductor, "FEW_EXACT", 3)
+    given = (*DIGITS, TOGETHER, f"hydra.launcher.exact={exact}")
+    result = train("-m", "model=vae", "seed=0,1", *given, "sweep.dir=s")
     assert result.code == 0
-    assert "0-vae-digits and 1-vae-digits: trained by themselves: a processor gains nothing by fewer" in result.out
+    why = f"trained by themselves: a processor gains nothing by fewer than {least} at once"
+    assert f"0-vae-digits and 1-vae-digits: {why}" in result.out
     assert len(list(Path("s").glob("*/checkpoints/last.ckpt"))) == 2
 
 
@@ -207,7 +217,7 @@ def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, mo
 @pytest.mark.parametrize("exact", ["true", "false"])
 def test_jobs_that_others_leave_behind_go_on_as_alone(train, monkeypatch, exact):
     """Two of four end after an epoch; the two that are left are too few, and step by themselves."""
-    monkeypatch.setattr(conductor, "FEW", 3)
+    few(monkeypatch, 3)
     given = (
         "-m",
         "model=vae",

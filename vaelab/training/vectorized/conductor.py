@@ -30,8 +30,8 @@ from vaelab.training.vectorized.turns import Job, own_streams
 
 LARGE = 150_000_000
 """Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
-FEW = 4
-"""Jobs from which on a stack gains on a CPU: torch.vmap takes as long over the step as two jobs alone."""
+FEW, FEW_EXACT = 4, 6
+"""Jobs from which on a stack is no slower on a CPU, with products of all at once and with each job's by themselves."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 SAID_EVERY = 10.0
 """Seconds between two lines about the progress."""
@@ -173,8 +173,8 @@ class Conductor:
             others = [(job, difference(first.model, job.model)) for job in self.jobs if job.model and job is not first]
             beside = [f"beside {job.title}, {reason}" for job, reason in others if reason]
             return f"no other model is like its own{f' ({beside[0]})' if beside else ''}"
-        if first.model.device.type == "cpu" and len(jobs) < FEW:
-            return f"a processor gains nothing by fewer than {FEW} at once"
+        if first.model.device.type == "cpu" and len(jobs) < (few := FEW_EXACT if self.exact else FEW):
+            return f"a processor gains nothing by fewer than {few} at once"
         if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
             return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":
