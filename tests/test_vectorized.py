@@ -267,14 +267,14 @@ def test_jobs_that_have_not_begun_do_not_keep_a_second_ctrl_c_waiting():
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path, signals):
-    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3", "dataset=digits", TOGETHER]
+    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3,4,5", "dataset=digits", TOGETHER]
     command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=20"]
     command += ["network.activation=tanh", "dataset.batch_size=128"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    lasts = [tmp_path / "s" / f"{i}-vae-digits" / "checkpoints" / "last.ckpt" for i in range(4)]
+    lasts = [tmp_path / "s" / f"{i}-vae-digits" / "checkpoints" / "last.ckpt" for i in range(6)]
     until = time.monotonic() + 100
     while not all(map(zipfile.is_zipfile, lasts)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -284,13 +284,13 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     states = [json.loads(last.parents[1].joinpath("summary.json").read_text())["status"] for last in lasts]
-    assert states == ["interrupted"] * 4, text
+    assert states == ["interrupted"] * 6, text
     if signals == 2:
         return
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("goes on") == 4
-    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1,2,3"))]
+    assert again.stdout.count("goes on") == 6
+    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1,2,3,4,5"))]
     subprocess.run([*alone, "run.dir=alone", "seed=1"], cwd=tmp_path, env=environment, check=True, timeout=200)
     same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone")
 
