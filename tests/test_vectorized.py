@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.vaelab_launchers.vectorized_launcher import VectorizedLauncher
 from tests.recorded import RecordedGraph
+from vaelab.training.callbacks.last import KeepLast
 from vaelab.training.vectorized import conductor
 from vaelab.training.vectorized.alike import difference
 
@@ -235,6 +236,22 @@ def test_jobs_that_others_leave_behind_go_on_as_alone(train, monkeypatch, exact)
         same(run, Path("together") / run.name, 1e-5)
 
 
+def test_ctrl_c_reaches_jobs_that_train_by_themselves(train, monkeypatch):
+    few(monkeypatch, 3)
+    epochs = "trainer.max_epochs=300"
+
+    def press(self, trainer, *unused) -> None:
+        if trainer.global_step == 5 and "0-vae" in str(self.path):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(KeepLast, "on_train_batch_end", press, raising=False)
+    result = train("-m", "model=vae", "seed=0,1", *EPOCHS, epochs, TOGETHER, "report=false", "sweep.dir=s")
+    assert result.code == 130
+    for run in Path("s").glob("[0-9]-*"):
+        assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+        assert zipfile.is_zipfile(run / "checkpoints" / "last.ckpt")
+
+
 def test_a_width_of_none_is_refused(train):
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "hydra.launcher.width=0")
     assert result.code == 2
@@ -267,7 +284,8 @@ def test_jobs_that_have_not_begun_do_not_keep_a_second_ctrl_c_waiting():
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path, signals):
-    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", "seed=0,1,2,3,4,5", "dataset=digits", TOGETHER]
+    swept = "seed=0,1,2,3,4,5"
+    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", swept, "dataset=digits", TOGETHER]
     command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=20"]
     command += ["network.activation=tanh", "dataset.batch_size=128"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -290,7 +308,7 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("goes on") == 6
-    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", "seed=0,1,2,3,4,5"))]
+    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", swept))]
     subprocess.run([*alone, "run.dir=alone", "seed=1"], cwd=tmp_path, env=environment, check=True, timeout=200)
     same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone")
 

@@ -100,6 +100,8 @@ class Conductor:
             if self.at_once:
                 raise KeyboardInterrupt
             if self.stopped:
+                if job.model is None:  # it waits for its folder
+                    job.throw()
                 self._ask_to_stop(job)
             if job.asked is None or job in self.answers:
                 job.go_on(self.answers.pop(job, None))
@@ -217,6 +219,8 @@ class Conductor:
             if not self.stopped:
                 print("\ninterrupted: the jobs write their last checkpoints", file=sys.stderr)
             self.stopped = self.stopped or number
+            for job in list(self.jobs):  # one that trains by itself comes back when it has ended
+                self._ask_to_stop(job)
 
         former = {number: signal.signal(number, handle) for number in STOPPING}
         try:
@@ -226,9 +230,8 @@ class Conductor:
                 signal.signal(number, handler)
 
     def _ask_to_stop(self, job: Job) -> None:
-        if job.model is None:  # it waits for its folder
-            job.throw()
-        for callback in job.trainer.callbacks if job.trainer else ():  # type: ignore[attr-defined]
+        trainer = job.trainer  # it may end in its own thread
+        for callback in trainer.callbacks if trainer else ():  # type: ignore[attr-defined]
             if isinstance(callback, KeepLast):
                 callback.asked = self.stopped
 
