@@ -42,6 +42,7 @@ CASES = {
     "model=capacity model.gamma=-1": ("model.gamma=-1",),
     "model=capacity model.constraint=l2": ("model.constraint", "lagrangian"),
     "model=beta model.beta=-1": ("model.beta=-1",),
+    "model=beta model.beta=abc": ("vaelab: model.beta='abc': must be a number",),
     "model=vqvae model.num_embeddings=0": ("model.num_embeddings=0",),
     "model=vqvae model.num_embeddings=345": (
         "model.num_embeddings=345: 86 training images have 344 vectors",
