@@ -305,4 +305,4 @@ def test_pseudo_inputs_start_at_training_images_and_learn_while_the_encoder_stay
     assert (learned.pseudo_inputs - model.prior.pseudo_inputs).abs().max() > 0.01
     codes = fitting.encoded(trained, "train", 600, 0).posterior
     z = fitting.latents(codes, "draws", 0)
-    assert fitting.mean_log_prob(learned, z) > fitting.mean_log_prob(model.require_prior(), z)
+    assert fitting.log_probs(learned, z).mean() > fitting.log_probs(model.require_prior(), z).mean()

@@ -236,7 +236,9 @@ def test_it_is_fitted_to_what_is_asked_for(vaelab):
 def test_a_fitted_prior_changes_the_bounds_by_no_more_than_the_kl_of_the_aggregate(vaelab):
     """And what the command says that the ELBO gains on the validation images, vaelab eval finds there."""
     out = fit(vaelab, "vae", "of=draws")
-    said = next(float(line.split()[-1]) for line in out.splitlines() if line.startswith("ELBO gained over N(0, I)"))
+    lines = out.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("ELBO gained over N(0, I)"))
+    said, error = (float(line.split()[-1]) for line in lines[place : place + 2])
     assert vaelab(*EVAL, "run=vae", "split=val", "sections=[likelihood,latents]", "gap_images=2")[0] == 0
     under = [*EVAL[1:], "sections=[likelihood,latents]", "gap_images=2", "split=val", "prior=gmm"]
     code, printed, err = vaelab("eval", "run=vae", *under)
@@ -246,6 +248,11 @@ def test_a_fitted_prior_changes_the_bounds_by_no_more_than_the_kl_of_the_aggrega
     figures, found = own["figures"], other["figures"]
     gain = found["likelihood/elbo"] - figures["likelihood/elbo"]
     assert gain == pytest.approx(said, abs=0.1)
+    own_model, fitted = load("vae"), load("vae", prior="gmm").require_prior()
+    codes = fitting.encoded(Trained("vae", device="cpu"), "val", 10_000, 0).posterior
+    z = fitting.latents(codes, "draws", 1)
+    gains = fitted.log_prob(z) - own_model.require_prior().log_prob(z)
+    assert error == pytest.approx(gains.std().item() / math.sqrt(len(z)), rel=0.02)
     assert gain <= figures["latents/kl_total_correlation"] + figures["latents/kl_dimension_wise"] + 0.1
     assert gain == pytest.approx(figures["latents/kl_marginal"] - found["latents/kl_marginal"], abs=0.1)
     assert found["latents/kl_index_code_mi"] == pytest.approx(figures["latents/kl_index_code_mi"], abs=1e-6)

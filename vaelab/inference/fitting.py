@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -52,12 +53,14 @@ class Worth(NamedTuple):
     """What the fitted prior is worth on images of a split.
 
     log_prob: mean log p(z) of what it is fitted to, nats; None of a prior without a density. gain: nats of ELBO over
-    the model's own prior, by draws of q(z|x) that the fit has not seen; None of a model without a bound.
+    the model's own prior, by draws of q(z|x) that the fit has not seen, and gain_se its standard error over the
+    images, None of one; None of a model without a bound.
     """
 
     images: int
     log_prob: float | None
     gain: float | None
+    gain_se: float | None
 
 
 # --- the latents ------------------------------------------------------------------------------
@@ -93,12 +96,12 @@ def latents(codes: Posterior, of: Of | None, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def mean_log_prob(prior: Prior, z: Tensor, labels: Tensor | None = None) -> float:
-    """The mean of log p(z) over latents, [N, d] or [N, h, w], nats. labels: [N], or None."""
+def log_probs(prior: Prior, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    """log p(z) of latents, [N, d] or [N, h, w], nats: [N] of float64 on the processor. labels: [N], or None."""
     parts, given = z.split(BLOCK), [None] * len(z) if labels is None else labels.split(BLOCK)
     place = prior.place.device
     found = [prior.log_prob(part.to(place), y).double().cpu() for part, y in zip(parts, given, strict=False)]
-    return torch.cat(found).mean().item()
+    return torch.cat(found)
 
 
 # --- the fit ----------------------------------------------------------------------------------
@@ -183,14 +186,16 @@ def _fitted(trained: Trained, asked: Asked, codes: dict[str, Encoded]) -> tuple[
 
 
 def _worth(trained: Trained, prior: Prior, codes: Encoded, asked: Asked) -> Worth:
-    own, gain, (posterior, labels) = trained.model.prior, None, codes
+    own, gain, error, (posterior, labels) = trained.model.prior, None, None, codes
     if not prior.density:
-        return Worth(len(posterior), None, None)
+        return Worth(len(posterior), None, None, None)
     if trained.model.bounded and own is not None:
         fresh = latents(posterior, "draws", asked.seed + 1)
-        gain = mean_log_prob(prior, fresh, labels) - mean_log_prob(own, fresh, labels)
+        gains = log_probs(prior, fresh, labels) - log_probs(own, fresh, labels)
+        gain = gains.mean().item()
+        error = gains.std().item() / math.sqrt(len(gains)) if len(gains) > 1 else None
     fitted_to = latents(posterior, asked.of, asked.seed)
-    return Worth(len(posterior), mean_log_prob(prior, fitted_to, labels), gain)
+    return Worth(len(posterior), log_probs(prior, fitted_to, labels).mean().item(), gain, error)
 
 
 def _about(trained: Trained, asked: Asked) -> dict[str, Any]:
@@ -221,12 +226,14 @@ def _report(trained: Trained, asked: Asked, prior: Prior, how: str, worth: dict[
     print(f"{'nats per image':28}" + "".join(f"{split:>12}" for split in worth))
     given = "|y" * (prior.classes is not None)
     print(f"{f'mean log p(z{given})':28}" + "".join(f"{found.log_prob:12.3f}" for found in worth.values()))
-    gains = [found.gain for found in worth.values() if found.gain is not None]
+    gains = [(found.gain, found.gain_se) for found in worth.values() if found.gain is not None]
     if gains and own is not None:
-        print(f"{f'ELBO gained over {own.words}':28}" + "".join(f"{gain:12.3f}" for gain in gains))
+        print(f"{f'ELBO gained over {own.words}':28}" + "".join(f"{gain:12.3f}" for gain, _ in gains))
+        errors = ["–" if error is None else f"{error:.3f}" for _, error in gains]
+        print(f"{'  its standard error':28}" + "".join(f"{error:>12}" for error in errors))
     if "val" not in worth:
         print("the run has no validation images, on which a fit that is too close would show")
-    if gains and gains[-1] < 0:
+    if gains and gains[-1][0] < -2 * (gains[-1][1] or 0.0):
         draws = "of=draws fits it to draws of q(z|x), which an ELBO is about" if asked.of == "means" else ""
         print(f"for the ELBO it is worse than the model's own{': ' * bool(draws)}{draws}")
 
