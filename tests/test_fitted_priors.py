@@ -306,3 +306,11 @@ def test_pseudo_inputs_start_at_training_images_and_learn_while_the_encoder_stay
     codes = fitting.encoded(trained, "train", 600, 0).posterior
     z = fitting.latents(codes, "draws", 0)
     assert fitting.log_probs(learned, z).mean() > fitting.log_probs(model.require_prior(), z).mean()
+
+
+@pytest.mark.parametrize(("gain", "error", "worse"), [(-0.3, 0.1, True), (-0.1, 0.1, False), (0.3, 0.1, False)])
+def test_a_fit_is_called_worse_from_two_standard_errors_on(vaelab, capsys, gain, error, worse):
+    trained, prior = Trained("vae", device="cpu"), load("vae").require_prior()
+    asked = fitting.Asked("gmm", {}, "draws", 600, 0)
+    fitting._report(trained, asked, prior, "", {"val": fitting.Worth(600, -1.0, gain, error)})
+    assert ("worse than the model's own" in capsys.readouterr().out) == worse
