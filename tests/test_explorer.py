@@ -20,7 +20,7 @@ from torch import nn
 from tests.test_conf import composed, options
 from vaelab.core.config import build
 from vaelab.core.pixels import to_unit
-from vaelab.nn import networks
+from vaelab.nn import coders, networks
 from vaelab.nn.priors.pixelcnn import PixelCNN
 from vaelab.report import explorer, portable
 
@@ -472,12 +472,12 @@ def test_of_what_cannot_be_carried_the_page_says_why(monkeypatch):
     model = made("vae", "conv")
     assert isinstance(portable.decoder(model), portable.Portable)
     odd = nn.Sequential(*model.decoder.body[:-1], Odd(), model.decoder.body[-1])
-    assert decoder(model, decoder=networks.Decoder(odd, model.shape)) == portable.UNKNOWN
+    assert decoder(model, decoder=coders.Decoder(odd, model.shape)) == portable.UNKNOWN
     grouped = nn.Sequential(*model.decoder.body, nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"))
-    assert decoder(model, decoder=networks.Decoder(grouped, model.shape)) == portable.UNKNOWN
+    assert decoder(model, decoder=coders.Decoder(grouped, model.shape)) == portable.UNKNOWN
     assert decoder(model, decode=lambda z, labels: model.decoder(2 * z)) == portable.UNKNOWN
     unknown = copy.deepcopy(model)
-    unknown.decoder = networks.Decoder(odd, model.shape)
+    unknown.decoder = coders.Decoder(odd, model.shape)
     assert payload(unknown)["why"] == "of a kind that the page cannot compute"
     assert payload(model)["why"] is None
     carried = portable.decoder(model)

@@ -14,9 +14,9 @@ from vaelab.core.config import build, check
 from vaelab.core.errors import UserError
 from vaelab.core.renames import upgrade
 from vaelab.models import VAE
-from vaelab.nn.layers import SelfAttention, normalisation
+from vaelab.nn.layers import Residual, SelfAttention, normalisation
 from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vaelab.nn.networks import NoFeatureMap, Residual
+from vaelab.nn.networks import NoFeatureMap
 from vaelab.runs.trained import Trained
 from vaelab.training.fit import check_batch_norm
 

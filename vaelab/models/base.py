@@ -16,10 +16,10 @@ from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.types import Shape
 from vaelab.core.words import Finding
+from vaelab.nn.coders import Decoder
 from vaelab.nn.conditions import Condition, Unconditional
 from vaelab.nn.layouts import Layout
 from vaelab.nn.likelihoods import Likelihood
-from vaelab.nn.networks import Decoder
 from vaelab.nn.posteriors import Posterior
 from vaelab.nn.priors import Prior
 from vaelab.nn.quantizers import Codebook

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vaelab.core.errors import UserError
 from vaelab.core.own import traceback_of
 from vaelab.core.types import Shape
-from vaelab.nn.networks import Decoder, Encoder
+from vaelab.nn.coders import Decoder, Encoder
 
 EXAMPLES = 2
 """Images that a module is tried on when a model is built of it."""

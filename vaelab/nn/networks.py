@@ -10,16 +10,14 @@ output bias starts at the training set's mean image (`Decoder.start_from`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt, PositiveInt, Shape
+from vaelab.nn.coders import Decoder, Encoder, decoder_of
 from vaelab.nn.layers import LatentLinear, Norm, Residual, SelfAttention, normalisation
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
@@ -31,90 +29,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-
-
-class Encoder(nn.Module):
-    """Encodes an image to a vector.
-
-    body: takes [B, C (+ context channels), H, W], or flat [B, C*H*W (+ context)] if `flat`.
-    """
-
-    def __init__(self, body: nn.Module, flat: bool):
-        super().__init__()
-        self.body, self.flat = body, flat
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Encodes x, [B, C, H, W], to [B, outputs]. context: what else is known of each image, [B, E]."""
-        if self.flat:
-            x = x.flatten(1)
-        if context is not None:
-            context = context.to(x.dtype)
-            planes = context if self.flat else context[:, :, None, None].expand(-1, -1, *x.shape[2:])
-            x = torch.cat([x, planes], 1)
-        return self.body(x)
-
-
-class Decoder(nn.Module):
-    """Decodes a vector or a feature map to raw likelihood parameters, [B, C, H, W].
-
-    body: layers, of which the last has one bias per pixel or per channel.
-    """
-
-    def __init__(self, body: nn.Sequential, shape: Shape):
-        super().__init__()
-        self.body, self.shape = body, shape
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Decodes z, [B, inputs] or [B, channels, h, w], to [B, C, H, W]."""
-        return self.body(z).view(-1, *self.shape)
-
-    @torch.no_grad()
-    def start_from(self, mean: Tensor, raw_from_mean: Callable[[Tensor], Tensor]) -> None:
-        """Sets the output bias so that a zero input to the last layer decodes to the image `mean`, or to its colour.
-
-        mean: [C, H, W]. raw_from_mean: that of the likelihood.
-        """
-        bias: Any = self.body[-1].bias
-        if bias.numel() == math.prod(self.shape):
-            bias.copy_(raw_from_mean(mean).flatten())
-        else:
-            bias.copy_(raw_from_mean(mean.mean((1, 2), keepdim=True).expand_as(mean))[:, 0, 0])
-
-
-class SkipDecoder(Decoder):
-    """Decoder that is given its latents at each of its layers (Dieng, Kim, Rush & Blei 2019, section 3).
-
-    To what each layer after the first makes of the layer before it, a linear function of the latents is added: what
-    the concatenation of the two would come to. The channels of a map are added at every position alike, those of
-    latents that are a map at the nearest one (deviation: the paper has latents that are vectors).
-
-    inputs: entries of the latents, or channels of their map.
-    """
-
-    def __init__(self, body: nn.Sequential, shape: Shape, inputs: int):
-        super().__init__(body, shape)
-        layers = [(str(place), layer) for place, layer in enumerate(body) if _outputs(layer)]
-        self.skips = nn.ModuleDict({place: LatentLinear(inputs, _outputs(layer), False) for place, layer in layers[1:]})
-
-    def forward(self, z: Tensor) -> Tensor:
-        features = z
-        for place, layer in enumerate(self.body):
-            features = layer(features)
-            if str(place) in self.skips:
-                features = features + self._added(self.skips[str(place)], z, features)
-        return features.view(-1, *self.shape)
-
-    @staticmethod
-    def _added(skip: nn.Module, z: Tensor, features: Tensor) -> Tensor:
-        if z.ndim == 4:
-            return F.interpolate(skip(z.movedim(1, -1)).movedim(-1, 1), features.shape[2:])
-        return skip(z)[(...,) + (None,) * (features.ndim - 2)]
-
-
-def _outputs(layer: nn.Module) -> int:
-    """Counts the entries or channels that a layer gives; 0 of one without weights, or that only rescales."""
-    last = layer.body[-1] if isinstance(layer, Residual) else layer
-    return getattr(last, "out_features", getattr(last, "out_channels", 0))
 
 
 @runtime_checkable
@@ -130,10 +44,6 @@ class Network(Protocol):
     def map_encoder(self, shape: Shape, channels: int) -> nn.Module: ...
 
     def map_decoder(self, channels: int, shape: Shape) -> Decoder: ...
-
-
-def _decoder(body: nn.Sequential, shape: Shape, inputs: int, skip: bool) -> Decoder:
-    return SkipDecoder(body, shape, inputs) if skip else Decoder(body, shape)
 
 
 class NoFeatureMap:
@@ -182,7 +92,7 @@ class MLP(NoFeatureMap):
 
     def decoder(self, inputs: int, shape: Shape) -> Decoder:
         body = self._layers([inputs, *reversed(self.hidden_dims), math.prod(shape)], latent=0)
-        return _decoder(body, shape, inputs, self.skip)
+        return decoder_of(body, shape, inputs, self.skip)
 
 
 class Conv:
@@ -271,7 +181,7 @@ class Conv:
         height, width = self._sizes(shape)[-1]
         size = (self.hidden_dims[-1], height, width)
         body = nn.Sequential(LatentLinear(inputs, math.prod(size)), nn.Unflatten(1, size), *self._up(shape))
-        return _decoder(body, shape, inputs, self.skip)
+        return decoder_of(body, shape, inputs, self.skip)
 
     def map_size(self, shape: Shape) -> tuple[int, int]:
         """Computes (h, w) of the feature map."""
@@ -284,7 +194,7 @@ class Conv:
     def map_decoder(self, channels: int, shape: Shape) -> Decoder:
         """Makes the decoder from a feature map: [B, channels, h, w] -> [B, C, H, W]."""
         first = nn.Conv2d(channels, self.hidden_dims[-1], (self.HIGH, 3), padding=(self.HIGH // 2, 1))
-        return _decoder(nn.Sequential(first, *self._up(shape)), shape, channels, self.skip)
+        return decoder_of(nn.Sequential(first, *self._up(shape)), shape, channels, self.skip)
 
 
 class Conv1d(Conv):

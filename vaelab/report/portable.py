@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vaelab.nn.coders import Decoder
 from vaelab.nn.conditions import beside
+from vaelab.nn.layers import LatentLinear, Residual
 from vaelab.nn.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
-from vaelab.nn.networks import Decoder, LatentLinear, Residual
 
 if TYPE_CHECKING:
     from vaelab.models import Model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaelab.core.types import Decay, PositiveFloat, PositiveInt
-from vaelab.nn.networks import Residual
+from vaelab.nn.layers import Residual
 from vaelab.nn.priors.autoregressive import Autoregressive, Stepper
 
 
