@@ -15,7 +15,10 @@ from vaelab.cli import main
 from vaelab.core.conf import CONF
 from vaelab.core.errors import UserError
 from vaelab.training import installation
-from vaelab.training.installation import DATA_FILES, PAIR
+from vaelab.training.installation import machine as machine_checks
+from vaelab.training.installation import packages, probes
+from vaelab.training.installation.machine import DATA_FILES
+from vaelab.training.installation.packages import PAIR
 
 FACTS = {
     "version": "2.15.0+cu132",
@@ -53,8 +56,8 @@ def machine(monkeypatch, tmp_path):
             raise metadata.PackageNotFoundError(name)
         return state["versions"][name]
 
-    monkeypatch.setattr(installation.metadata, "version", version)
-    monkeypatch.setattr(installation.metadata, "requires", lambda name: state["requires"].get(name))
+    monkeypatch.setattr(packages.metadata, "version", version)
+    monkeypatch.setattr(packages.metadata, "requires", lambda name: state["requires"].get(name))
     monkeypatch.setattr(installation, "run_python", lambda code: state["torchvision" if "nms" in code else "torch"])
     monkeypatch.setattr(installation, "nvidia_driver", lambda: state["driver"])
     return state
@@ -116,9 +119,9 @@ def test_a_local_version_fits_its_own_pin():
     """torchvision of another index says torch==2.15.0+cu132, or torch==2.15.0 of torch 2.15.0+cu132."""
     from packaging.requirements import Requirement
 
-    assert installation.fits(Requirement("torch==2.15.0"), "2.15.0+cu132")
-    assert installation.fits(Requirement("torch>=2.14"), "2.15.0a0+git123")
-    assert not installation.fits(Requirement("torch==2.14.0"), "2.15.0")
+    assert packages.fits(Requirement("torch==2.15.0"), "2.15.0+cu132")
+    assert packages.fits(Requirement("torch>=2.14"), "2.15.0a0+git123")
+    assert not packages.fits(Requirement("torch==2.14.0"), "2.15.0")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_packages(machine, doctor, versions, says):
     ],
 )
 def test_gpus(machine, facts, driver, state, says):
-    check = installation.check_gpu(FACTS | facts, driver)
+    check = machine_checks.check_gpu(FACTS | facts, driver)
     assert check.state == state
     assert says in check.says
     assert bool(check.remedy) == (state == "problem")
@@ -162,29 +165,29 @@ def test_gpus(machine, facts, driver, state, says):
 
 def test_a_hidden_gpu_is_no_problem(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert installation.check_gpu(FACTS, "NVIDIA H200, driver 580.95").state == "note"
+    assert machine_checks.check_gpu(FACTS, "NVIDIA H200, driver 580.95").state == "note"
 
 
 def test_more_threads_than_cores(machine):
-    assert installation.check_processor(FACTS).state == "ok"
-    assert installation.check_processor(FACTS | {"threads": 10_000}).state == "note"
+    assert machine_checks.check_processor(FACTS).state == "ok"
+    assert machine_checks.check_processor(FACTS | {"threads": 10_000}).state == "note"
 
 
 def test_the_probes_run_and_their_failures_are_told(monkeypatch):
-    assert installation.run_python("print('noise'); print('{\"a\": 1}')") == {"a": 1}
-    assert installation.run_python("raise RuntimeError('operator x does not exist')")["error"] == (
+    assert probes.run_python("print('noise'); print('{\"a\": 1}')") == {"a": 1}
+    assert probes.run_python("raise RuntimeError('operator x does not exist')")["error"] == (
         "RuntimeError: operator x does not exist"
     )
-    assert "signal 11" in installation.run_python("import os; os.kill(os.getpid(), 11)")["error"]
-    monkeypatch.setattr(installation, "IMPORT_SECONDS", 0.2)
-    assert "0.2 seconds" in installation.run_python("import time; time.sleep(60)")["error"]
+    assert "signal 11" in probes.run_python("import os; os.kill(os.getpid(), 11)")["error"]
+    monkeypatch.setattr(probes, "IMPORT_SECONDS", 0.2)
+    assert "0.2 seconds" in probes.run_python("import time; time.sleep(60)")["error"]
 
 
 def test_this_machine():
     """The real probe: what it says is what torch says here."""
     import torch
 
-    facts = installation.run_python(installation.TORCH_PROBE)
+    facts = probes.run_python(probes.TORCH_PROBE)
     assert facts["version"] == torch.__version__
     assert facts.keys() >= FACTS.keys()
     assert len(facts["gpus"]) == torch.cuda.device_count()
@@ -213,8 +216,8 @@ def test_data_sets_are_found(machine, doctor, tmp_path):
 
 
 def test_a_data_root_that_is_missing_or_empty_is_no_problem(machine, tmp_path):
-    assert [check.state for check in installation.check_data(None)] == ["note"]  # no ./data
-    assert [check.state for check in installation.check_data(tmp_path)] == ["note"]
+    assert [check.state for check in machine_checks.check_data(None)] == ["note"]  # no ./data
+    assert [check.state for check in machine_checks.check_data(tmp_path)] == ["note"]
 
 
 def test_a_data_root_that_was_named_must_exist(machine, doctor, tmp_path):
@@ -229,8 +232,8 @@ def test_a_data_root_that_was_named_must_exist(machine, doctor, tmp_path):
 
 def test_shapes3d_without_h5py(machine, tmp_path, monkeypatch):
     put(tmp_path, "shapes3d", DATA_FILES["shapes3d"])
-    monkeypatch.setattr(installation, "find_spec", lambda name: None)
-    assert [check.state for check in installation.check_data(tmp_path)] == ["ok", "problem"]
+    monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
+    assert [check.state for check in machine_checks.check_data(tmp_path)] == ["ok", "problem"]
 
 
 WITH_FILES = [p.stem for p in (CONF / "dataset").glob("*.yaml") if yaml.safe_load(p.read_text()).get("root") == "data"]
@@ -258,29 +261,29 @@ def test_the_files_are_those_that_the_data_sets_read(name, tmp_path):
 
 
 def test_outputs(machine, tmp_path, monkeypatch):
-    assert installation.check_outputs(Path("outputs")).state == "ok"
+    assert machine_checks.check_outputs(Path("outputs")).state == "ok"
     free = type("Usage", (), {"free": 5 * 10**8})
-    monkeypatch.setattr(installation.shutil, "disk_usage", lambda place: free)
-    assert installation.check_outputs(Path("outputs")).state == "note"
+    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda place: free)
+    assert machine_checks.check_outputs(Path("outputs")).state == "note"
     free.free = 10**7
-    assert installation.check_outputs(Path("outputs")).state == "problem"
-    check = installation.check_outputs(Path("/proc/outputs"))
+    assert machine_checks.check_outputs(Path("outputs")).state == "problem"
+    check = machine_checks.check_outputs(Path("/proc/outputs"))
     assert check.state == "problem"
     assert "cannot be written" in check.says
 
 
 def test_compiler(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "nowhere-g++ -O2")
-    check = installation.check_compiler(gpu=False)
+    check = machine_checks.check_compiler(gpu=False)
     assert check.state == "note"
     assert "nowhere-g++" in check.says
     monkeypatch.setenv("CXX", sys.executable)
-    monkeypatch.setattr(installation.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert "Python.h" in installation.check_compiler(gpu=False).says
+    monkeypatch.setattr(machine_checks.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "Python.h" in machine_checks.check_compiler(gpu=False).says
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(installation, "find_spec", lambda name: None)
-    assert installation.check_compiler(gpu=False).state == "ok"
-    assert "Triton" in installation.check_compiler(gpu=True).says
+    monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
+    assert machine_checks.check_compiler(gpu=False).state == "ok"
+    assert "Triton" in machine_checks.check_compiler(gpu=True).says
 
 
 def test_wandb_state_without_the_key(machine, doctor, monkeypatch, tmp_path):

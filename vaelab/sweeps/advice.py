@@ -20,7 +20,7 @@ from vaelab.core.errors import UserError
 from vaelab.sweeps.timing import FOREVER, spread, synchronise
 from vaelab.training.captured import graphs_on
 from vaelab.training.fit import lightning_errors, prepare
-from vaelab.training.installation import check_compiler
+from vaelab.training.installation.machine import check_compiler
 
 LEAST = 0.05
 """The least gain that is worth an argument, as a share of the step."""
