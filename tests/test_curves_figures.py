@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from vaelab.figures import curves, style
+from vaelab.figures import curves, latents, style
 from vaelab.figures.style import COLOURS, LINES
 
 VAE = ("loss", "reconstruction", "kl")
@@ -246,7 +246,7 @@ def sides(figure):
 
 def test_rows_are_sorted_by_final_kl_and_named():
     kl = torch.tensor([[9.0, 0.0, 0.0], [0.1, 3.0, 1.5]])
-    figure = curves.kl_per_dimension(torch.arange(2), kl)
+    figure = latents.kl_per_dimension(torch.arange(2), kl)
     cells, extent = heat(figure)
     assert cells == pytest.approx(kl.T[[1, 2, 0]].numpy())
     assert extent == [0.5, 2.5, 2.5, -0.5]  # epochs 1 and 2, the first row on top
@@ -260,7 +260,7 @@ def test_rows_are_sorted_by_final_kl_and_named():
 
 def test_the_line_runs_where_the_kl_crosses_one_nat():
     kl = torch.tensor([[0.5, 0.2], [0.999, 0.2], [1.0, 0.2], [4.0, 0.2]])
-    figure = curves.kl_per_dimension(torch.arange(4), kl)
+    figure = latents.kl_per_dimension(torch.arange(4), kl)
     upright = frozenset([(2.5, -0.5), (2.5, 0.5)])
     below = [frozenset([(x - 0.5, 0.5), (x + 0.5, 0.5)]) for x in (3.0, 4.0)]
     assert sides(figure) == {upright, *below}
@@ -269,7 +269,7 @@ def test_the_line_runs_where_the_kl_crosses_one_nat():
 
 def test_the_line_separates_every_pair_of_cells_on_both_sides_of_one_nat():
     kl = 2 * torch.rand(30, 12, generator=torch.Generator().manual_seed(0))
-    figure = curves.kl_per_dimension(torch.arange(30), kl)
+    figure = latents.kl_per_dimension(torch.arange(30), kl)
     inside = heat(figure)[0] >= 1
     crossings = (inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum()
     assert len(sides(figure)) == crossings
@@ -277,7 +277,7 @@ def test_the_line_separates_every_pair_of_cells_on_both_sides_of_one_nat():
 
 def test_the_colour_bar_is_marked_at_one_nat_even_in_a_collapse():
     for top in (0.01, 5.0):
-        figure = curves.kl_per_dimension(torch.arange(3), torch.full((3, 2), top))
+        figure = latents.kl_per_dimension(torch.arange(3), torch.full((3, 2), top))
         bar = figure.axes[1]
         assert any(list(line.get_ydata()) == [1, 1] for line in bar.get_lines())
         assert bar.get_ylim()[1] > 1
@@ -287,7 +287,7 @@ def test_the_colour_bar_is_marked_at_one_nat_even_in_a_collapse():
 def test_lost_epochs_and_nan_are_blank_and_bound_no_line():
     kl = torch.full((3, 2), 2.0)
     kl[1, 1] = math.nan
-    figure = curves.kl_per_dimension(torch.tensor([0, 1, 4]), kl)
+    figure = latents.kl_per_dimension(torch.tensor([0, 1, 4]), kl)
     cells, extent = heat(figure)
     assert np.isnan(cells).tolist() == [[False, False, True, True, False], [False, True, True, True, False]]
     assert extent[:2] == [0.5, 5.5]
@@ -295,26 +295,26 @@ def test_lost_epochs_and_nan_are_blank_and_bound_no_line():
 
 
 def test_of_two_rows_of_an_epoch_the_last_is_drawn():
-    cells, _ = heat(curves.kl_per_dimension(torch.tensor([0, 1, 1]), torch.tensor([[1.0], [2.0], [3.0]])))
+    cells, _ = heat(latents.kl_per_dimension(torch.tensor([0, 1, 1]), torch.tensor([[1.0], [2.0], [3.0]])))
     assert cells.tolist() == [[1, 3]]
 
 
 @pytest.mark.parametrize(("epochs", "dims"), [(1, 1), (1, 20), (40, 1), (40, 200), (500, 128)])
 def test_any_number_of_dimensions_and_epochs(epochs, dims):
     kl = 3 * torch.rand(epochs, dims, generator=torch.Generator().manual_seed(1))
-    figure = curves.kl_per_dimension(torch.arange(epochs), kl)
+    figure = latents.kl_per_dimension(torch.arange(epochs), kl)
     assert heat(figure)[0].shape == (dims, epochs)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     order = kl[-1].argsort(descending=True).tolist()
     places = figure.axes[0].get_yticks().tolist()
     assert labels == [str(order[place]) for place in places]
-    assert len(labels) <= curves.LABELS
+    assert len(labels) <= latents.MAP_LABELS
     assert (style.rendered(figure) < 255).any()
 
 
 def test_no_kl_is_said():
     for kl in (torch.zeros(0, 3), torch.full((2, 3), math.nan)):
-        figure = curves.kl_per_dimension(torch.arange(len(kl)), kl)
+        figure = latents.kl_per_dimension(torch.arange(len(kl)), kl)
         assert "no finite metrics" in figure.axes[0].texts[0].get_text()
 
 

@@ -14,7 +14,7 @@ import vaelab
 from vaelab.datasets import TensorSplit
 from vaelab.figures import style
 from vaelab.models.base import Variant
-from vaelab.report import discrete, gallery
+from vaelab.report import continuous, discrete, gallery
 from vaelab.report.scene import FEW, many
 from vaelab.runs import read_config
 from vaelab.runs.trained import Trained
@@ -197,13 +197,13 @@ def test_loggers_get_the_figures(train, tmp_path):
 def test_interpolations_stand_between_the_images_themselves(finished, monkeypatch):
     trained = Trained(finished("model=vae").run)
     given = []
-    monkeypatch.setattr(gallery.walks, "interpolations", lambda images, names: given.append((images, names)) or 1)
+    monkeypatch.setattr(continuous.walks, "interpolations", lambda images, names: given.append((images, names)) or 1)
     assert dict(gallery.draw(trained.model, trained.data, 8, ["interpolations"]))
     rows, names = given[0]
     few = trained.data.sample_batch(8, trained.model.device)
-    assert rows.shape[:2] == (6, gallery.STEPS + 2)
+    assert rows.shape[:2] == (6, continuous.STEPS + 2)
     assert names == ["linear", "spherical"] * 3
-    for pair, ends in enumerate(gallery._pairs(few.labels, 8)):
+    for pair, ends in enumerate(continuous._pairs(few.labels, 8)):
         for row in rows[2 * pair : 2 * pair + 2]:
             assert torch.equal(row[0], trained.unit(few.images[ends[0]]))
             assert torch.equal(row[-1], trained.unit(few.images[ends[1]]))
@@ -368,7 +368,7 @@ def test_an_epoch_that_is_cut_short_has_its_own_kl_per_dimension(train, monkeypa
 )
 def test_images_are_paired_across_classes(labels, pairs):
     given = None if labels is None else torch.tensor(labels)
-    assert gallery._pairs(given, 8 if labels is None else len(labels)) == pairs
+    assert continuous._pairs(given, 8 if labels is None else len(labels)) == pairs
 
 
 def test_a_model_of_nan_is_named_in_a_line(finished, capsys):
@@ -389,7 +389,7 @@ def test_a_model_of_nan_is_named_in_a_line(finished, capsys):
 def test_the_plane_of_two_dimensions_is_of_the_prior_s_quantiles(finished, monkeypatch, model):
     """Of an autoencoder's codes, which have no prior, of a normal with their mean and deviation."""
     trained, given = Trained(finished(f"model={model}", "model.latent_dim=2").run), []
-    monkeypatch.setattr(gallery.walks, "manifold", lambda *arrays: given.append(arrays) or "figure")
+    monkeypatch.setattr(continuous.walks, "manifold", lambda *arrays: given.append(arrays) or "figure")
     list(gallery.draw(trained.model, trained.data, 8, ["manifold"]))
     images, values, axes, title = given[0]
     assert axes == ("z0", "z1")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from vaelab.core.metrics import NATS, PER_LEVEL, metric
 from vaelab.figures import series, style
@@ -26,8 +25,6 @@ START, HEADROOM = 0.1, 3.0
 times the height that all others need."""
 NAMED = 8
 """Most levels that a legend names; of more, every second, third, ... is named."""
-LABELS = 40
-"""Most dimensions that have a number each at their rows; of more, every second, third, ... has one."""
 
 
 @style.styled
@@ -51,7 +48,7 @@ def training(rows: Rows) -> Figure:
     if series.opposite(rows, time, "loss", "elbo"):
         shown = [(draw, names) for draw, names in shown if names != ("elbo",)]
     if not shown:
-        return _empty("Training curves", "no finite metrics yet")
+        return style.empty("Training curves", "no finite metrics yet")
     columns = len(shown) if len(shown) < 4 else 2
     lines = -(-len(shown) // columns)
     figure, grid = style.new(PANEL[0] * columns, PANEL[1] * lines, lines, columns, squeeze=False, sharex=True)
@@ -60,12 +57,12 @@ def training(rows: Rows) -> Figure:
         axes.remove()
     for axes, (draw, names) in zip(panels, shown, strict=False):
         draw(axes, rows, time, names)
-        axes.yaxis.set_major_locator(_ticks())
+        axes.yaxis.set_major_locator(style.ticks())
     for axes in panels[len(shown) - columns : len(shown)]:
         axes.set_xlabel(TIMES[time])
         axes.tick_params(labelbottom=True)
     _parts_legend(panels[0], rows, time)
-    panels[0].xaxis.set_major_locator(_ticks(integer=True))
+    panels[0].xaxis.set_major_locator(style.ticks(integer=True))
     return figure
 
 
@@ -88,7 +85,7 @@ def scheduled(rows: Rows) -> Figure | None:
         _line(axes, *places, "kl", part, label=f"KL, {PARTS[part]}")
     axes.set_xlabel(TIMES[time])
     axes.set_ylabel(f"KL and C, {NATS}" if capacity else f"KL, {NATS}", color=style.COLOURS["kl"])
-    _title(axes, "β and the KL under it" if not capacity else f"Capacity C and the KL held at it{', by β' * moves}")
+    axes.set_title("β and the KL under it" if not capacity else f"Capacity C and the KL held at it{', by β' * moves}")
     if capacity:
         _line(axes, *series.schedule(rows, "capacity", time), "capacity", "train", label="C")
     handles = axes.get_lines()
@@ -102,50 +99,8 @@ def scheduled(rows: Rows) -> Figure | None:
         right.set_ylim(0, 1.08 * max(betas))
         handles = [*handles, *right.get_lines()]
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(_ticks(integer=True))
+    axes.xaxis.set_major_locator(style.ticks(integer=True))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
-    return figure
-
-
-@style.styled
-def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
-    """Draws which latent dimensions came to carry information, and when: a heat map with a line around 1 nat.
-
-    epochs: [E], whole numbers from 0; of one that is there twice the last counts, and those that are
-    missing are grey. kl: [E, d], nats. Dimensions are rows, that with most KL at the end on top. The
-    line runs between cells with less than 1 nat and cells with as much or more.
-    """
-    from matplotlib.collections import LineCollection
-
-    first, cells = series.calendar(epochs, kl)
-    last = np.nan_to_num(cells[np.isfinite(cells).any(1)][-1:], nan=-1.0)
-    if not len(last):
-        return _empty("KL of each latent dimension", "no finite metrics yet")
-    order = np.argsort(-last[0], kind="stable")
-    cells, count = cells[:, order].T, len(order)
-    left, right = first + 0.5, first + cells.shape[1] + 0.5
-    finite = cells[np.isfinite(cells)]
-    top = max(1.25, float(np.quantile(finite, 0.995)))  # the colour bar always reaches the 1-nat line
-
-    figure, axes = style.new(7, min(7.0, max(2.6, 1.5 + 0.13 * count)))
-    axes.set_facecolor("0.85")
-    axes.spines[:].set_visible(True)
-    extent = (left, right, count - 0.5, -0.5)
-    picture = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, aspect="auto", extent=extent)
-    sides: Any = _edges(cells >= 1, np.isfinite(cells), left)
-    edges = LineCollection(sides, colors=style.VERMILION, linewidths=1.2 if count <= LABELS else 0.7)
-    axes.add_collection(edges, autolim=False)
-    above = int((last[0] >= 1).sum())
-    _title(axes, f"KL of each latent dimension in training: {above} of {count} above 1 nat (line) in the last epoch")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("dimension, by final KL")
-    every = -(-count // LABELS)
-    axes.set_yticks(range(0, count, every), [str(i) for i in order[::every]], fontsize=7 if count > 8 else 9)
-    axes.xaxis.set_major_locator(_ticks(integer=True))
-    bar = figure.colorbar(picture, ax=axes, extend="max" if finite.max() > top else "neither", pad=0.01)
-    bar.set_label(NATS, fontsize=9)
-    bar.ax.tick_params(labelsize=9)
-    bar.ax.axhline(1, color=style.VERMILION, linewidth=1.5)
     return figure
 
 
@@ -165,7 +120,7 @@ def _terms(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
     title, unit = metric(names[0]).label, metric(names[0]).unit
     if names[0] == "reconstruction" and series.same(rows, time, "loss", "reconstruction"):
         title = f"Loss: reconstruction{title.removeprefix('Reconstruction')}"
-    _title(axes, title)
+    axes.set_title(title)
     axes.set_ylabel(unit)
     if len(names) > 1:
         axes.legend(handles=lines[:: len(series.parts(time))], fontsize=8)
@@ -177,7 +132,7 @@ def _ratio(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
     for part in series.parts(time):
         x, y = series.series(rows, names[0], time, lambda row, part=part: series.quotient(row, part))
         _line(axes, x, y, "kl", part, label="KL / reconstruction")
-    _title(axes, "KL / reconstruction")
+    axes.set_title("KL / reconstruction")
     axes.set_ylabel("ratio")
 
 
@@ -190,7 +145,7 @@ def _usage(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
         _line(axes, *series.series(rows, f"{part}/perplexity", time), "perplexity", part, label="perplexity")
         x, y = series.series(rows, f"{part}/codebook_usage", time)
         _line(right, x, 100 * y, "codebook_usage", part, label="codes in use")
-    _title(axes, metric("perplexity").label + " and share in use")
+    axes.set_title(metric("perplexity").label + " and share in use")
     axes.set_ylabel("perplexity, codes", color=style.COLOURS["perplexity"])
     right.set_ylabel("codes in use, %", color=style.COLOURS["codebook_usage"], fontsize=9)
     right.tick_params(labelsize=9)
@@ -207,7 +162,7 @@ def _levels(axes: Any, rows: Rows, time: str, names: tuple[str, ...]) -> None:
             at = series.series(rows, f"{part}/{name}", time)
             lines.append(_line(axes, *at, name, part, label=name.removeprefix(f"{whole}_")))
             lines[-1].set_color(style.colour_of(place, len(levels)))
-    _title(axes, f"{metric(levels[0]).label.rpartition(', ')[0]}, by level")
+    axes.set_title(f"{metric(levels[0]).label.rpartition(', ')[0]}, by level")
     axes.set_ylabel(metric(whole).unit)
     axes.set_ylim(bottom=0)
     named = lines[:: len(parts) * -(-len(levels) // NAMED)]
@@ -285,37 +240,3 @@ def _parts_legend(axes: Any, rows: Rows, time: str) -> None:
 LINE_OF = {"train": "train", "step": "train", "val": "val"}
 MARKER_OF = {"train": "o", "step": "o", "val": "D"}
 """How a point without neighbours is drawn, which no line goes through."""
-
-
-def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:
-    """Returns the sides between known cells inside and known cells outside.
-
-    Columns are one wide from `left`, rows from -0.5. inside, known: [d, E]. Returns the ends of each side,
-    [n, 2, 2]: end, (x, y).
-    """
-    across = (inside[1:] != inside[:-1]) & known[1:] & known[:-1]
-    along = (inside[:, 1:] != inside[:, :-1]) & known[:, 1:] & known[:, :-1]
-    i, j = np.nonzero(across)
-    flat = np.array([[left + j, i + 0.5], [left + j + 1, i + 0.5]])
-    i, j = np.nonzero(along)
-    upright = np.array([[left + j + 1, i - 0.5], [left + j + 1, i + 0.5]])
-    return np.concatenate([flat, upright], 2).transpose(2, 0, 1)
-
-
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text)
-
-
-def _ticks(integer: bool = False) -> Any:
-    """Returns a locator of few ticks: most of the time that a figure takes is theirs."""
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(nbins=5, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 2.5, 5, 10])
-
-
-def _empty(title: str, why: str) -> Figure:
-    figure, axes = style.new(*PANEL)
-    _title(axes, title)
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, color=style.GREY)
-    return figure

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaelab.figures import style
+from vaelab.core.metrics import NATS
+from vaelab.figures import series, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +27,8 @@ AREA = 12_000.0
 """Area, in square points, that all marks of a scatter plot take together, within limits."""
 LABELS = 25
 """Most dimensions that have a number each below their bars; of more, every second, third, ... has one."""
+MAP_LABELS = 40
+"""Most dimensions that have a number each beside their rows of a heat map."""
 BELOW_LEGEND = 0.88
 """Fraction of a panel's height above which its legend begins."""
 ENOUGH = 10
@@ -216,3 +219,60 @@ def _ranges(numbers: Sequence[int]) -> str:
             parts.append([number, number])
     texts = [str(a) if a == b else f"{a}–{b}" for a, b in parts]
     return ", ".join(texts[:NAMED] + ["…"] * (len(texts) > NAMED))
+
+
+@style.styled
+def kl_per_dimension(epochs: Tensor, kl: Tensor) -> Figure:
+    """Draws which latent dimensions came to carry information, and when: a heat map with a line around 1 nat.
+
+    epochs: [E], whole numbers from 0; of one that is there twice the last counts, and those that are
+    missing are grey. kl: [E, d], nats. Dimensions are rows, that with most KL at the end on top. The
+    line runs between cells with less than 1 nat and cells with as much or more.
+    """
+    from matplotlib.collections import LineCollection
+
+    first, cells = series.calendar(epochs, kl)
+    last = np.nan_to_num(cells[np.isfinite(cells).any(1)][-1:], nan=-1.0)
+    if not len(last):
+        return style.empty("KL of each latent dimension", "no finite metrics yet")
+    order = np.argsort(-last[0], kind="stable")
+    cells, count = cells[:, order].T, len(order)
+    left, right = first + 0.5, first + cells.shape[1] + 0.5
+    finite = cells[np.isfinite(cells)]
+    top = max(1.25, float(np.quantile(finite, 0.995)))  # the colour bar always reaches the 1-nat line
+
+    figure, axes = style.new(7, min(7.0, max(2.6, 1.5 + 0.13 * count)))
+    axes.set_facecolor("0.85")
+    axes.spines[:].set_visible(True)
+    extent = (left, right, count - 0.5, -0.5)
+    picture = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, aspect="auto", extent=extent)
+    sides: Any = _edges(cells >= 1, np.isfinite(cells), left)
+    edges = LineCollection(sides, colors=style.VERMILION, linewidths=1.2 if count <= MAP_LABELS else 0.7)
+    axes.add_collection(edges, autolim=False)
+    above = int((last[0] >= 1).sum())
+    axes.set_title(f"KL of each latent dimension in training: {above} of {count} above 1 nat (line) in the last epoch")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("dimension, by final KL")
+    every = -(-count // MAP_LABELS)
+    axes.set_yticks(range(0, count, every), [str(i) for i in order[::every]], fontsize=7 if count > 8 else 9)
+    axes.xaxis.set_major_locator(style.ticks(integer=True))
+    bar = figure.colorbar(picture, ax=axes, extend="max" if finite.max() > top else "neither", pad=0.01)
+    bar.set_label(NATS, fontsize=9)
+    bar.ax.tick_params(labelsize=9)
+    bar.ax.axhline(1, color=style.VERMILION, linewidth=1.5)
+    return figure
+
+
+def _edges(inside: np.ndarray, known: np.ndarray, left: float) -> np.ndarray:
+    """Returns the sides between known cells inside and known cells outside.
+
+    Columns are one wide from `left`, rows from -0.5. inside, known: [d, E]. Returns the ends of each side,
+    [n, 2, 2]: end, (x, y).
+    """
+    across = (inside[1:] != inside[:-1]) & known[1:] & known[:-1]
+    along = (inside[:, 1:] != inside[:, :-1]) & known[:, 1:] & known[:, :-1]
+    i, j = np.nonzero(across)
+    flat = np.array([[left + j, i + 0.5], [left + j + 1, i + 0.5]])
+    i, j = np.nonzero(along)
+    upright = np.array([[left + j + 1, i - 0.5], [left + j + 1, i + 0.5]])
+    return np.concatenate([flat, upright], 2).transpose(2, 0, 1)

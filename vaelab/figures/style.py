@@ -41,6 +41,8 @@ CYCLE = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK, YELLOW]
 LINES: dict[str, Any] = {"train": "-", "val": (0, (4, 1.5)), "test": (0, (1, 1))}
 """Line style of each part of the data."""
 DPI = 120
+EMPTY = (4.2, 2.7)
+"""Width and height of a figure that has nothing to show, inches."""
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
@@ -92,6 +94,23 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **layout: 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **layout)
+
+
+def ticks(integer: bool = False) -> Any:
+    """Returns a locator of few ticks: most of the time that a figure takes is theirs."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 2.5, 5, 10])
+
+
+@styled
+def empty(title: str, why: str) -> Figure:
+    """Makes a figure that says why there is nothing in it."""
+    figure, axes = new(*EMPTY)
+    axes.set_title(title)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, color=GREY)
+    return figure
 
 
 @styled

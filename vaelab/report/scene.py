@@ -25,9 +25,11 @@ FEW = 32
 MANY = 2000
 """Most images of histograms and scatter plots; fewer, if they would have more than NUMBERS numbers."""
 NUMBERS = 2**26
+"""Most numbers that the images of histograms and scatter plots have in all."""
+ROWS = 20
+"""Most rows of a figure: latent dimensions, or classes."""
 SEED = 0
 """Seed of all draws: they are the same every time, so that figures can be compared."""
-"""Most numbers that the images of histograms and scatter plots have in all."""
 
 
 @dataclass(eq=False)
