@@ -64,8 +64,7 @@ class ProgressLine(ProgressBar):
             return
         figures = {name: pl_module.latest[name] for name in in_order(list(pl_module.latest)) if metric(name).brief}
         words = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        place = f"epoch {epoch}/{epochs or '?'}"
+        place = place_of(trainer, epoch)
         if self.terminal:
             self.bar.set_description_str(place, refresh=False)
             self.bar.set_postfix_str(words, refresh=False)
@@ -85,3 +84,9 @@ class ProgressLine(ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         tqdm.write(" ".join(str(a) for a in args), file=sys.stderr)
+
+
+def place_of(trainer: pl.Trainer, epoch: int) -> str:
+    """Words how far a run is. epoch: from 1."""
+    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+    return f"epoch {epoch}/{epochs or '?'}"

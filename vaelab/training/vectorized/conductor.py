@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from vaelab.core.words import listed
 from vaelab.models.module import Outcome
 from vaelab.runs.jobs import LOOK_AGAIN
 from vaelab.training.callbacks.last import STOPPING, KeepLast
+from vaelab.training.callbacks.progress import place_of
 from vaelab.training.captured import graphs_on
 from vaelab.training.logs import leave_jobs
 from vaelab.training.vectorized.alike import difference
@@ -59,6 +60,9 @@ class Conductor:
         self.answers: dict[Job, Outcome] = {}
         self.stopped = 0  # the signal that asks to stop
         self.at_once = False  # whether the jobs end where they are, without their last checkpoints
+        self.waiting: list[Job] = []
+        self.count = 0  # of all jobs
+        self.turn: Job | None = None  # whose it is
         self.said_at, self.steps = time.monotonic(), 0
 
     def run(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
@@ -79,6 +83,8 @@ class Conductor:
             with own_streams(), self._listening():
                 # the main thread is left to the signals: each job would else take them for itself
                 threading.Thread(target=lead, name="jobs", daemon=True).start()
+                while not wait([ended], SAID_EVERY).done:
+                    self._say()
                 return ended.result()
         finally:
             leave_jobs()
@@ -86,12 +92,11 @@ class Conductor:
     def _lead(self, works: Sequence[Callable[[], Any]]) -> list[Job]:
         data: dict[str, Any] = {}
         every = [Job(number, work, data) for number, work in enumerate(works)]
-        waiting = list(every)
-        while (waiting and not self.stopped) or self.jobs:
-            while waiting and not self.stopped and (self.width is None or len(self.jobs) < self.width):
-                self.jobs.append(waiting.pop(0))
+        self.waiting, self.count = list(every), len(every)
+        while (self.waiting and not self.stopped) or self.jobs:
+            while self.waiting and not self.stopped and (self.width is None or len(self.jobs) < self.width):
+                self.jobs.append(self.waiting.pop(0))
             self._round()
-            self._say(len(every) - len(waiting) - len(self.jobs), len(every))
         return every
 
     def _round(self) -> None:
@@ -104,6 +109,7 @@ class Conductor:
                     job.throw()
                 self._ask_to_stop(job)
             if job.asked is None or job in self.answers:
+                self.turn = job
                 job.go_on(self.answers.pop(job, None))
             if job.dead:
                 self.jobs.remove(job)
@@ -235,17 +241,17 @@ class Conductor:
             if isinstance(callback, KeepLast):
                 callback.asked = self.stopped
 
-    def _say(self, ended: int, every: int) -> None:
-        now = time.monotonic()
-        if now - self.said_at < SAID_EVERY:
-            return
-        words = [f"{ended} of {every} jobs done"]
-        for group in self.groups:
-            trainer = group.jobs[0].trainer
-            if trainer:
-                words.append(f"{len(group.jobs)} in step at epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-        if self.steps:
-            words.append(f"{1000 * (now - self.said_at) / self.steps:.1f} ms a step of all")
+    def _say(self) -> None:
+        """Prints how far the jobs are; from another thread than theirs, which one that trains by itself keeps busy."""
+        now, steps = time.monotonic(), self.steps
+        words = [f"{self.count - len(self.waiting) - len(self.jobs)} of {self.count} jobs done"]
+        for group in list(self.groups):
+            if trainer := group.jobs[0].trainer:
+                words.append(f"{len(group.jobs)} in step at {place_of(trainer, trainer.current_epoch + 1)}")
+        if (turn := self.turn) and not turn.grouped and (trainer := turn.trainer):
+            words.append(f"{turn.title} by itself at {place_of(trainer, trainer.current_epoch + 1)}")
+        if steps:
+            words.append(f"{1000 * (now - self.said_at) / steps:.1f} ms a step of all")
         print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
         self.said_at, self.steps = now, 0
 
