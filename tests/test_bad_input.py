@@ -14,6 +14,7 @@ CASES = {
     "model=nope": ("model=nope", "vqvae"),
     "model=vea": ("did you mean vae?",),
     "model.beta=2": ("it belongs to model=beta",),
+    "-m model=vae,beta,ae model.beta=2": ("model.beta: no such key with model=vae and ae; it belongs to model=beta",),
     "codebook=ema": ("codebook=: model=vae takes none", "model=vqvae"),
     "model=hierarchical posterior=full": (
         "posterior=: model=hierarchical takes none",

@@ -313,6 +313,8 @@ def test_the_final_table_has_what_was_set_in_one_line_if_it_did_not_move():
     assert [line.split()[0] for line in lines] == ["train", "loss", "capacity", "codebook_usage", "with", "train"]
     assert lines[1].split() == ["loss", "7.500", "7.000"]
     assert lines[4] == "with beta 0.500"
+    cut = table({"metrics": {"test/loss": 7.0}, "best": {"by": None}, "epochs": 0})
+    assert cut.splitlines()[-1] == "test before the end of the first epoch"
     page = final_metrics({"metrics": metrics})
     assert [row["name"] for row in page["rows"]] == ["loss", "capacity", "codebook_usage"]
     assert "Set, and the same throughout: beta 0.500." in page["notes"]

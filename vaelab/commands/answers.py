@@ -77,7 +77,7 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
         value = next((a.partition("=")[2] for a in arguments if key_of(a) == key), "")
         known = [k for k in keys_of(name, arguments, hydra=key.startswith("hydra.")) if k != key]
         hint = _option(key, value) or _elsewhere(key, known) or _near(key, known)
-        return f"{key}: no such key{hint}\n  vaelab {name} --cfg job prints all keys"
+        return f"{key}: no such key{_in_jobs(key, name, arguments)}{hint}\n  vaelab {name} --cfg job prints all keys"
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
         return f"{key}: this value must be given: {key}=…"
@@ -85,6 +85,14 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
     if lines[0].startswith("Error merging override ") and len(lines) > 1:
         return f"{lines[0].removeprefix('Error merging override ')}: {lines[1]}"
     return lines[0]
+
+
+def _in_jobs(key: str, name: str, arguments: list[str]) -> str:
+    """Says with which options of its group a sweep has no such key, where others have it."""
+    group = key.partition(".")[0]
+    swept = next((a.partition("=")[2].split(",") for a in arguments if key_of(a) == group and "," in a), [])
+    without = [option for option in swept if key not in keys_of(name, [*arguments, f"{group}={option}"])]
+    return f" with {group}={listed(without)}" if 0 < len(without) < len(swept) else ""
 
 
 def _option(key: str, value: str) -> str:

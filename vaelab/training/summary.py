@@ -51,7 +51,9 @@ def table(summary: dict[str, Any]) -> str:
     lines += ["with " + ", ".join(f"{name} {cells[name][0]}" for name in constant)] if constant else []
     of = f"of epoch {best['epoch']}, the best by {best['by']}" if best["by"] else "of the last epoch, too"
     known = " and ".join(part for part in parts if part != "test")
-    lines.append(f"{known} of epoch {summary['epochs']}" + (f"; test {of}" if "test" in parts else ""))
+    of = of if known else "before the end of the first epoch"
+    where = [f"{known} of epoch {summary['epochs']}"] if known else []
+    lines.append("; ".join([*where, f"test {of}"] if "test" in parts else where))
     return "\n".join(lines)
 
 
