@@ -17,6 +17,8 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "s
 """Extra of the package that each launcher needs."""
 OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
 """Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
+OWN_KEYS = {"dataset@ood": "ood", "metric@metrics": "metric"}
+"""Keys of `vaelab eval` that choose an option of a group, by what Hydra calls them."""
 ALSO_CALLED = {
     "l2": "mse",
     "l1": "laplace",
@@ -67,7 +69,8 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
             return f"there is no config '{found[1]}'"
         near = difflib.get_close_matches(option.lower(), takes, 1, 0.65) or [ALSO_CALLED.get(option.lower(), "")]
         hint = f"; did you mean {near[0]}?" if near[0] in takes else ""
-        return f"{group}={option}: no such option{hint}\n  {group}= takes {', '.join(takes)}"
+        key = next((own for full, own in OWN_KEYS.items() if f"{full}={option}" in arguments), group)
+        return f"{key}={option}: no such option{hint}\n  {key}= takes {', '.join(takes)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and quote values with special characters"
     if found := re.search(r"Could not override '([^']*)'", text):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaelab import runs
 from vaelab.commands import command
+from vaelab.commands.answers import OWN_KEYS
 from vaelab.core.errors import UserError
 from vaelab.runs import Files, SweepFiles, answers
 
@@ -59,8 +60,8 @@ def main(arguments: list[str]) -> int:
 
 def for_hydra(argument: str) -> str:
     """Writes an argument that chooses an option of a group in Hydra's grammar."""
-    groups = {"ood=": "dataset@ood=", "metric=": "metric@metrics="}
-    return next((new + argument.removeprefix(key) for key, new in groups.items() if argument.startswith(key)), argument)
+    key, equals, option = argument.partition("=")
+    return next((f"{group}={option}" for group, own in OWN_KEYS.items() if equals and key == own), argument)
 
 
 def job(config: Any) -> dict[str, Any] | None:
