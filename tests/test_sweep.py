@@ -56,6 +56,35 @@ def test_a_failed_job_stops_no_other_and_the_exit_code_says_so(train, tmp_path):
     assert "1-cvae-fake" in result.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["seed=0,1", "model.latent_dim=0"], ["all jobs: model.latent_dim=0: must be greater than 0"]),
+        (
+            ["model=vae,ae", "model.latent_dim=0,-1"],
+            ["jobs 0, 2: model.latent_dim=0: must", "jobs 1, 3: model.latent_"],
+        ),
+        (["model.latent_dim=0,-1,-2,-3"], ["job 0: ", "3 other reasons for other jobs: vaelab plan -m … has them all"]),
+    ],
+)
+def test_a_sweep_of_which_no_job_can_be_trained_begins_none(train, tmp_path, arguments, says):
+    result = train("-m", *arguments, "sweep.dir=a/sweep")
+    assert (result.code, result.out) == (2, "")
+    lines = result.err.removeprefix("vaelab: ").splitlines()
+    assert [line[: len(said)] for line, said in zip(lines, says, strict=True)] == says
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["hydra.sweeper.max_batch_size=1"]])
+def test_jobs_that_cannot_be_trained_are_named_before_the_others_begin(train, tmp_path, more):
+    result = train("-m", "model.latent_dim=2,3,0", "sweep.dir=sweep", "trainer.max_epochs=1", *more)
+    assert result.code == 1
+    assert result.err.startswith("warning: job 2: model.latent_dim=0: must be greater than 0\n")
+    assert result.err.count("warning: job 2") == 1
+    states = {p.parent.name: json.loads(p.read_text())["status"] for p in (tmp_path / "sweep").glob("*/summary.json")}
+    assert states == {"0-vae-fake": "finished", "1-vae-fake": "finished", "2-vae-fake": "failed"}
+
+
 def test_the_exit_code_does_not_depend_on_how_the_folder_is_given(train):
     for folder in ("hydra.sweep.dir=a", "sweep.dir='b c'"):
         result = train("-m", "model=cvae", "seed=0,1", "dataset.classes=null", folder)
@@ -74,7 +103,7 @@ def test_a_sweep_again_leaves_finished_runs_alone(train, swept, tmp_path):
 def test_a_job_without_a_needed_value_fails_alone(train):
     result = train("-m", "dataset=folder,fake", "trainer.max_epochs=1", "sweep.dir=sweep", small=False)
     assert result.code == 1
-    assert "dataset.root" in result.out + result.err
+    assert "\nvaelab: dataset.root: this value must be given: dataset.root=…\n" in result.err
     assert "finished" in result.out
 
 
@@ -301,8 +330,9 @@ def test_a_damaged_summary_is_put_aside_and_its_job_goes_on(train, swept, tmp_pa
 
 
 def test_a_refused_sweep_shows_nothing_of_an_earlier_one(train, swept):
-    again = train(*SWEEP, "model.betta=1")
-    assert (again.code, again.out) == (2, "")
+    for wrong in ("model.betta=1", "model.latent_dim=0"):
+        again = train(*SWEEP, wrong)
+        assert (again.code, again.out) == (2, "")
 
 
 @pytest.mark.slow

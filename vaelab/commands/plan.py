@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from vaelab import runs
 from vaelab.commands import command
 from vaelab.core.errors import UserError
 from vaelab.core.types import NonNegativeInt
-
-if TYPE_CHECKING:
-    from vaelab.sweeps.plan import Row
 
 
 class Options(NamedTuple):
@@ -63,15 +59,9 @@ def job(task: Any) -> list[dict[str, Any]]:
     rows = [dict(zip(row._fields[:-1], row, strict=False)) | row.known._asdict() for row in found]
     if output:
         output.write_text(json.dumps(rows, indent=2) + "\n")
-    if reasons := {row.refused: None for row in found if row.refused}:
-        raise UserError("\n".join(f"{_numbers(found, reason)}: {reason}" for reason in reasons))
+    if reasons := {row.number: row.refused for row in found if row.refused}:
+        raise UserError("\n".join(plan.numbered(reasons, len(found))))
     return rows
-
-
-def _numbers(found: Sequence[Row], reason: str) -> str:
-    """Names the jobs that are refused for a reason."""
-    numbers = [str(row.number) for row in found if row.refused == reason]
-    return "all jobs" if 1 < len(numbers) == len(found) else f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
 
 
 def _check(folder: Path, key: str) -> None:

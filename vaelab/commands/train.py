@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from vaelab.commands import command
+from vaelab.commands import answers, command
 from vaelab.core import own
 from vaelab.core.errors import UserError
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()  # an error of a launcher: the state of its jobs is printed all the same
         code = 1
     try:
-        return max([code, *(sweeps.close(sweep, code == 2) for sweep in sweeps.release())])
+        return max([code, *(sweeps.close(sweep, code) for sweep in sweeps.release())])
     except BrokenPipeError:  # the reader has seen enough
         return command.end_of_pipe()
 
@@ -179,8 +179,9 @@ def job(config: Any) -> str:
     except (OmegaConfBaseException, UserError) as error:  # the config itself is wrong
         if not in_sweep:
             raise
-        launch.record(run, "failed", error, None)
-        print(f"\n{title}\nvaelab: {error}", file=sys.stderr)
+        told = UserError(answers.message(error, "train", overrides))
+        launch.record(run, "failed", told, None)
+        print(f"\n{title}\nvaelab: {told}", file=sys.stderr)
     finally:
         launch.discard_unused(run)
         instance.cfg = whole

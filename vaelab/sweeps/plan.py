@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -102,6 +102,18 @@ def _differing(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # --- what is printed --------------------------------------------------------------------------
+
+
+def numbered(reasons: Mapping[int, str], count: int) -> list[str]:
+    """Words why jobs are refused, a line per reason, with their numbers. count: of all jobs."""
+    jobs: dict[str, list[str]] = {}
+    for number, reason in reasons.items():
+        jobs.setdefault(reason, []).append(str(number))
+    lines = []
+    for reason, numbers in jobs.items():
+        several = f"jobs {', '.join(numbers)}" if len(numbers) > 1 else f"job {numbers[0]}"
+        lines.append(f"{'all jobs' if 1 < len(numbers) == count else several}: {reason}")
+    return lines
 
 
 def text(found: Sequence[Row], sweep: Planned) -> str:

@@ -20,6 +20,8 @@ from vaelab.runs import Files, SweepFiles, jobs, offline
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Path of Hydra's launcher of one job after the other, in this process."""
+GRID = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.vaelab_grid.sweeper.GridSweeper")
+"""Paths of Hydra's sweeper of all combinations, and of ours in its place: it looks at all jobs before they begin."""
 VECTORIZED = "hydra_plugins.vaelab_launchers.vectorized_launcher.VectorizedLauncher"
 """Path of the launcher of jobs in step, in this process; it handles Ctrl-C itself."""
 SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra_plugins.vaelab_launchers")
@@ -58,9 +60,10 @@ class Sweep(Callback):
         kinds = OmegaConf.select(config, "figures.format", default=())
         formats = (kinds,) if isinstance(kinds, str) else tuple(kinds)
         begun.append(Begun(folder, config.get("report") is True, formats, made))
-        launcher = config.hydra.launcher
-        with open_dict(launcher), read_write(launcher):
+        launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
+        with open_dict(config.hydra), read_write(config.hydra):
             launcher._target_ = launcher._target_.replace(*SUBMITIT)
+            sweeper._target_ = sweeper._target_.replace(*GRID)
         if launcher._target_ not in (IN_PROCESS, RAY, VECTORIZED):
             signal.signal(signal.SIGINT, _end_jobs)
 

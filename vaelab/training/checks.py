@@ -77,14 +77,27 @@ def check_sections(config: dict[str, Any]) -> None:
 def check_run(config: dict[str, Any], run: Path) -> None:
     """Raises UserError for mistakes in a config that show before data and model are built."""
     from vaelab import runs
-    from vaelab.core.config import check, target_of
+    from vaelab.core.config import target_of
 
     if FIRST and config["resume"] is None:
         check_unused(run)
-    check_sections(config)
+    check_options(config)
     compiler = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))[0]
     if config["compile"] and not shutil.which(compiler):
         raise UserError(f"compile=true needs a C++ compiler, and {compiler} is not there: install it, or set CXX")
+    for name, node in (config["logger"] or {}).items():
+        if node and (require := getattr(target_of(node, f"logger.{name}"), "require", None)):
+            require()
+    check_accelerator(config["trainer"]["accelerator"])
+    if config["resume"] is not None:
+        _check_resumed(config, runs.read_config(run), runs.read_summary(run))
+
+
+def check_options(config: dict[str, Any]) -> None:
+    """Raises UserError for values that are none, or that do not go together, on whatever machine they are trained."""
+    from vaelab.core.config import check, target_of
+
+    check_sections(config)
     for part, example in {"model": "vae", "dataset": "digits", "optimizer": "adam"}.items():
         if not config[part]:
             raise UserError(f"{part}=null: choose one, such as {part}={example}")
@@ -108,17 +121,11 @@ def check_run(config: dict[str, Any], run: Path) -> None:
         if section == "model":
             _check_needed(config)
         check(config[section], section, _wanted(section))
-    for name, node in (config["logger"] or {}).items():
-        if node and (require := getattr(target_of(node, f"logger.{name}"), "require", None)):
-            require()
     _check_parts_of_trainer(config["trainer"])
     if config["figures"]["own"]:
         from vaelab.report.build import check_figures
 
         check_figures(config["figures"])
-    check_accelerator(config["trainer"]["accelerator"])
-    if config["resume"] is not None:
-        _check_resumed(config, runs.read_config(run), runs.read_summary(run))
 
 
 def _check_needed(config: dict[str, Any]) -> None:

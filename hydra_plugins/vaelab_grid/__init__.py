@@ -1,0 +1,1 @@
+"""Sweeper of `vaelab train -m`, which looks at all jobs first."""
