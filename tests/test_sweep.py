@@ -20,6 +20,7 @@ from tests.conftest import SMALL, once
 from vaelab.cli import main
 from vaelab.report import gallery
 from vaelab.runs import jobs, jobs_of, read_config
+from vaelab.training import checks
 from vaelab.training.summary import sweep_table
 
 SWEEP = ("-m", "model=vae,ae", "sweep.dir=sweep", "trainer.max_epochs=1")
@@ -72,6 +73,17 @@ def test_a_sweep_of_which_no_job_can_be_trained_begins_none(train, tmp_path, arg
     assert (result.code, result.out) == (2, "")
     lines = result.err.removeprefix("vaelab: ").splitlines()
     assert [line[: len(said)] for line, said in zip(lines, says, strict=True)] == says
+    assert not (tmp_path / "a").exists()
+
+
+def test_ctrl_c_before_the_first_job_leaves_nothing(train, tmp_path, monkeypatch):
+    def press(config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "check_options", press)
+    result = train("-m", "seed=0,1", "sweep.dir=a/sweep")
+    assert result.code == 130
+    assert "no job had begun: the same command begins them" in result.err
     assert not (tmp_path / "a").exists()
 
 
