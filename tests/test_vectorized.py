@@ -238,12 +238,12 @@ def test_jobs_that_others_leave_behind_go_on_as_alone(train, monkeypatch, exact)
 
 
 @pytest.mark.parametrize(
-    ("least", "said"), [(2, r"2 in step at epoch \d+/30\b"), (3, r"0-vae\S* by itself at epoch \d+/30\b")]
+    ("least", "said"), [(2, r"2 in step at epoch \d+/6\b"), (3, r"0-vae\S* by itself at epoch \d+/6\b")]
 )
 def test_it_says_how_far_it_is(train, monkeypatch, least, said):
     few(monkeypatch, least)
-    monkeypatch.setattr(conductor, "SAID_EVERY", 0.02)
-    result = train("-m", "model=vae", "seed=0,1", *EPOCHS, "trainer.max_epochs=30", TOGETHER, "report=false")
+    monkeypatch.setattr(conductor, "SAID_EVERY", 0.01)
+    result = train("-m", "model=vae", "seed=0,1", *EPOCHS, "trainer.max_epochs=6", TOGETHER, "report=false")
     assert result.code == 0, result.err
     lines = [line for line in result.err.splitlines() if re.fullmatch(rf"  [012] of 2 jobs done, {said}.*", line)]
     assert len(set(lines)) > 1
