@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -252,7 +252,8 @@ class Conductor:
             words.append(f"{turn.title} by itself at {place_of(trainer, trainer.current_epoch + 1)}")
         if steps:
             words.append(f"{1000 * (now - self.said_at) / steps:.1f} ms a step of all")
-        print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody reads it any more: the jobs go on
+            print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
         self.said_at, self.steps = now, 0
 
 
