@@ -94,7 +94,7 @@ def test_a_null_stands_for_the_share_of_labels_that_was_asked_for():
     assert Unconditional(4).dropped(labels) is labels
 
 
-def test_a_dropped_label_trains_the_null_and_is_drawn(train, monkeypatch):
+def test_a_dropped_label_trains_the_null_and_is_drawn(train, monkeypatch, capsys):
     given = ["model=cvae", "condition.drop=0.5", "trainer.max_epochs=2"]
     whole = train(*given)
     assert whole.code == 0, whole.err
@@ -109,6 +109,9 @@ def test_a_dropped_label_trains_the_null_and_is_drawn(train, monkeypatch):
         wanted = coding.sample(model, 8, torch.tensor([null]), (0.0, 1.0), 0)
         assert abs(made["images"][..., 0] / 255 - wanted[:, 0].numpy()).max() < 0.51 / 255
     assert main(["sample", f"run={whole.run}", "label=unknown", "n=8", "out=made/", "class_folders=true"]) == 2
+    capsys.readouterr()
+    assert main(["sample", f"run={whole.run}", "label=unknwon"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(", or unknown")
 
 
 def test_a_model_that_was_always_told_the_label_knows_no_null(finished, capsys):

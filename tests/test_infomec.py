@@ -48,6 +48,14 @@ def test_a_factor_in_two_dimensions_is_not_compact_and_two_factors_in_one_are_no
     assert infomec(np.stack([a + 10 * b, np.zeros(N)], axis=1), both)[::2] == pytest.approx((0, 1), abs=0.01)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_fit_without_an_end_is_taken_after_its_iterations_without_a_word():
+    """Two dimensions that each know which of 32 values it is: L-BFGS is not there after 300 iterations."""
+    y = rng().integers(0, 32, (800, 2))
+    codes = standardised(y[:, :1] + 0.5 * rng(1).normal(size=(800, 2)))
+    assert 0.3 < infomec(codes, y)[1] < 0.6
+
+
 @pytest.mark.parametrize("kind", FACTORS)
 def test_codes_that_know_nothing_score_nothing(kind):
     found = infomec(rng(1).normal(size=(N, 4)), FACTORS[kind])

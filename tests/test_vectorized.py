@@ -149,6 +149,8 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
     train("-m", "model=iwae", "model.estimator=dreg", "seed=0,1", *DIGITS, "sweep.dir=alone")
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("s") / run.name)
+    result = train("-m", "model=vae", "network.norm=batch", "seed=0,1", *DIGITS, TOGETHER)
+    assert "trained by themselves: a batch norm keeps moving averages" in result.out
 
 
 @pytest.mark.parametrize(("exact", "least"), [("true", 3), ("false", 4)])

@@ -56,9 +56,8 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
     if isinstance(error, UserError):
         return text
     if found := re.search(r"Ambiguous value for argument '([^'=]*)=([^']*)'", text):
-        return (
-            f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …, or write [{found[2]}] for a list"
-        )
+        or_list = "" if (CONF / found[1]).is_dir() else f", or write [{found[2]}] for a list"
+        return f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …{or_list}"
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not (?:find|load) '([^']*)'", text)):
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
@@ -79,7 +78,7 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
             return f"{key.rpartition('.')[2]}= is for a search: add hydra/sweeper=optuna, with -m"
         value = next((a.partition("=")[2] for a in arguments if key_of(a) == key), "")
         known = [k for k in keys_of(name, arguments, hydra=key.startswith("hydra.")) if k != key]
-        hint = _option(key, value) or _elsewhere(key, known) or _near(key, known)
+        hint = _option(key, value) or _renamed(key, known) or _elsewhere(key, known) or _near(key, known)
         return f"{key}: no such key{_in_jobs(key, name, arguments)}{hint}\n  vaelab {name} --cfg job prints all keys"
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or text.rpartition(": ")[2]
@@ -105,6 +104,11 @@ def _option(key: str, value: str) -> str:
     return f"; did you mean {group}={value}?" if there else ""
 
 
+def _renamed(key: str, known: Sequence[str]) -> str:
+    """Names what has taken a key's place: network.batch_norm=true is network.norm=batch."""
+    return "; it is network.norm=batch or none" if key == "network.batch_norm" and "network.norm" in known else ""
+
+
 def _elsewhere(key: str, known: Sequence[str]) -> str:
     """Names the options of the group that have such a key where the chosen one has not: model.beta is of model=beta."""
     group, _, rest = key.partition(".")
@@ -120,10 +124,16 @@ def _takes(group: str, known: Sequence[str]) -> bool:
 
 def _having(group: str, key: str) -> list[str]:
     """Returns the options of a group whose files have such a key."""
+    return [option for option in options(group) if key and key in _keys(group, option)]
+
+
+def _keys(group: str, option: str) -> set[str]:
+    """Returns the keys in the file of an option, and in those of its group that it starts from."""
     import yaml
 
-    files = sorted((CONF / group).glob("*.yaml")) if key else []
-    return [path.stem for path in files if key in (yaml.safe_load(path.read_text()) or {})]
+    content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}
+    from_ = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry in options(group)]
+    return set(content).union(*(_keys(group, entry) for entry in from_))
 
 
 def _near(key: str, known: Sequence[str]) -> str:

@@ -134,6 +134,8 @@ TAKING_A_VALUE = {
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
     *("-i", "--info", "--experimental-rerun"),
 }
+SEVERAL = ("logger", "experiment", "sweep")
+"""Groups of which several options go together."""
 FLAGS = TAKING_A_VALUE | {
     *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-m", "--multirun", "-sc", "--shell-completion"),
 }
@@ -148,6 +150,9 @@ def _check_words(name: str, arguments: list[str]) -> None:
             key, value = flag.lstrip("-").replace("-", "_"), value if equals else after
             instead = f"; write {key}={value}" if key and value and "=" not in value and value[:1] != "-" else ""
             raise UserError(f"{argument}: no such flag{instead}\n  vaelab {name} --help says what there is")
+        group = flag.lstrip("+~").partition("@")[0]
+        if value.startswith("[") and group not in SEVERAL and (CONF / group).is_dir():
+            raise UserError(f"{argument}: takes one option; several are a sweep: add -m, and leave out the brackets")
         if argument[:1] not in ("-", "~") and not equals and before not in TAKING_A_VALUE:
             raise UserError(f"{argument}: write key=value, as in {answers.key_for(argument, name)}={argument}")
 

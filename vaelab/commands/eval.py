@@ -239,7 +239,7 @@ def _check(options: dict[str, Any]) -> None:
         raise UserError(f"prior={options['prior'].get('name')}: must be the name of a fitted prior")
     sections = options["sections"]
     if sections is not None and (not isinstance(sections, list) or not sections):
-        raise UserError(f"sections={sections}: must be a list, as in sections=[likelihood,latents]")
+        raise UserError(f"sections={sections}: must be a list of at least one, as in sections=[likelihood,latents]")
     if SEVERAL in (sections or []) and (prior := options["prior"]["name"]):
         raise UserError(f"sections: {SEVERAL} is of codes, which a prior does not change: leave out prior={prior}")
     for name in sections or []:

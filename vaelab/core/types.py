@@ -21,6 +21,8 @@ Growth = Annotated[float, Field(gt=0, le=1)]
 """Relative growth of a controlled scalar per step and nat: by exp of it."""
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 """The weight of the past in a moving average."""
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+"""A fraction that is not all."""
 ProperFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 """A fraction that is neither nothing nor all."""
 Portion = NonNegativeInt | Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

@@ -52,6 +52,11 @@ class M2(CVAE):
         if num_classes is None:
             raise UserError("model=m2 needs labels that are classes, and this data set has none: use model=vae")
         super().__init__(shape, num_classes, network, likelihood, latent_dim, label_dim, posterior, prior, condition)
+        if self.condition.drop:
+            raise UserError(
+                f"condition.drop={self.condition.drop:g}: model=m2 sums over the classes where no label is told "
+                "(dataset.labelled), and has no use for a null: leave it out"
+            )
         self.alpha = float(alpha)
         self.classifier = network.encoder(self.shape, self.classes)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vaelab.core.batch import Batch
 from vaelab.core.errors import UserError
 from vaelab.core.metrics import DEAD_DIMENSION
-from vaelab.core.types import Fraction, PositiveInt, Shape
+from vaelab.core.types import PositiveInt, Shape, Share
 from vaelab.models.base import Build
 from vaelab.models.module import Model
 from vaelab.models.vae import VAE
@@ -54,7 +54,7 @@ class Quadrants(VAE):
         latent_dim: PositiveInt,
         seen: Literal[1, 2, 3],
         condition: Build[Condition] = None,
-        drop: Fraction = 0.0,
+        drop: Share = 0.0,
     ):
         Model.__init__(self, shape, num_classes, likelihood, condition)
         given = quadrants(self.shape, seen)

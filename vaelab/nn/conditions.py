@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vaelab.core.errors import UserError
-from vaelab.core.types import Fraction, PositiveInt
+from vaelab.core.types import PositiveInt, Share
 
 ROWS = 256
 """Number of the data's label vectors that a model keeps, to draw images of when none are asked for."""
@@ -85,7 +85,7 @@ class Label(Unconditional):
     Raises UserError for data without classes.
     """
 
-    def __init__(self, num_classes: int | None, dim: PositiveInt, drop: Fraction = 0.0):
+    def __init__(self, num_classes: int | None, dim: PositiveInt, drop: Share = 0.0):
         super().__init__(num_classes)
         if num_classes is None:
             raise UserError(
@@ -125,7 +125,7 @@ class Vector(Unconditional):
     deviation: Tensor
     rows: Tensor
 
-    def __init__(self, num_classes: int | None, names: list[str] | None, drop: Fraction = 0.0):
+    def __init__(self, num_classes: int | None, names: list[str] | None, drop: Share = 0.0):
         super().__init__(num_classes)
         self.name = type(self).__name__.lower()
         if names is None or num_classes is not None:

@@ -128,7 +128,8 @@ def _checked(trained: Trained, asked: Options) -> Options:
         fit = priors.command(trained.folder, "gmm", trained.checkpoint)
         raise UserError(f"run: {name} has no prior to draw samples from\nfit one with {fit}, then add prior=gmm")
     if asked.class_folders and not model.by_class:
-        raise UserError(f"class_folders=true: {name} draws images of no class: leave it out, or train model=cvae")
+        instead = "condition=label" if model.told else "model=cvae"
+        raise UserError(f"class_folders=true: {name} draws images of no class: leave it out, or train {instead}")
     _one_label(trained, asked)
     model.prior.check_sampling(asked.temperature, asked.top_k, name)
     if asked.level is not None:
@@ -147,7 +148,12 @@ def _one_label(trained: Trained, asked: Options) -> Tensor | None:
     if asked.label == UNKNOWN and model.told and model.condition.null is None:
         raise UserError(f"label={UNKNOWN}: the model was always told one: train with condition.drop=0.1, say")
     words = [*["all"] * model.by_class, *[UNKNOWN] * (model.told and model.condition.null is not None)]
-    return None if asked.label in words else viewing.label_of(trained, asked.label)
+    try:
+        return None if asked.label in words else viewing.label_of(trained, asked.label)
+    except UserError as error:
+        if UNKNOWN not in words:
+            raise
+        raise UserError(f"{error}, or {UNKNOWN}") from error
 
 
 def _drawn(trained: Trained, asked: Options) -> tuple[int, Iterator[tuple[Tensor, Tensor | None]]]:

@@ -183,6 +183,8 @@ class Conductor:
             return f"no other model is like its own{f' ({beside[0]})' if beside else ''}"
         if first.model.device.type == "cpu" and len(jobs) < (few := FEW_EXACT if self.exact else FEW):
             return f"a processor gains nothing by fewer than {few} at once"
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in first.model.modules()):
+            return "a batch norm keeps moving averages, which torch.vmap does not"
         if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
             return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":

@@ -13,7 +13,7 @@ import numpy as np
 
 from vaelab.evaluation.metrics.disentanglement.factors import Continuous, Measured, measured, split
 from vaelab.evaluation.metrics.disentanglement.information import information_about
-from vaelab.evaluation.metrics.probes import entropy
+from vaelab.evaluation.metrics.probes import entropy, stopped_in_time
 
 NEIGHBOURS = 10
 """Neighbours of the estimator of mutual information: the authors' number."""
@@ -87,7 +87,8 @@ def linear_information(data: Measured, seed: int) -> float:
             error = y[test] - LinearRegression().fit(data.codes[train], y[train]).predict(data.codes[test])
             loss, without = np.mean(error**2), np.mean((y[test] - y[train].mean()) ** 2)
         else:
-            model = LogisticRegression(C=np.inf, max_iter=300).fit(data.codes[train], y[train])
+            with stopped_in_time():
+                model = LogisticRegression(C=np.inf, max_iter=300).fit(data.codes[train], y[train])
             fitted = test[np.isin(y[test], model.classes_)]
             place = np.searchsorted(model.classes_, y[fitted])
             frequency = np.unique(y[train], return_counts=True)[1] / len(train)

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 
 from vaelab.evaluation.metrics.disentanglement.factors import Continuous, measured, split
-from vaelab.evaluation.metrics.probes import entropy
+from vaelab.evaluation.metrics.probes import entropy, stopped_in_time
 
 TREES = 20
 DEPTHS = (4, 7, 10)
@@ -175,7 +175,8 @@ def explicitness(codes: np.ndarray, factors: np.ndarray, continuous: Continuous 
     train, test = split(len(data.codes), seed)
     areas = []
     for y in data.classes.T:
-        model = LogisticRegression(max_iter=300).fit(data.codes[train], y[train])
+        with stopped_in_time():
+            model = LogisticRegression(max_iter=300).fit(data.codes[train], y[train])
         both = np.isin(model.classes_, y[test])
         truth = y[test][:, None] == model.classes_[both]
         areas.append(roc_auc_score(truth, model.predict_proba(data.codes[test])[:, both], average="macro"))
