@@ -221,6 +221,46 @@ def test_controlvae_finds_the_beta_of_the_curve(start):
     assert model.beta.item() == pytest.approx(math.log(2), rel=0.01)
 
 
+SPECTRUM, KEPT, NOISE = torch.tensor([6.0, 3.0, 1.5, 0.9, 0.4, 0.3, 0.3, 0.2, 0.2]), 4, 0.5
+"""Variances of Gaussian data along their axes, latents of a linear model of them, and the deviation of its noise."""
+
+
+def of_the_linear_model(beta):
+    """The reconstruction and the KL of the best linear beta-VAE, nats: that of probabilistic PCA with beta NOISE^2.
+
+    Each latent's axis is known up to that variance (reverse water-filling), each other one not at all.
+    """
+    level = beta * NOISE**2
+    left = SPECTRUM[:KEPT].clamp(max=level).sum() + SPECTRUM[KEPT:].sum()
+    kl = (0.5 * (SPECTRUM[:KEPT] / level).log()).clamp(min=0).sum().item()
+    return 0.5 * len(SPECTRUM) * math.log(2 * math.pi * NOISE**2) + left.item() / (2 * NOISE**2), kl
+
+
+@pytest.mark.parametrize(("variant", "start"), [(GECO, 0.1), (GECO, 20.0), (ControlVAE, 0.1), (ControlVAE, 8.0)])
+def test_beta_that_is_found_in_training_is_that_of_the_curve_and_the_constraint_is_met(variant, start):
+    reconstruction, kl = of_the_linear_model(beta=2.0)
+    torch.manual_seed(0)
+    gains = {"proportional": 0.01, "integral": 0.005, "beta_min": 0.0, "beta_max": 10.0}
+    given = {GECO: {"target": reconstruction, "rate": 0.01, "decay": 0.9, "beta": start}}.get(variant)
+    model = variant(
+        (1, 3, 3), None, MLP([], "relu", "none"), Gaussian(NOISE), KEPT, **given or {"capacity": kl} | gains
+    )
+    model.beta.fill_(start)
+    if variant is ControlVAE:
+        model.summed.fill_(start)
+    axes, optimizer, seen = torch.linalg.qr(torch.randn(9, 9))[0], torch.optim.Adam(model.parameters()), []
+    for step in range(1500):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 1500)
+        images = Batch((torch.randn(256, 9) * SPECTRUM.sqrt() @ axes.t()).view(-1, 1, 3, 3))
+        terms = model.terms(images, model.noise(256))
+        optimizer.zero_grad()
+        model.objective(terms).backward()
+        optimizer.step()
+        model.learn([model.observe(images, terms)])
+        seen.append(torch.stack([model.beta.clone(), terms["reconstruction"].mean(), terms["kl"].mean()]).detach())
+    assert torch.stack(seen[-300:]).mean(0).tolist() == pytest.approx([2.0, reconstruction, kl], rel=0.01)
+
+
 def test_controlvae_wants_a_range_of_beta():
     with pytest.raises(UserError, match=r"model\.beta_min=5\.0: must be below"):
         made(ControlVAE, capacity=15.0, proportional=0.01, integral=0.001, beta_min=5.0, beta_max=1.0)
