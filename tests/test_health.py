@@ -13,6 +13,7 @@ from vaelab.evaluation.findings.health import (
     judged_from,
 )
 from vaelab.models import GECO, CapacityVAE, ControlVAE, FactorVAE
+from vaelab.models.hierarchical import Hierarchical
 from vaelab.models.regularised.capacity import HELD
 from vaelab.models.regularised.held import diagnose
 from vaelab.nn.likelihoods import Bernoulli
@@ -254,6 +255,11 @@ def test_what_a_variant_holds_or_tells_apart_is_judged_by_it():
     control = SimpleNamespace(held=ControlVAE.held, capacity=torch.tensor(20.0))
     (finding,) = ControlVAE.diagnose(control, {"kl": 12.0, "capacity": 20.0})
     assert "model.integral" in finding.remedy
+    levels = SimpleNamespace(layout=SimpleNamespace(levels=[SimpleNamespace(name=n) for n in ("top", "bottom")]))
+    (finding,) = Hierarchical.diagnose(levels, {"kl_top": 0.03, "kl_bottom": 3.0})
+    assert finding.evidence == "kl_top is 0.03 nats: that level says next to nothing of the images"
+    assert not Hierarchical.diagnose(levels, {"kl_top": 0.3, "kl_bottom": 3.0})
+    assert not Hierarchical.diagnose(levels, {"kl_top": 0.03, "kl_bottom": 0.03})  # a collapse
     (finding,) = FactorVAE.diagnose(None, {"discriminator_accuracy": 0.9})
     assert finding.code == "codes_not_factorised"
     assert not FactorVAE.diagnose(None, {"discriminator_accuracy": 0.55})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vaelab.core.batch import Batch
 from vaelab.core.metrics import DEAD_DIMENSION
 from vaelab.core.types import PositiveInt, Shape
+from vaelab.core.words import Finding
 from vaelab.models.base import Build, Terms
 from vaelab.models.module import Model
 from vaelab.models.vae import VAE
@@ -25,6 +26,9 @@ from vaelab.nn.likelihoods import Likelihood
 from vaelab.nn.networks import Network
 from vaelab.nn.posteriors import KL, DiagonalGaussian, Head, Posterior, Usage
 from vaelab.nn.priors import Prior, StandardNormal
+
+UNUSED = 0.1
+"""KL of a level, nats, below which it says next to nothing."""
 
 
 class Hierarchical(VAE):
@@ -76,6 +80,15 @@ class Hierarchical(VAE):
             return terms
         parts = terms["kl_per_dim"].split(self.posterior.sizes, 1)
         return terms | {f"kl_{level.name}": kl.sum(1) for level, kl in zip(self.layout.levels, parts, strict=True)}
+
+    def diagnose(self, figures: dict[str, float]) -> list[Finding]:
+        levels = [name for level in self.layout.levels if (name := f"kl_{level.name}") in figures]
+        unused = [name for name in levels if figures[name] < UNUSED]
+        if len(unused) in (0, len(levels)):  # a collapse is every model's
+            return []
+        evidence = " and ".join(f"{name} is {figures[name]:.3g}" for name in unused)
+        remedy = "schedule=warmup, longer where it is there (schedule.beta.over); else model=vae does the same"
+        return [Finding("unused_level", f"{evidence} nats: that level says next to nothing of the images", remedy)]
 
 
 def level_names(count: int) -> list[str]:
