@@ -365,6 +365,7 @@ def test_other_images_are_told_from_its_own(finished, evaluate):
         (["importance_samples=0"], "importance_samples=0: must be an integer from 1 to 1000000"),
         (["sections=[likelyhood]"], "did you mean likelihood?"),
         (["sections=likelihood"], "must be a list"),
+        (["sections=[]"], "must be a list of at least one"),
         (["importance_sample=3"], "did you mean importance_samples?"),
         (["+samples=3"], "samples: no such key"),
         (["seed=99999999999"], "seed=99999999999: must be an integer from 0"),

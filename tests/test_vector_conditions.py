@@ -214,6 +214,8 @@ def test_codes_of_own_images_are_encoded_and_decoded_with_a_label(finished, caps
 
 def test_a_model_that_was_always_told_the_attributes_knows_no_null(finished, capsys):
     run = finished("model=cvae", "condition=attributes", ATTRIBUTES).run
+    assert main(["sample", f"run={run}", "n=4", "out=made/", "class_folders=true"]) == 2
+    assert "leave it out, or train condition=label" in capsys.readouterr().err
     assert main(["sample", f"run={run}", "label=unknown"]) == 2
     assert "label=unknown" in capsys.readouterr().err
 
