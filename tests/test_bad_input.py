@@ -29,7 +29,7 @@ CASES = {
     "model=m2 condition.drop=0.5": ("condition.drop=0.5: model=m2 sums over the classes",),
     "model=cvae condition.drop=1": ("condition.drop=1: must be less than 1",),
     "model=quadrants model.drop=1": ("model.drop=1: must be less than 1",),
-    "augment=[flips,shifts]": ("augment=[flips,shifts]: takes one option; several are a sweep: add -m",),
+    "augment=[flips,shifts]": ("augment=[flips,shifts]: takes one option; several are a sweep: -m augment=flips,",),
     "model=[vae]": ("model=[vae]: takes one option",),
     "model=vae,beta": ("several values are a sweep: vaelab train -m …\n",),
     "trainer.max_epochs=1,2": ("vaelab train -m …, or write [1,2] for a list\n",),

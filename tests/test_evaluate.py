@@ -371,6 +371,7 @@ def test_other_images_are_told_from_its_own(finished, evaluate):
         (["seed=99999999999"], "seed=99999999999: must be an integer from 0"),
         (["device=cuda:99"], "device=cuda:99: it cannot be used here"),
         (["ood=mnits"], "ood=mnits: no such option; did you mean mnist?"),
+        (["ood=mnist,digits"], "ood=mnist,digits: takes one option"),
         (["metric=nope"], "metric=nope: no such option"),
         (["ood=sprites"], "the model takes 1 x 8 x 8"),
         (["root=/nowhere"], "root=/nowhere: the run's data set is read from no folder"),

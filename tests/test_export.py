@@ -95,7 +95,7 @@ def test_which_checkpoint_is_exported(finished, command):
         "vaelab.runs.os.system",
         "vaelab.commands.command.run",
         "vaelab.models.base.torch.load",
-        "vaelab.nn.networks.torch.load",
+        "vaelab.nn.coders.torch.load",
         "vaelab.nn.networks.nn.Linear",
         "vaelab.nn.networks.pairwise",
         "vaelab.models.nothing.VAE",

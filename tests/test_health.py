@@ -257,7 +257,8 @@ def test_what_a_variant_holds_or_tells_apart_is_judged_by_it():
     assert "model.integral" in finding.remedy
     levels = SimpleNamespace(layout=SimpleNamespace(levels=[SimpleNamespace(name=n) for n in ("top", "bottom")]))
     (finding,) = Hierarchical.diagnose(levels, {"kl_top": 0.03, "kl_bottom": 3.0})
-    assert finding.evidence == "kl_top is 0.03 nats: that level says next to nothing of the images"
+    assert finding.code == "unused_level"
+    assert finding.evidence == "kl_top is 0.03 nats: next to nothing of the images"
     assert not Hierarchical.diagnose(levels, {"kl_top": 0.3, "kl_bottom": 3.0})
     assert not Hierarchical.diagnose(levels, {"kl_top": 0.03, "kl_bottom": 0.03})  # a collapse
     (finding,) = FactorVAE.diagnose(None, {"discriminator_accuracy": 0.9})

@@ -138,7 +138,7 @@ GADGETS = {
     "safetensors.torch.save_file": {"tensors": {}, "filename": CANARY},
     "vaelab.runs.os.system": {"command": SHELL},
     "vaelab.models.base.torch.load": {"f": PICKLE, "weights_only": False},
-    "vaelab.nn.networks.torch.load": {"f": PICKLE, "weights_only": False},
+    "vaelab.nn.coders.torch.load": {"f": PICKLE, "weights_only": False},
     "vaelab.nn.networks.pairwise": {"iterable": "x"},
     "vaelab.datasets.files.os.system": {"command": SHELL},
     "vaelab.datasets.files.Image.open": {"fp": PICKLE},

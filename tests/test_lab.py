@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +199,10 @@ def test_a_sweep_takes_lists():
     rows = vaelab.compare(runs)
     assert len(rows) == 2
     assert "<table>" in rows._repr_html_()
+    written = Path("swept/sweep.csv").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"all jobs: model\.latent_dim=0: must be greater than 0"):
+        vaelab.sweep(IMAGES, seed=[0, 1], latent_dim=0, **QUICK, out="swept")
+    assert Path("swept/sweep.csv").stat().st_mtime_ns == written  # what was there before is no answer
 
 
 def test_pictures_and_texts_are_returned():

@@ -99,6 +99,7 @@ def test_what_is_asked_of_a_cluster_reaches_it(sweep):
         (["hydra/launcher=submitit_slurm", "+hydra.launcher.odd=1"], "odd"),
         (["hydra/launcher=submitit_local", "hydra.launcher.nodes=2"], "hydra.launcher.nodes"),
         (["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=soon"], "hydra.launcher.timeout_min=soon"),
+        (["hydra/launcher=submitit_local", "model.latent_dim=0"], "all jobs: model.latent_dim=0: must be greater"),
     ],
 )
 def test_what_submitit_does_not_take_is_refused(train, tmp_path, monkeypatch, arguments, words):

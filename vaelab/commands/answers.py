@@ -17,6 +17,8 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "s
 """Extra of the package that each launcher needs."""
 OF_SEARCH = ("optimize", "direction", "n_trials", "n_jobs", "pruning")
 """Keys of hydra/sweeper=optuna that are written without `hydra.sweeper.`"""
+SWEEPING = ("train", "plan")
+"""Commands that take a sweep."""
 OWN_KEYS = {"dataset@ood": "ood", "metric@metrics": "metric"}
 """Keys of `vaelab eval` that choose an option of a group, by what Hydra calls them."""
 ALSO_CALLED = {
@@ -56,8 +58,10 @@ def message(error: Exception, name: str, arguments: list[str]) -> str:
     if isinstance(error, UserError):
         return text
     if found := re.search(r"Ambiguous value for argument '([^'=]*)=([^']*)'", text):
-        or_list = "" if (CONF / found[1]).is_dir() else f", or write [{found[2]}] for a list"
-        return f"{found[1]}={found[2]}: several values are a sweep: vaelab {name} -m …{or_list}"
+        key, is_option = OWN_KEYS.get(found[1], found[1]), (CONF / found[1].partition("@")[0]).is_dir()
+        of_list = "" if is_option else f"write [{found[2]}] for a list"
+        in_sweep = f"several values are a sweep: vaelab {name} -m …" if name in SWEEPING else ""
+        return f"{key}={found[2]}: {', or '.join(filter(None, (in_sweep, of_list))) or 'takes one option'}"
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not (?:find|load) '([^']*)'", text)):
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]

@@ -152,7 +152,8 @@ def _check_words(name: str, arguments: list[str]) -> None:
             raise UserError(f"{argument}: no such flag{instead}\n  vaelab {name} --help says what there is")
         group = flag.lstrip("+~").partition("@")[0]
         if value.startswith("[") and group not in SEVERAL and (CONF / group).is_dir():
-            raise UserError(f"{argument}: takes one option; several are a sweep: add -m, and leave out the brackets")
+            in_sweep = f"; several are a sweep: -m {flag}={value.strip('[]')}" if name in answers.SWEEPING else ""
+            raise UserError(f"{argument}: takes one option{in_sweep}")
         if argument[:1] not in ("-", "~") and not equals and before not in TAKING_A_VALUE:
             raise UserError(f"{argument}: write key=value, as in {answers.key_for(argument, name)}={argument}")
 

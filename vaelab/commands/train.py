@@ -55,9 +55,12 @@ def swept(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     code, folder = 0, None
     try:
         command.invoke("train", job, ["-m", *for_hydra(arguments)])
-    except sweeps.Refused as refusal:
+    except (sweeps.Refused, UserError) as refusal:
         code = 2
         raise UserError(str(refusal)) from refusal
+    except KeyboardInterrupt:
+        code = 130
+        raise
     finally:
         for sweep in sweeps.release():
             sweeps.close(sweep, code)

@@ -87,8 +87,8 @@ class Hierarchical(VAE):
         if len(unused) in (0, len(levels)):  # a collapse is every model's
             return []
         evidence = " and ".join(f"{name} is {figures[name]:.3g}" for name in unused)
-        remedy = "schedule=warmup, longer where it is there (schedule.beta.over); else model=vae does the same"
-        return [Finding("unused_level", f"{evidence} nats: that level says next to nothing of the images", remedy)]
+        remedy = "schedule=warmup, longer where it is there (schedule.beta.over); else fewer levels do the same"
+        return [Finding("unused_level", f"{evidence} nats: next to nothing of the images", remedy)]
 
 
 def level_names(count: int) -> list[str]:

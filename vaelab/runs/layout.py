@@ -119,6 +119,7 @@ class SweepFiles:
         self.figures = folder / "figures"
         self.hydra = folder / "multirun.yaml"
         self.study = folder / "study.db"
+        self.submitit = folder / ".submitit"
 
 
 def is_run(folder: Path) -> bool:

@@ -135,7 +135,7 @@ def close(sweep: Begun, code: int) -> int:
         print("no job had begun: the same command begins them", file=sys.stderr)
     if code == 2 or not folders:
         files = SweepFiles(sweep.folder)
-        if {*sweep.folder.glob("*")} <= {files.lock, files.hydra}:
+        if {*sweep.folder.glob("*")} <= {files.lock, files.hydra, files.submitit}:
             shutil.rmtree(sweep.folder, ignore_errors=True)
             with suppress(OSError):  # something else lies there by now
                 for folder in sweep.made:

@@ -87,6 +87,6 @@ class ProgressLine(ProgressBar):
 
 
 def place_of(trainer: pl.Trainer, epoch: int) -> str:
-    """Words how far a run is. epoch: from 1."""
+    """Words how far a run is. epoch: from 1; that after the last is still the last."""
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-    return f"epoch {epoch}/{epochs or '?'}"
+    return f"epoch {min(epoch, epochs or epoch)}/{epochs or '?'}"
