@@ -134,6 +134,12 @@ def test_every_schedule_trains(train, schedule):
     assert len(result.series(f"step/{model}")) == result.summary["steps"]
 
 
+def test_several_schedules_go_together(train):
+    result = train("model=capacity", "schedule=[constant,capacity]")
+    assert result.code == 0, result.err
+    assert len({*result.series("step/capacity")}) > 1
+
+
 @pytest.mark.parametrize("group", ["optimizer", "lr_schedule", "averaging"])
 def test_every_other_option_trains(train, group):
     for option in options(group):

@@ -58,6 +58,10 @@ def test_a_metric_is_measured_beside_the_others(started, train, capsys):
     figures = json.loads((done.run / "evaluation.json").read_text())["figures"]
     assert figures["deep_mine/sharpness"] > 0
     assert "reconstruction/mse_mean" in figures
+    assert main(["new", "metric", "other"]) == 0
+    assert main(["eval", f"run={done.run}", "sections=[reconstruction]", "metric=[deep_mine,other]"]) == 0
+    figures = json.loads((done.run / "evaluation.json").read_text())["figures"]
+    assert figures["deep_mine/sharpness"] == figures["other/sharpness"]
 
 
 @pytest.mark.parametrize("kind", [*NEXT])

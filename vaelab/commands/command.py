@@ -134,7 +134,7 @@ TAKING_A_VALUE = {
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
     *("-i", "--info", "--experimental-rerun"),
 }
-SEVERAL = ("logger", "experiment", "sweep")
+SEVERAL = ("logger", "metric", "schedule", "experiment", "sweep")
 """Groups of which several options go together."""
 FLAGS = TAKING_A_VALUE | {
     *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-m", "--multirun", "-sc", "--shell-completion"),
