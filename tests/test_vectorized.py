@@ -23,8 +23,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.vaelab_launchers.vectorized_launcher import VectorizedLauncher
 from tests.recorded import RecordedGraph
+from vaelab.models import VAE
 from vaelab.training.callbacks.last import KeepLast
-from vaelab.training.vectorized import conductor
+from vaelab.training.vectorized import conductor, traced
 from vaelab.training.vectorized.alike import difference
 
 pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
@@ -34,17 +35,25 @@ EPOCHS = ("dataset=digits", "trainer.max_epochs=2", "test=false", "accelerator=c
 DIGITS = (*EPOCHS, "trainer.max_epochs=1", "trainer.max_steps=10")
 
 
-def few(monkeypatch, jobs: int) -> None:
-    """Has so many jobs stacked on a processor, and no fewer."""
-    monkeypatch.setattr(conductor, "FEW", jobs)
-    monkeypatch.setattr(conductor, "FEW_EXACT", jobs)
+@pytest.fixture
+def train(train, monkeypatch):
+    """Runs `vaelab train` in this process, without the options of other tests; a stack's second step is traced."""
+    monkeypatch.setattr(traced, "WARM_UP", 1)
+    return functools.partial(train, small=False)
 
 
 @pytest.fixture
-def train(train, monkeypatch):
-    """Runs `vaelab train` in this process, without the options of other tests; two jobs are stacked here, too."""
-    few(monkeypatch, 2)
-    return functools.partial(train, small=False)
+def repeated(monkeypatch) -> list[traced.Computed]:
+    """What the repeated steps of stacks compute."""
+    found: list[traced.Computed] = []
+    repeat = traced.TracedStack._repeat
+
+    def noted(*args) -> traced.Computed:
+        found.append(repeat(*args))
+        return found[-1]
+
+    monkeypatch.setattr(traced.TracedStack, "_repeat", noted)
+    return found
 
 
 def epochs(run: Path) -> list[dict[str, float]]:
@@ -89,17 +98,19 @@ def by_themselves(text: str) -> list[str]:
     ],
     ids=" ".join,
 )
-def test_each_job_comes_out_as_alone(train, arguments):
+def test_each_job_comes_out_as_alone(train, repeated, arguments):
     for launcher, folder in (("basic", "alone"), ("vectorized", "together")):
         result = train("-m", *DIGITS, *arguments, f"hydra/launcher={launcher}", f"sweep.dir={folder}")
         assert result.code == 0, result.err
     assert not by_themselves(result.out)
+    assert "more slowly" not in result.out + result.err
+    assert len(repeated) == 8  # of ten steps
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name)
 
 
 @pytest.mark.parametrize("codebook", ["gradient", "ema", "residual"])
-def test_codebooks_come_out_as_alone(train, codebook):
+def test_codebooks_come_out_as_alone(train, repeated, codebook):
     """Their restarts, too, before the optimiser's step and with each job's own draws."""
     restart = f"codebook.{'of.' * (codebook == 'residual')}restart_after=5"
     given = ("-m", "model=vqvae", f"codebook={codebook}", restart, "model.num_embeddings=64", "seed=0,1", *DIGITS)
@@ -107,6 +118,8 @@ def test_codebooks_come_out_as_alone(train, codebook):
     result = train(*given, TOGETHER, "sweep.dir=together")
     assert result.code == 0, result.err
     assert not by_themselves(result.out)
+    assert "more slowly" not in result.out + result.err
+    assert len(repeated) == 8
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name)
 
@@ -153,16 +166,49 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
     assert "trained by themselves: a batch norm keeps moving averages" in result.out
 
 
-@pytest.mark.parametrize(("exact", "least"), [("true", 3), ("false", 4)])
-def test_a_few_jobs_are_trained_by_themselves_on_a_processor(train, monkeypatch, exact, least):
-    monkeypatch.setattr(conductor, "FEW", 4)
-    monkeypatch.setattr(conductor, "FEW_EXACT", 3)
-    given = (*DIGITS, TOGETHER, f"hydra.launcher.exact={exact}")
-    result = train("-m", "model=vae", "seed=0,1", *given, "sweep.dir=s")
+def test_jobs_that_keep_the_cores_busy_are_trained_by_themselves(train, monkeypatch):
+    monkeypatch.setattr(conductor, "LARGE", 0)
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
     assert result.code == 0
-    why = f"trained by themselves: a processor gains nothing by fewer than {least} at once"
-    assert f"0-vae-digits and 1-vae-digits: {why}" in result.out
+    assert "0-vae-digits and 1-vae-digits: trained by themselves: each keeps the processor's cores busy" in result.out
     assert len(list(Path("s").glob("*/checkpoints/last.ckpt"))) == 2
+
+
+@pytest.mark.parametrize(("clock", "repeats"), [("global_step", 1), ("current_epoch", 39)])
+def test_a_step_that_goes_by_the_time_is_not_repeated(train, monkeypatch, repeated, clock, repeats):
+    """It is compared after it was traced, and at the start of each epoch."""
+    objective = VAE.objective
+
+    def warmed_up(model: VAE, terms):
+        return objective(model, terms) * (1 + getattr(model.trainer, clock))
+
+    monkeypatch.setattr(VAE, "objective", warmed_up)
+    given = ("-m", "model=vae", "seed=0,1", *EPOCHS)
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, "sweep.dir=together")
+    assert result.code == 0, result.err
+    assert (result.out + result.err).count("the step of 2 jobs depends on more than its tensors") == 1
+    assert len(repeated) == repeats
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name)
+
+
+def test_a_step_that_cannot_be_traced_is_taken_as_it_comes(train, monkeypatch):
+    def fail(step):
+        def failing(*tensors):
+            step(*tensors)
+            raise RuntimeError("no operation of torch\nfurther lines")
+
+        return failing
+
+    monkeypatch.setattr(traced, "make_fx", fail)
+    given = ("-m", "model=vae", "seed=0,1", *DIGITS)
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, "sweep.dir=together")
+    assert result.code == 0, result.err
+    assert "cannot be traced (no operation of torch): it is taken anew each time" in result.out + result.err
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name)
 
 
 def test_a_job_that_diverges_takes_no_other_along(train):
@@ -219,31 +265,22 @@ def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, mo
 
 
 @pytest.mark.parametrize("exact", ["true", "false"])
-def test_jobs_that_others_leave_behind_go_on_as_alone(train, monkeypatch, exact):
-    """Two of four end after an epoch; the two that are left are too few, and step by themselves."""
-    few(monkeypatch, 3)
-    given = (
-        "-m",
-        "model=vae",
-        "trainer.max_epochs=1,2",
-        "seed=0,1",
-        "network.activation=tanh",
-        *EPOCHS[:1],
-        *EPOCHS[2:],
-    )
+def test_jobs_that_others_leave_behind_go_on_as_alone(train, exact):
+    """One of three ends after an epoch, and another after two; the third steps by itself."""
+    given = ("-m", "model=vae", *EPOCHS, "trainer.max_epochs=1,2,3", "network.activation=tanh")
     assert train(*given, "sweep.dir=alone").code == 0
     result = train(*given, TOGETHER, f"hydra.launcher.exact={exact}", "sweep.dir=together")
     assert result.code == 0, result.err
-    assert len(by_themselves(result.out)) == 1
+    assert not by_themselves(result.out)
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name, 1e-5)
 
 
 @pytest.mark.parametrize(
-    ("least", "said"), [(2, r"2 in step at epoch \d+/6\b"), (3, r"0-vae\S* by itself at epoch \d+/6\b")]
+    ("large", "said"), [(1e9, r"2 in step at epoch \d+/6\b"), (0, r"0-vae\S* by itself at epoch \d+/6\b")]
 )
-def test_it_says_how_far_it_is(train, monkeypatch, least, said):
-    few(monkeypatch, least)
+def test_it_says_how_far_it_is(train, monkeypatch, large, said):
+    monkeypatch.setattr(conductor, "LARGE", large)
     monkeypatch.setattr(conductor, "SAID_EVERY", 0.01)
     result = train("-m", "model=vae", "seed=0,1", *EPOCHS, "trainer.max_epochs=6", TOGETHER, "report=false")
     assert result.code == 0, result.err
@@ -252,7 +289,7 @@ def test_it_says_how_far_it_is(train, monkeypatch, least, said):
 
 
 def test_ctrl_c_reaches_jobs_that_train_by_themselves(train, monkeypatch):
-    few(monkeypatch, 3)
+    monkeypatch.setattr(conductor, "LARGE", 0)
     epochs = "trainer.max_epochs=300"
 
     def press(self, trainer, *unused) -> None:

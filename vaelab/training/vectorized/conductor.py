@@ -27,12 +27,11 @@ from vaelab.training.logs import leave_jobs
 from vaelab.training.vectorized.alike import difference
 from vaelab.training.vectorized.captured import CapturedStack
 from vaelab.training.vectorized.stack import Asked, Stack, step_alone
+from vaelab.training.vectorized.traced import TracedStack
 from vaelab.training.vectorized.turns import Job, own_streams
 
 LARGE = 150_000_000
 """Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
-FEW, FEW_EXACT = 4, 6
-"""Jobs from which on a stack is no slower on a CPU, with products of all at once and with each job's by themselves."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 SAID_EVERY = 10.0
 """Seconds between two lines about the progress."""
@@ -181,8 +180,6 @@ class Conductor:
             others = [(job, difference(first.model, job.model)) for job in self.jobs if job.model and job is not first]
             beside = [f"beside {job.title}, {reason}" for job, reason in others if reason]
             return f"no other model is like its own{f' ({beside[0]})' if beside else ''}"
-        if first.model.device.type == "cpu" and len(jobs) < (few := FEW_EXACT if self.exact else FEW):
-            return f"a processor gains nothing by fewer than {few} at once"
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in first.model.modules()):
             return "a batch norm keeps moving averages, which torch.vmap does not"
         if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
@@ -263,11 +260,14 @@ def _stack_of(jobs: Sequence[Job], exact: bool) -> Stack:
     """Stacks the models of jobs; its steps are captured if those of the jobs should be. exact: as of `Conductor`."""
     models = [job.model for job in jobs if job.model]
     trainers = [job.trainer for job in jobs if job.trainer]
-    graph = graphs_on(models[0].device)
-    if graph is None or not all(trainer.fit_loop.epoch_loop.capture for trainer in trainers):  # type: ignore[attr-defined]
-        return Stack(models, trainers, together=models[0].device.type != "cpu" or not exact)
-    make = functools.partial(graph, models[0].device)
-    return CapturedStack(models, trainers, make, trainers[0].datamodule.batch_size)  # type: ignore[attr-defined]
+    device = models[0].device
+    graph = graphs_on(device)
+    if graph and all(trainer.fit_loop.epoch_loop.capture for trainer in trainers):  # type: ignore[attr-defined]
+        size = trainers[0].datamodule.batch_size  # type: ignore[attr-defined]
+        return CapturedStack(models, trainers, functools.partial(graph, device), size)
+    if device.type == "cpu":
+        return TracedStack(models, trainers, together=not exact)
+    return Stack(models, trainers, together=True)
 
 
 def _shape(job: Job) -> tuple[int, ...]:

@@ -122,11 +122,15 @@ class Stack:
 
     def _backward(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
         """Measures a batch of each model, and computes the gradients of all, clipped."""
+        outcome = self._gradients(batch, noise, dims)
+        self.optimizers.clip()
+        return outcome
+
+    def _gradients(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
         for weight in self.weights.values():
             weight.grad = None
         outcome = self._measure(batch, noise, dims)
         outcome.loss.sum().backward()
-        self.optimizers.clip()
         return outcome
 
     def _apart(self, outcome: Outcome) -> list[Outcome]:
