@@ -176,11 +176,12 @@ def test_jobs_that_keep_the_cores_busy_are_trained_by_themselves(train, monkeypa
 
 @pytest.mark.parametrize(("clock", "repeats"), [("global_step", 1), ("current_epoch", 39)])
 def test_a_step_that_goes_by_the_time_is_not_repeated(train, monkeypatch, repeated, clock, repeats):
-    """It is compared after it was traced, and at the start of each epoch."""
+    """It is compared after it was traced, and at the start of each epoch, with its gradients."""
     objective = VAE.objective
 
     def warmed_up(model: VAE, terms):
-        return objective(model, terms) * (1 + getattr(model.trainer, clock))
+        loss = objective(model, terms)
+        return loss + getattr(model.trainer, clock) * (loss - loss.detach())
 
     monkeypatch.setattr(VAE, "objective", warmed_up)
     given = ("-m", "model=vae", "seed=0,1", *EPOCHS)
@@ -191,6 +192,12 @@ def test_a_step_that_goes_by_the_time_is_not_repeated(train, monkeypatch, repeat
     assert len(repeated) == repeats
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name)
+
+
+def test_where_torch_looks_for_anomalies_no_step_is_repeated(train, repeated):
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, "trainer.detect_anomaly=true", TOGETHER)
+    assert result.code == 0, result.err
+    assert not repeated
 
 
 def test_a_step_that_cannot_be_traced_is_taken_as_it_comes(train, monkeypatch):
@@ -218,6 +225,7 @@ def test_a_job_that_diverges_takes_no_other_along(train):
     states = [json.loads(path.read_text())["status"] for path in sorted(Path("s").glob("*/summary.json"))]
     assert states == ["finished", "diverged", "finished"]
     assert "vaelab: 1-vae-digits: training diverged" in result.err
+    assert "more slowly" not in result.out  # what is NaN both ways is the same
     assert "  s/1-vae-digits/run.log\n" in result.out + result.err  # where its error is: it printed nothing else
     train("-m", "model=vae", "optimizer.lr=0.001,0.002", *EPOCHS, "sweep.dir=alone")
     same(Path("alone/0-vae-digits"), Path("s/0-vae-digits"))
