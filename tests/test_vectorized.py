@@ -24,6 +24,8 @@ from omegaconf import OmegaConf
 from hydra_plugins.vaelab_launchers.vectorized_launcher import VectorizedLauncher
 from tests.recorded import RecordedGraph
 from vaelab.models import VAE
+from vaelab.nn.coders import Encoder
+from vaelab.training.callbacks.health import Health
 from vaelab.training.callbacks.last import KeepLast
 from vaelab.training.vectorized import conductor, traced
 from vaelab.training.vectorized.alike import difference
@@ -37,7 +39,11 @@ DIGITS = (*EPOCHS, "trainer.max_epochs=1", "trainer.max_steps=10")
 
 @pytest.fixture
 def train(train, monkeypatch):
-    """Runs `vaelab train` in this process, without the options of other tests; a stack's second step is traced."""
+    """Runs `vaelab train` in this process, without the options of other tests.
+
+    Two jobs are stacked here, too, and their second step is traced.
+    """
+    monkeypatch.setattr(conductor, "FEW", 2)
     monkeypatch.setattr(traced, "WARM_UP", 1)
     return functools.partial(train, small=False)
 
@@ -166,32 +172,55 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
     assert "trained by themselves: a batch norm keeps moving averages" in result.out
 
 
-def test_jobs_that_keep_the_cores_busy_are_trained_by_themselves(train, monkeypatch):
-    monkeypatch.setattr(conductor, "LARGE", 0)
+@pytest.mark.parametrize(
+    ("number", "value", "why"),
+    [
+        ("FEW", 3, "a processor gains nothing by fewer than 3 at once"),
+        ("LARGE", 0, "each keeps the processor's cores busy"),
+    ],
+)
+def test_what_gains_nothing_is_trained_by_itself(train, monkeypatch, number, value, why):
+    monkeypatch.setattr(conductor, number, value)
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
     assert result.code == 0
-    assert "0-vae-digits and 1-vae-digits: trained by themselves: each keeps the processor's cores busy" in result.out
+    assert f"0-vae-digits and 1-vae-digits: trained by themselves: {why}" in result.out
     assert len(list(Path("s").glob("*/checkpoints/last.ckpt"))) == 2
 
 
-@pytest.mark.parametrize(("clock", "repeats"), [("global_step", 1), ("current_epoch", 39)])
-def test_a_step_that_goes_by_the_time_is_not_repeated(train, monkeypatch, repeated, clock, repeats):
-    """It is compared after it was traced, and at the start of each epoch, with its gradients."""
+def test_a_step_that_goes_by_the_time_is_not_repeated(train, monkeypatch, repeated):
+    """It is compared after it was traced, with its gradients."""
     objective = VAE.objective
 
     def warmed_up(model: VAE, terms):
         loss = objective(model, terms)
-        return loss + getattr(model.trainer, clock) * (loss - loss.detach())
+        return loss + model.trainer.global_step * (loss - loss.detach())
 
     monkeypatch.setattr(VAE, "objective", warmed_up)
-    given = ("-m", "model=vae", "seed=0,1", *EPOCHS)
+    given = ("-m", "model=vae", "seed=0,1", *DIGITS)
     assert train(*given, "sweep.dir=alone").code == 0
     result = train(*given, TOGETHER, "sweep.dir=together")
     assert result.code == 0, result.err
     assert (result.out + result.err).count("the step of 2 jobs depends on more than its tensors") == 1
-    assert len(repeated) == repeats
+    assert len(repeated) == 1
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name)
+
+
+@pytest.mark.parametrize("own", [VAE, Encoder, Health])
+def test_with_parts_of_ones_own_no_step_is_repeated(train, monkeypatch, repeated, own):
+    """They may go by the time, and nothing tells whether they will."""
+    monkeypatch.setattr(own, "__module__", "mine")
+    result = train("-m", "model=vae", "seed=0,1", *DIGITS, TOGETHER)
+    assert result.code == 0, result.err
+    assert not by_themselves(result.out)
+    assert not repeated
+
+
+def test_odd_last_batches_are_not_traced(train, repeated):
+    given = (*EPOCHS, "trainer.max_epochs=6", "dataset.batch_size=1200", "network.hidden_dims=[8]")
+    result = train("-m", "model=vae", "seed=0,1", *given, TOGETHER)
+    assert result.code == 0, result.err
+    assert len(repeated) == 4  # of twelve steps, half of them of 94 images
 
 
 def test_where_torch_looks_for_anomalies_no_step_is_repeated(train, repeated):

@@ -22,10 +22,8 @@ SMALL = ["network.hidden_dims=[32]", "model.latent_dim=4", "dataset.batch_size=6
 MIDDLE = ["network.hidden_dims=[256]", "model.latent_dim=16"]
 BETAS, SEEDS = ("model=beta", "model.beta"), ("model=vae", "seed")
 SWEEPS = {
-    "2 values of beta, 784-32-4": (BETAS, 2, SMALL),
     "8 values of beta, 784-32-4": (BETAS, 8, SMALL),
     "16 values of beta, 784-32-4": (BETAS, 16, SMALL),
-    "2 seeds, 784-32-4": (SEEDS, 2, SMALL),
     "8 seeds, 784-32-4": (SEEDS, 8, SMALL),
     "16 seeds, 784-32-4": (SEEDS, 16, SMALL),
     "4 seeds, 784-256-16": (SEEDS, 4, MIDDLE),

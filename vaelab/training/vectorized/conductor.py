@@ -32,6 +32,8 @@ from vaelab.training.vectorized.turns import Job, own_streams
 
 LARGE = 150_000_000
 """Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
+FEW = 4
+"""Jobs from which on a stack is no slower on a CPU."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 SAID_EVERY = 10.0
 """Seconds between two lines about the progress."""
@@ -180,6 +182,8 @@ class Conductor:
             others = [(job, difference(first.model, job.model)) for job in self.jobs if job.model and job is not first]
             beside = [f"beside {job.title}, {reason}" for job, reason in others if reason]
             return f"no other model is like its own{f' ({beside[0]})' if beside else ''}"
+        if first.model.device.type == "cpu" and len(jobs) < FEW:
+            return f"a processor gains nothing by fewer than {FEW} at once"
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in first.model.modules()):
             return "a batch norm keeps moving averages, which torch.vmap does not"
         if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):

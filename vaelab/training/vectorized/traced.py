@@ -1,8 +1,9 @@
 """A stack whose training steps are traced: the operations of one are written down, and repeated from then on.
 
 A small step is mostly Python: that of the models, of `torch.vmap`, of what runs in a backward pass. What is repeated
-are the same operations in the same order, so that not a digit differs. What Python decides in a step is decided once;
-so a step is taken both ways after tracing and once in every epoch, and none is repeated any more when they differ.
+are the same operations in the same order, so that not a digit differs. What Python decides in a step is decided once:
+in the lab's own models by options alone, and what changes is in tensors. What a user wrote may go by the time, and is
+taken anew each time.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from vaelab.training.vectorized.stack import Stack
 
 WARM_UP = 40
 """Steps of a kind before one is traced, which takes as long as some hundred."""
+KNOWN = {"vaelab", "torch", "pytorch_lightning", "zuko"}
+"""Packages whose parts and callbacks change nothing in a step but by tensors."""
 
 
 class Computed(NamedTuple):
@@ -38,22 +41,27 @@ class TracedStack(Stack):
 
     def __init__(self, models: Sequence[Model], trainers: Sequence[pl.Trainer], together: bool):
         super().__init__(models, trainers, together)
+        parts = (*models[0].modules(), *chain(*(trainer.callbacks for trainer in trainers)))  # type: ignore[attr-defined]
+        self.declined = any(type(part).__module__.partition(".")[0] not in KNOWN for part in parts)
         self.seen: Counter[Any] = Counter()  # steps by kind
-        self.steps: dict[Any, Callable[..., Any]] = {}  # as traced
-        self.compared: dict[Any, int] = {}  # in which epoch
-        self.declined = False
+        self.kind: Any = None  # of the step that was traced: that of whole batches is the first to be seen so often
+        self.step: Callable[..., Any]
+        self.compared = False
 
     def _gradients(self, batch: Batch, noise: Tensor | None, dims: Any) -> Outcome:
-        kind = batch.images.shape, batch[3:], dims
-        self.seen[kind] += 1
-        if self.declined or self.seen[kind] <= WARM_UP or torch.is_anomaly_enabled():
+        kind = (*(None if t is None else t.shape for t in (*batch[:3], noise)), batch[3:], dims)
+        if self.declined or torch.is_anomaly_enabled():
             return super()._gradients(batch, noise, dims)
-        if kind not in self.steps:
-            return self._trace(kind, batch, noise)
-        repeated = self._repeat(self.steps[kind], batch, noise)
-        if self.compared.get(kind) == (epoch := self.trainers[0].current_epoch):
+        if self.kind is None:
+            self.seen[kind] += 1
+            if self.seen[kind] > WARM_UP:
+                return self._trace(kind, batch, noise)
+        if kind != self.kind:
+            return super()._gradients(batch, noise, dims)
+        repeated = self._repeat(batch, noise)
+        if self.compared:
             return repeated.outcome
-        outcome, self.compared[kind] = super()._gradients(batch, noise, dims), epoch
+        outcome, self.compared = super()._gradients(batch, noise, dims), True
         if not _same(repeated, self._computed(outcome)):
             self._decline("depends on more than its tensors")
         return outcome
@@ -67,16 +75,16 @@ class TracedStack(Stack):
             return self._computed(taken[0])
 
         try:
-            self.steps[kind] = make_fx(step)(*self._read(batch, noise))
+            self.step, self.kind = make_fx(step)(*self._read(batch, noise)), kind
         except Exception as error:
             self._decline(f"cannot be traced ({str(error).strip().partition(chr(10))[0]})")
             return super()._gradients(batch, noise, kind[-1])
         return taken[0]
 
     @torch.no_grad()
-    def _repeat(self, step: Callable[..., Any], batch: Batch, noise: Tensor | None) -> Computed:
-        """Repeats a traced step with the tensors of today."""
-        outcome, gradients = step(*self._read(batch, noise))
+    def _repeat(self, batch: Batch, noise: Tensor | None) -> Computed:
+        """Repeats the traced step with the tensors of today."""
+        outcome, gradients = self.step(*self._read(batch, noise))
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             weight.grad = gradient
         return Computed(Outcome(*outcome), gradients)
@@ -98,6 +106,6 @@ def _same(a: Computed, b: Computed) -> bool:
     """Whether two steps have computed the same, to the last digit; NaN is NaN."""
     parts = ((c.outcome.loss, *chain(*(part.values() for part in c.outcome[1:])), *c.gradients) for c in (a, b))
     return all(
-        y is None if x is None else y is not None and torch.equal(x.nan_to_num(), y.nan_to_num())
+        y is None if x is None else y is not None and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
         for x, y in zip(*parts, strict=True)
     )
