@@ -229,15 +229,37 @@ def test_where_torch_looks_for_anomalies_no_step_is_repeated(train, repeated):
     assert not repeated
 
 
+def test_what_was_written_down_is_done_again_with_other_tensors():
+    constant = torch.arange(3.0)
+
+    def step(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        made = torch.empty(2, 3)
+        for row, out in zip(x.unbind(0), made.unbind(0), strict=True):
+            torch.mul(row, constant, out=out)
+        start = torch.tensor(1.0)
+        start += (made * w).exp().sum()  # a constant that is changed
+        w.grad = None
+        start.backward()
+        assert w.grad is not None
+        return start.detach(), w.grad
+
+    x, w, other = torch.rand(2, 3), torch.rand(3, requires_grad=True), torch.rand(2, 3)
+    with traced._Recorder([x, w]) as recorder:
+        result = step(x, w)
+    repeat = recorder.repeating(result)
+    for given in (x, other, x):
+        with torch.no_grad():
+            again = repeat(given, w)
+        assert all(map(torch.equal, again, step(given, w)))
+    with pytest.raises(RuntimeError, match="tells Python what it has computed"), traced._Recorder([x]):
+        x.sum().item()
+
+
 def test_a_step_that_cannot_be_traced_is_taken_as_it_comes(train, monkeypatch):
-    def fail(step):
-        def failing(*tensors):
-            step(*tensors)
-            raise RuntimeError("no operation of torch\nfurther lines")
+    def fail(recorder, result):
+        raise RuntimeError("no operation of torch\nfurther lines")
 
-        return failing
-
-    monkeypatch.setattr(traced, "make_fx", fail)
+    monkeypatch.setattr(traced._Recorder, "repeating", fail)
     given = ("-m", "model=vae", "seed=0,1", *DIGITS)
     assert train(*given, "sweep.dir=alone").code == 0
     result = train(*given, TOGETHER, "sweep.dir=together")

@@ -8,6 +8,7 @@ taken anew each time.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -15,16 +16,18 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vaelab.core.batch import Batch
 from vaelab.models import Model
 from vaelab.models.module import Outcome
 from vaelab.training.vectorized.stack import Stack
 
-WARM_UP = 40
-"""Steps of a kind before one is traced, which takes as long as some hundred."""
+WARM_UP = 10
+"""Steps of a kind before one is traced, which takes as long as four to forty."""
 KNOWN = {"vaelab", "torch", "pytorch_lightning", "zuko"}
 """Packages whose parts and callbacks change nothing in a step but by tensors."""
 
@@ -34,6 +37,47 @@ class Computed(NamedTuple):
 
     outcome: Outcome
     gradients: list[Tensor | None]
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down the operations of its block. given: the tensors that are others whenever they are repeated."""
+
+    def __init__(self, given: Sequence[Tensor]):
+        super().__init__()
+        self.graph, self.constants = fx.Graph(), nn.Module()
+        self.nodes = WeakTensorKeyDictionary()
+        for number, tensor in enumerate(given):
+            self.nodes[tensor] = self.graph.placeholder(f"given_{number}")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default:  # a constant, which what follows may change
+            func = torch.ops.aten.lift_fresh_copy.default
+        node = self.graph.call_function(func, map_aggregate(args, self._node), map_aggregate(kwargs, self._node))  # type: ignore[arg-type]
+        if isinstance(result, Tensor):
+            self.nodes[result] = node
+            return result
+        for number, part in enumerate(result if isinstance(result, (tuple, list)) else [result]):
+            if isinstance(part, Tensor):
+                self.nodes[part] = self.graph.call_function(operator.getitem, (node, number))
+            elif part is not None:
+                raise RuntimeError(f"{func} tells Python what it has computed")
+        return result
+
+    def _node(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value not in self.nodes:
+            name = f"constant_{len(self.nodes)}"
+            self.constants.register_buffer(name, value)
+            self.nodes[value] = self.graph.get_attr(name)
+        return self.nodes[value]
+
+    def repeating(self, result: Any) -> Callable[..., Any]:
+        """Makes a function of the given tensors that repeats the operations. result: what it returns."""
+        self.graph.output(map_aggregate(result, self._node))
+        return fx.GraphModule(self.constants, self.graph)
 
 
 class TracedStack(Stack):
@@ -68,18 +112,15 @@ class TracedStack(Stack):
 
     def _trace(self, kind: Any, batch: Batch, noise: Tensor | None) -> Outcome:
         """Takes a step, and writes its operations down."""
-        taken: list[Outcome] = []
-
-        def step(*tensors: Tensor) -> Computed:
-            taken.append(super(TracedStack, self)._gradients(batch, noise, kind[-1]))
-            return self._computed(taken[0])
-
+        recorder = _Recorder(self._read(batch, noise))
         try:
-            self.step, self.kind = make_fx(step)(*self._read(batch, noise)), kind
+            with recorder:
+                outcome = super()._gradients(batch, noise, kind[-1])
+            self.step, self.kind = recorder.repeating((tuple(outcome), self._computed(outcome).gradients)), kind
         except Exception as error:
             self._decline(f"cannot be traced ({str(error).strip().partition(chr(10))[0]})")
             return super()._gradients(batch, noise, kind[-1])
-        return taken[0]
+        return outcome
 
     @torch.no_grad()
     def _repeat(self, batch: Batch, noise: Tensor | None) -> Computed:
