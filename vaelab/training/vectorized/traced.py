@@ -51,9 +51,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         if func is torch.ops.aten.lift_fresh.default:  # a constant, which what follows may change
             func = torch.ops.aten.lift_fresh_copy.default
+        result = func(*args, **kwargs)
         node = self.graph.call_function(func, map_aggregate(args, self._node), map_aggregate(kwargs, self._node))  # type: ignore[arg-type]
         if isinstance(result, Tensor):
             self.nodes[result] = node
