@@ -227,6 +227,7 @@ def test_where_torch_looks_for_anomalies_no_step_is_repeated(train, repeated):
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, "trainer.detect_anomaly=true", TOGETHER)
     assert result.code == 0, result.err
     assert not repeated
+    assert not torch.is_anomaly_enabled()  # any more
 
 
 def test_what_was_written_down_is_done_again_with_other_tensors():

@@ -81,7 +81,7 @@ class Conductor:
                     ended.set_exception(error)
 
         try:
-            with own_streams(), self._listening():
+            with own_streams(), self._listening(), _anomaly_mode_kept():
                 # the main thread is left to the signals: each job would else take them for itself
                 threading.Thread(target=lead, name="jobs", daemon=True).start()
                 while not wait([ended], SAID_EVERY).done:
@@ -258,6 +258,11 @@ class Conductor:
         with suppress(OSError):  # nobody reads it any more: the jobs go on
             print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
         self.said_at, self.steps = now, 0
+
+
+def _anomaly_mode_kept() -> torch.autograd.set_detect_anomaly:
+    """Has torch look for anomalies after a block as before it: jobs in turns would leave it as one of them found it."""
+    return torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())
 
 
 def _stack_of(jobs: Sequence[Job], exact: bool) -> Stack:
