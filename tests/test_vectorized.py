@@ -227,6 +227,7 @@ def test_where_torch_looks_for_anomalies_no_step_is_repeated(train, repeated):
     result = train("-m", "model=vae", "seed=0,1", *DIGITS, "trainer.detect_anomaly=true", TOGETHER)
     assert result.code == 0, result.err
     assert not repeated
+    assert "more slowly" not in result.out  # it was not tried
     assert not torch.is_anomaly_enabled()  # any more
 
 
