@@ -33,7 +33,7 @@ from vaelab.training.vectorized.turns import Job, own_streams
 LARGE = 150_000_000
 """Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
 FEW = 4
-"""Jobs from which on a stack is no slower on a CPU."""
+"""Jobs from which on a stack is hardly ever slower on a CPU."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 SAID_EVERY = 10.0
 """Seconds between two lines about the progress."""
