@@ -41,10 +41,16 @@ SMALL = [
 """A run of a second: 96 fake images, two epochs, on the processor."""
 
 
-def few_codes(arguments: Iterable[str]) -> list[str]:
-    """What SMALL lacks for a codebook that is learned: no more codes than its 86 training images have vectors."""
-    learned = not {"codebook=fsq", "codebook=lfq"} & {*arguments}
-    return ["model.num_embeddings=64"] if learned and {"model=vqvae", "model=vqvae2"} & {*arguments} else []
+def smaller(arguments: Iterable[str]) -> list[str]:
+    """What SMALL lacks for single models.
+
+    A codebook that is learned has no more codes than the 86 training images have vectors, and a discriminator not
+    four million weights, which each checkpoint would hold three times.
+    """
+    given = {*arguments}
+    learned = not {"codebook=fsq", "codebook=lfq"} & given
+    codes = ["model.num_embeddings=64"] if learned and {"model=vqvae", "model=vqvae2"} & given else []
+    return codes + (["model.discriminator_dims=[32,32]"] if "model=factor" in given else [])
 
 
 SLOW = {"browser", "processes", "logged", "no_key"}
@@ -146,20 +152,27 @@ def chosen_once() -> Iterator[None]:
     The values that a command line sets are put into a copy of it, by Hydra, as ever.
     """
     from hydra._internal import config_loader_impl as hydra
-    from hydra._internal.config_repository import CachingConfigRepository
+    from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
     from hydra._internal.defaults_list import Overrides
 
     from vaelab.core.conf import CONF
 
     list_, merge = hydra.create_defaults_list, hydra.ConfigLoaderImpl._compose_config_from_defaults_list
-    search = hydra.ConfigLoaderImpl._process_config_searchpath
+    search, load = hydra.ConfigLoaderImpl._process_config_searchpath, ConfigRepository.load_config
     lists: dict[Any, Any] = {}
+    loaded: dict[Any, bytes] = {}
     merged: dict[int, bytes | None] = {}  # by the id of a list's defaults, which are kept
 
     def files(source: Any) -> list[tuple[Path, int]]:
         """Files of a test's own with their times, for they may change."""
         own = source.scheme() == "file" and source.path != str(CONF)
         return sorted((file, file.stat().st_mtime_ns) for file in Path(source.path).rglob("*.yaml")) if own else []
+
+    def load_config(self: Any, config_path: str) -> Any:
+        key = (*((source.path, *files(source)) for source in self.get_sources()), config_path)
+        kept = loaded.get(key) or pickle.dumps(load(self, config_path))
+        loaded[key] = kept
+        return pickle.loads(kept)
 
     def create_defaults_list(repo: Any, config_name: Any, overrides_list: list[Any], **how: bool) -> Any:
         sources = [(source.path, *files(source)) for source in repo.get_sources()]
@@ -188,6 +201,7 @@ def chosen_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hydra.ConfigLoaderImpl, "_process_config_searchpath", process_config_searchpath)
         patch.setattr(CachingConfigRepository, "__init__", look)
+        patch.setattr(ConfigRepository, "load_config", load_config)
         patch.setattr(hydra, "create_defaults_list", create_defaults_list)
         patch.setattr(hydra.ConfigLoaderImpl, "_compose_config_from_defaults_list", compose)
         yield
@@ -249,7 +263,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         folder = Path(f"run{next(count)}")
         if not given & {"run.dir", "resume", "-m", "sweep"}:
             arguments = (*arguments, f"run.dir={folder}")
-        defaults = [*SMALL, *few_codes(arguments)] if small else ["report=false"]
+        defaults = [*SMALL, *smaller(arguments)] if small else ["report=false"]
         defaults = [a for a in defaults if a.partition("=")[0] not in given and "resume" not in given]
         code = main(["train", *defaults, *arguments])
         return Result(code, *capsys.readouterr(), folder)

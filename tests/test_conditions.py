@@ -25,7 +25,7 @@ def test_every_model_can_be_told_the_label(train, model):
     assert loaded.conditional
     x, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 2
     assert not torch.allclose(loaded.reconstruct(x, labels), loaded.reconstruct(x, (labels + 1) % 2))
-    code = main(["eval", f"run={result.run}", "importance_samples=2", "gap_images=2", "device=cpu"])
+    code = main(["eval", f"run={result.run}", "importance_samples=2", "gap_images=2", "generated=100", "device=cpu"])
     evaluation = json.loads((result.run / "evaluation.json").read_text())
     assert code == 0, evaluation["skipped"]
     sampled = main(["sample", f"run={result.run}", "label=1", "n=4"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import SMALL, few_codes
+from tests.conftest import SMALL, smaller
 from tests.wandb_server import wandb_server
 from vaelab.cli import main
 from vaelab.core.conf import CONF
@@ -132,7 +132,7 @@ def logged(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("runs"))
         patch.setenv("HOME", str(Path.cwd()))
         for model in MODELS:
-            small = [*SMALL, *few_codes([f"model={model}"])]
+            small = [*SMALL, *smaller([f"model={model}"])]
             arguments = [*small, f"model={model}", "trainer.max_epochs=1", "logger=wandb", f"run.dir={model}"]
             assert main(["train", *arguments]) == 0
             with (Path(model) / "metrics.csv").open(newline="") as file:

@@ -14,7 +14,7 @@ import vaelab
 import vaelab.models
 import vaelab.training.captured
 import vaelab.training.loop
-from tests.conftest import SMALL, few_codes
+from tests.conftest import SMALL, smaller
 from tests.test_conf import composed, options
 from vaelab.core.config import build
 from vaelab.core.means import Means
@@ -28,7 +28,7 @@ ON_GPU = ["trainer.accelerator=gpu", *[a for a in SMALL if not a.startswith("tra
 
 def of(model: str) -> list[str]:
     """What chooses a model in a run as small as ON_GPU."""
-    return [f"model={model}", *few_codes([f"model={model}"])]
+    return [f"model={model}", *smaller([f"model={model}"])]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import smaller
 from tests.test_conf import named, options
 from vaelab.cli import main
 from vaelab.core.conf import CONF
@@ -103,6 +104,7 @@ def test_every_pair_trains_or_is_refused_with_its_reason(train, tmp_path):
             drawn = [{a: dice.choice(values) for a, values in enumerate(chosen)} | dict(pair) for _ in range(DRAWN)]
             row = max(drawn, key=worth)
             line = [word for words in row.values() for word in words]
+            line += smaller(line)
             result = train(
                 *line,
                 "dataset.batch_size=16",

@@ -396,14 +396,17 @@ def test_jobs_that_have_not_begun_do_not_keep_a_second_ctrl_c_waiting():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
-def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(tmp_path, signals):
-    swept = "seed=0,1,2,3,4,5"
-    command = [sys.executable, "-m", "vaelab", "train", "-m", "model=vae", swept, "dataset=digits", TOGETHER]
-    command += ["sweep.dir=s", "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=20"]
-    command += ["network.activation=tanh", "dataset.batch_size=128"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_on(train, tmp_path, signals):
+    smooth = ("model=vae", "network.activation=tanh", "dataset=digits", "dataset.batch_size=128")
+    words = (*smooth, "report=false", "test=false", "accelerator=cpu", "trainer.max_epochs=12")
+    swept = ("-m", *words, "seed=0,1,2,3,4,5", TOGETHER, "sweep.dir=s")
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "vaelab", "train", *swept],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     lasts = [tmp_path / "s" / f"{i}-vae-digits" / "checkpoints" / "last.ckpt" for i in range(6)]
     until = time.monotonic() + 100
@@ -418,11 +421,10 @@ def test_ctrl_c_ends_all_jobs_with_their_checkpoints_and_the_same_command_goes_o
     assert states == ["interrupted"] * 6, text
     if signals == 2:
         return
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("goes on") == 6
-    alone = [*command[:4], *(word for word in command[5:] if word not in (TOGETHER, "sweep.dir=s", swept))]
-    subprocess.run([*alone, "run.dir=alone", "seed=1"], cwd=tmp_path, env=environment, check=True, timeout=200)
+    again = train(*swept, small=False)
+    assert again.code == 0, again.err
+    assert again.out.count("goes on") == 6
+    assert train(*words, "run.dir=alone", "seed=1", small=False).code == 0
     same(tmp_path / "s" / "1-vae-digits", tmp_path / "alone")
 
 
