@@ -25,6 +25,8 @@ from hydra_plugins.vaelab_launchers.vectorized_launcher import VectorizedLaunche
 from tests.recorded import RecordedGraph
 from vaelab.models import VAE
 from vaelab.nn.coders import Encoder
+from vaelab.nn.likelihoods import Bernoulli, Gaussian
+from vaelab.nn.networks import MLP
 from vaelab.training.callbacks.health import Health
 from vaelab.training.callbacks.last import KeepLast
 from vaelab.training.vectorized import conductor, traced
@@ -99,6 +101,7 @@ def by_themselves(text: str) -> list[str]:
         ("model=vae", "likelihood=gaussian", "likelihood.sigma=0.5,1"),
         ("model=vae", "network=conv", "seed=0,1"),
         ("model=svae", "seed=0,1"),
+        ("model=vae", "prior=vamp", "network.hidden_dims=[16]", "seed=0,1"),
         ("model=dip", "model.off_diagonal=1,5"),
         ("model=m2", "dataset.labelled=300", "model.alpha=1,100", "network.hidden_dims=[16]"),
     ],
@@ -561,14 +564,20 @@ def test_products_apart_are_those_of_each_model_to_the_last_digit(bias, rows):
     torch.testing.assert_close(got[0], wanted[0])
 
 
+def mlp_vae(hidden: int, likelihood) -> VAE:
+    return VAE((1, 4, 4), None, MLP([hidden], "relu", None), likelihood, latent_dim=2)
+
+
 def test_models_are_alike_whatever_their_numbers():
-    from vaelab.models import VAE
-    from vaelab.nn.likelihoods import Bernoulli, Gaussian
-    from vaelab.nn.networks import MLP
+    assert difference(mlp_vae(8, Gaussian(0.1)), mlp_vae(8, Gaussian(0.2))) is None
+    assert difference(mlp_vae(8, Bernoulli()), mlp_vae(9, Bernoulli())) == "Linear: weight is of another size"
+    assert difference(mlp_vae(8, Bernoulli()), mlp_vae(8, Gaussian(0.1))) == "Bernoulli: Bernoulli and Gaussian"
 
-    def vae(hidden: int, likelihood) -> VAE:
-        return VAE((1, 4, 4), None, MLP([hidden], "relu", None), likelihood, latent_dim=2)
 
-    assert difference(vae(8, Gaussian(0.1)), vae(8, Gaussian(0.2))) is None
-    assert difference(vae(8, Bernoulli()), vae(9, Bernoulli())) == "Linear: weight is of another size"
-    assert difference(vae(8, Bernoulli()), vae(8, Gaussian(0.1))) == "Bernoulli: Bernoulli and Gaussian"
+def test_a_method_of_the_model_itself_is_no_difference_and_that_of_another_object_is():
+    a, b, other = (mlp_vae(8, Bernoulli()) for _ in range(3))
+    a.prior.encode, b.prior.encode = a.encode, b.encode
+    assert difference(a, b) is None
+    for method in (b.decode, other.encode):
+        b.prior.encode = method
+        assert difference(a, b) == "StandardNormal: encode differs"

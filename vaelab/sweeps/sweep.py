@@ -204,6 +204,8 @@ def do(config: dict[str, Any], run: Path, title: str, launcher: Any) -> Path:
             print(f"  {run.name} done already")
             _page_of(run, config)
         elif how == IN_PROCESS:
+            if state == "begun":
+                print(f"  {run.name} goes on", flush=True)
             launch.attempt(config, run, in_sweep=True)
         else:
             print(f"{title}\n  {run.name} {'goes on' if state == 'begun' else 'begins'}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -56,12 +57,12 @@ def difference(a: Model, b: Model) -> str | None:
     if ours.keys() != theirs.keys():
         return "they are of other parts"
     for part, module in ours.items():
-        if word := _difference(module, theirs[part]):
+        if word := _difference(module, theirs[part], (a, b)):
             return f"{type(module).__name__}: {word}" if part else word
     return None
 
 
-def _difference(a: nn.Module, b: nn.Module) -> str | None:
+def _difference(a: nn.Module, b: nn.Module, models: tuple[Model, Model]) -> str | None:
     if type(a) is not type(b):
         return f"{type(a).__name__} and {type(b).__name__}"
     for name, tensor in (*a.named_parameters(recurse=False), *a.named_buffers(recurse=False)):
@@ -73,7 +74,7 @@ def _difference(a: nn.Module, b: nn.Module) -> str | None:
         return f"{', '.join(sorted(ours.keys() ^ theirs.keys()))}"
     for name, value in ours.items():
         numbers = _is_number(value) and _is_number(theirs[name])
-        if not (numbers and float in (type(value), type(theirs[name]))) and not _same(value, theirs[name]):
+        if not (numbers and float in (type(value), type(theirs[name]))) and not _same(value, theirs[name], models):
             return f"{name} differs"
     return None
 
@@ -86,12 +87,16 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, models: tuple[Model, Model]) -> bool:
+    """Whether two attributes are the same; a method of its own model, as a VampPrior has it, stands for no more."""
     if isinstance(a, functools.partial):
         ours, theirs = ((f.func, f.args, f.keywords) for f in (a, b)) if isinstance(b, functools.partial) else (a, b)
         return bool(ours == theirs)
     if type(a) is not type(b):
         return False
+    if isinstance(a, MethodType) and (a.__self__, b.__self__) == models:
+        return a.__func__ is b.__func__
     if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__") and not callable(a):
-        return vars(a).keys() == vars(b).keys() and all(_same(value, vars(b)[name]) for name, value in vars(a).items())
+        ours, theirs = vars(a), vars(b)
+        return ours.keys() == theirs.keys() and all(_same(value, theirs[name], models) for name, value in ours.items())
     return bool(a == b)

@@ -189,7 +189,7 @@ class Conductor:
         if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
             return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":
-            with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            with FlopCounterMode(display=False) as counted:  # under no_grad it fails on weights that are inputs
                 first.model.measure(first.asked.batch, first.asked.noise)
             if counted.get_total_flops() > LARGE:
                 return "each keeps the processor's cores busy"
