@@ -167,7 +167,7 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_all_the_same(train):
     """The gradient of DReG goes through a hook, which torch.vmap leaves out: the first step shows it."""
     result = train("-m", "model=iwae", "model.estimator=dreg", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
     assert result.code == 0
-    assert "0-iwae-digits and 1-iwae-digits: trained by themselves: the gradient of " in result.out
+    assert "0-iwae-digits and 1-iwae-digits: trained by themselves: torch.vmap gives another gradient of " in result.out
     train("-m", "model=iwae", "model.estimator=dreg", "seed=0,1", *DIGITS, "sweep.dir=alone")
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("s") / run.name)
@@ -336,8 +336,26 @@ def test_jobs_that_others_leave_behind_go_on_as_alone(train, exact):
     result = train(*given, TOGETHER, f"hydra.launcher.exact={exact}", "sweep.dir=together")
     assert result.code == 0, result.err
     assert not by_themselves(result.out)
+    assert result.out.count("3 jobs train as one") == result.out.count("train as one") == 1
     for run in sorted(Path("alone").glob("[0-9]-*")):
         same(run, Path("together") / run.name, 1e-5)
+
+
+def test_too_few_that_are_left_go_on_by_themselves(train, monkeypatch):
+    monkeypatch.setattr(conductor, "FEW", 3)
+    result = train("-m", "model=vae", *EPOCHS, "trainer.max_epochs=1,2,3", TOGETHER)
+    assert result.code == 0, result.err
+    (line,) = by_themselves(result.out)
+    assert "1-vae-digits and 2-vae-digits: go on by themselves: a processor gains nothing by fewer than 3" in line
+
+
+def test_jobs_whose_batches_are_of_another_size_form_another_group(train):
+    result = train("-m", "model=vae", "dataset.batch_size=16,32", "seed=0,1", *DIGITS, TOGETHER, "sweep.dir=s")
+    assert result.code == 0, result.err
+    assert result.out.count("2 jobs train as one") == 2
+    result = train("-m", "model=vae", "dataset.batch_size=16,32", *DIGITS, TOGETHER, "sweep.dir=other")
+    first, _ = by_themselves(result.out)
+    assert "trained by itself: no other job under way is like it (beside 1-vae-digits, its batches are of" in first
 
 
 @pytest.mark.parametrize(

@@ -129,13 +129,11 @@ class Conductor:
         """Finds the group of each job that has come to its first training step."""
         while fresh:
             first, *others = fresh
-            assert first.model is not None
-            same = [job for job in others if job.model and difference(first.model, job.model) is None]
+            same = [job for job in others if _unlike(first, job) is None]
             fresh = [job for job in others if job not in same]
             jobs = [first, *same]
             for group in list(self.groups):
-                model = group.jobs[0].model
-                if model and difference(model, first.model) is None:
+                if group.jobs[0].model and _unlike(group.jobs[0], first) is None:
                     jobs = [*self._apart(group), *jobs]
             self._group(jobs)
 
@@ -157,6 +155,8 @@ class Conductor:
                 if len(asked) == len(jobs) and len({_shape(job) for job in jobs}) == 1:
                     stack.check(asked)
                 self.groups.append(Group(jobs, stack))
+                if not all(job.grouped for job in jobs):
+                    print(f"  {len(jobs)} jobs train as one", flush=True)
                 for job in jobs:
                     job.grouped = True
                 return
@@ -164,7 +164,8 @@ class Conductor:
                 reason = str(error).strip().splitlines()[0]
         names = listed([job.title for job in jobs])
         if not self.stopped and (len(jobs) > 1 or not jobs[0].grouped):
-            print(f"  {names}: trained by {'themselves' if len(jobs) > 1 else 'itself'}: {reason}", flush=True)
+            how = "go on" if all(job.grouped for job in jobs) else "trained"
+            print(f"  {names}: {how} by {'themselves' if len(jobs) > 1 else 'itself'}: {reason}", flush=True)
         for job in jobs:
             job.grouped = False
             assert job.model is not None
@@ -179,9 +180,9 @@ class Conductor:
         assert first.model is not None
         assert first.trainer is not None
         if len(jobs) == 1:
-            others = [(job, difference(first.model, job.model)) for job in self.jobs if job.model and job is not first]
+            others = [(job, _unlike(first, job)) for job in self.jobs if job.model and job is not first]
             beside = [f"beside {job.title}, {reason}" for job, reason in others if reason]
-            return f"no other model is like its own{f' ({beside[0]})' if beside else ''}"
+            return f"no other job under way is like it{f' ({beside[0]})' if beside else ''}"
         if first.model.device.type == "cpu" and len(jobs) < FEW:
             return f"a processor gains nothing by fewer than {FEW} at once"
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in first.model.modules()):
@@ -258,6 +259,14 @@ class Conductor:
         with suppress(OSError):  # nobody reads it any more: the jobs go on
             print(f"  {', '.join(words)}", file=sys.stderr, flush=True)
         self.said_at, self.steps = now, 0
+
+
+def _unlike(a: Job, b: Job) -> str | None:
+    """Returns what keeps two jobs from being stacked, in a few words; None if nothing does."""
+    if a.model is None or b.model is None:
+        return "it has ended"
+    sizes = {job.trainer.datamodule.batch_size for job in (a, b) if job.trainer}  # type: ignore[attr-defined]
+    return difference(a.model, b.model) or ("its batches are of another size" if len(sizes) > 1 else None)
 
 
 def _anomaly_mode_kept() -> torch.autograd.set_detect_anomaly:

@@ -151,11 +151,11 @@ class Stack:
                 loss = model.measure(asked[index].batch, asked[index].noise).loss
             alone = torch.autograd.grad(loss, [model.get_parameter(name) for name in learned], allow_unused=True)
             if not _close(losses[index], loss):
-                raise ValueError("its losses come out otherwise than alone")
+                raise ValueError("torch.vmap gives other losses than each has alone")
             for name, gradient in zip(learned, alone, strict=True):
                 whole = gradients[name]
                 if not (gradient is None if whole is None else gradient is not None and _close(whole[index], gradient)):
-                    raise ValueError(f"the gradient of {name} comes out otherwise than alone")
+                    raise ValueError(f"torch.vmap gives another gradient of {name} than each has alone")
 
     def alone(self, index: int, asked: Asked, training: bool) -> Outcome:
         """Measures a batch of one of the models and, in training, takes a step of it."""
