@@ -341,6 +341,17 @@ def test_jobs_that_others_leave_behind_go_on_as_alone(train, exact):
         same(run, Path("together") / run.name, 1e-5)
 
 
+def test_a_job_that_begins_later_joins_those_that_it_is_like(train):
+    given = ("-m", "model=vae", *EPOCHS, "trainer.max_epochs=1,2,3,4", "network.activation=tanh")
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, "hydra.launcher.width=3", "sweep.dir=together")
+    assert result.code == 0, result.err
+    assert not by_themselves(result.out)
+    assert result.out.count("3 jobs train as one") == 2
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name, 1e-5)
+
+
 def test_too_few_that_are_left_go_on_by_themselves(train, monkeypatch):
     monkeypatch.setattr(conductor, "FEW", 3)
     result = train("-m", "model=vae", *EPOCHS, "trainer.max_epochs=1,2,3", TOGETHER)
