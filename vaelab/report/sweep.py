@@ -164,7 +164,7 @@ def _facts(jobs: Sequence[Job]) -> list[tuple[str, str]]:
         classes = dict.fromkeys(job.summary[part]["class"] for job in jobs if part in job.summary)
         facts += [(name, ", ".join(classes))] if classes else []
     seconds = sum(job.summary.get("seconds", 0) for job in jobs)
-    return [*facts, ("time", duration(seconds))]
+    return [*facts, ("times of the runs, added up", duration(seconds))]
 
 
 def _failure(job: Job) -> dict[str, Any]:
