@@ -155,15 +155,14 @@ def close(sweep: Begun, code: int) -> int:
 
 
 def _failure(folder: Path, summary: dict[str, Any]) -> str:
-    """Returns the last line of a job's error, and where to read all of it."""
-    status = summary.get("status", "unfinished")
-    why = (
-        "the same command goes on with it" if status == "interrupted" else "it was killed, or another process is at it"
-    )
-    error = (summary.get("error") or why).strip().splitlines()[-1]
+    """Returns the last line of a job's error, and where to read all of it; of one that was asked to stop neither."""
+    status, error = summary.get("status", "unfinished"), summary.get("error")
+    if status == "interrupted" and not error:
+        return f"{folder.name} interrupted: the same command goes on with it"
+    why = (error or "it was killed, or another process is at it").strip().splitlines()[-1]
     files = Files(folder)
     log = files.output if files.output.is_file() and status not in ("failed", "diverged") else files.log
-    return f"{folder.name} {status}: {error}\n  {log}"
+    return f"{folder.name} {status}: {why}\n  {log}"
 
 
 def _answer(sweep: Begun) -> None:
