@@ -437,6 +437,7 @@ def test_ctrl_c_writes_the_checkpoints_of_parallel_jobs(tmp_path):
     assert sweep.returncode == 130, out
     assert "Traceback" not in out
     assert "0-vae-fake interrupted: the same command goes on with it" in out
+    assert "output.txt" not in out
     with (run / "metrics.csv").open(newline="") as file:
         assert checkpoint(run)["global_step"] == max(int(row["step"]) for row in csv.DictReader(file))
 
