@@ -168,16 +168,19 @@ def chosen_once() -> Iterator[None]:
         own = source.scheme() == "file" and source.path != str(CONF)
         return sorted((file, file.stat().st_mtime_ns) for file in Path(source.path).rglob("*.yaml")) if own else []
 
+    def places(repo: Any) -> list[Any]:
+        """Where files of conf/ are looked for, and what of a test's own lies there."""
+        return [(source.path, *files(source)) for source in repo.get_sources()]
+
     def load_config(self: Any, config_path: str) -> Any:
-        key = (*((source.path, *files(source)) for source in self.get_sources()), config_path)
+        key = (*places(self), config_path)
         kept = loaded.get(key) or pickle.dumps(load(self, config_path))
         loaded[key] = kept
         return pickle.loads(kept)
 
     def create_defaults_list(repo: Any, config_name: Any, overrides_list: list[Any], **how: bool) -> Any:
-        sources = [(source.path, *files(source)) for source in repo.get_sources()]
         options = [o.input_line for o in overrides_list if repo.group_exists(o.key_or_group)]
-        key = (*sources, config_name, *options, *how.items())
+        key = (*places(repo), config_name, *options, *how.items())
         if key not in lists:
             lists[key] = list_(repo, config_name, overrides_list, **how)
             merged[id(lists[key].defaults)] = None

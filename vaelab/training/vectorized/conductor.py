@@ -133,7 +133,7 @@ class Conductor:
             fresh = [job for job in others if job not in same]
             jobs = [first, *same]
             for group in list(self.groups):
-                if group.jobs[0].model and _unlike(group.jobs[0], first) is None:
+                if _unlike(group.jobs[0], first) is None:
                     jobs = [*self._apart(group), *jobs]
             self._group(jobs)
 
