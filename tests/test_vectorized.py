@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from hydra_plugins.vaelab_launchers.vectorized_launcher import VectorizedLauncher
@@ -29,8 +30,9 @@ from vaelab.nn.likelihoods import Bernoulli, Gaussian
 from vaelab.nn.networks import MLP
 from vaelab.training.callbacks.health import Health
 from vaelab.training.callbacks.last import KeepLast
-from vaelab.training.vectorized import conductor, traced
+from vaelab.training.vectorized import conductor, stack, traced
 from vaelab.training.vectorized.alike import difference
+from vaelab.training.vectorized.apart import each
 
 pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
 """Of what torch.vmap takes one model after the other."""
@@ -328,6 +330,22 @@ def test_products_of_all_jobs_at_once_are_those_of_each_up_to_rounding(train, mo
         same(run, Path("together") / run.name, 1e-5)
 
 
+@pytest.mark.parametrize("grouped", [("cpu",), ()], ids=["on a processor", "elsewhere"])
+def test_convolutions_of_all_jobs_are_those_of_each_up_to_rounding(train, monkeypatch, grouped):
+    """As grouped ones on a processor, for each job by itself on a GPU."""
+    apart = []
+    monkeypatch.setattr(stack, "GROUPED", grouped)
+    monkeypatch.setattr(stack.apart, "each", lambda *given: apart.append(given) or each(*given))
+    given = ("-m", "model=vae", "network=conv", "optimizer.lr=0.001,0.002", "network.activation=tanh", *DIGITS)
+    assert train(*given, "sweep.dir=alone").code == 0
+    result = train(*given, TOGETHER, "hydra.launcher.exact=false", "sweep.dir=together")
+    assert result.code == 0, result.err
+    assert not by_themselves(result.out)
+    assert {function for function, _ in apart} == (set() if grouped else {F.conv2d, F.conv_transpose2d})
+    for run in sorted(Path("alone").glob("[0-9]-*")):
+        same(run, Path("together") / run.name, 1e-5)
+
+
 @pytest.mark.parametrize("exact", ["true", "false"])
 def test_jobs_that_others_leave_behind_go_on_as_alone(train, exact):
     """One of three ends after an epoch, and another after two; the third steps by itself."""
@@ -468,6 +486,7 @@ RESTARTED = ("model=vqvae", "codebook=gradient", "model.num_embeddings=64", "cod
     "swept", [("model=beta", "model.beta=1,1.5"), ("model=vae", "optimizer.lr=0.001,0.002"), RESTARTED], ids=" ".join
 )
 def test_steps_of_a_stack_are_captured(train, monkeypatch, swept):
+    monkeypatch.setattr(stack, "GROUPED", ())  # as on a GPU
     graphs: list[RecordedGraph] = []
 
     def made(device: torch.device) -> RecordedGraph:

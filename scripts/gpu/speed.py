@@ -15,7 +15,13 @@ from work import BENCHMARKS, VAELAB, Work
 
 BATCH = 128
 ADVISED = {"vae": ["model=vae"], "vae conv": ["model=vae", "network=conv"], "vqvae": ["model=vqvae"]}
-SWEPT = {"MLP": (["model=vae", "network=mlp"], (32, 8, 128, 1)), "conv": (["model=vae", "network=conv"], (16, 4))}
+MLP, CONV, CAPTURED = ["model=vae", "network=mlp"], ["model=vae", "network=conv"], "cuda_graph=true"
+SWEPT = {
+    f"MLP, {CAPTURED}": ([*MLP, CAPTURED], (32, 128)),
+    f"conv, {CAPTURED}": ([*CONV, CAPTURED], (16,)),
+    "MLP": (MLP, (32, 8, 128, 1)),
+    "conv": (CONV, (16, 4)),
+}
 """What the sweeps train, and how many jobs of it: what matters most comes first."""
 
 

@@ -18,19 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from vaelab.models import Model
 
-PRODUCTS: dict[Callable[..., Tensor], int] = {
-    F.linear: 3,
-    F.conv1d: 3,
-    F.conv2d: 3,
-    F.conv_transpose1d: 3,
-    F.conv_transpose2d: 3,
-    torch.addmm: 3,
-    torch.mm: 2,
-    torch.matmul: 2,
-    Tensor.mm: 2,
-    Tensor.matmul: 2,
-    Tensor.__matmul__: 2,
-}
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv_transpose1d, F.conv_transpose2d)
+PRODUCTS: dict[Callable[..., Tensor], int] = dict.fromkeys((F.linear, *CONVOLUTIONS, torch.addmm), 3) | dict.fromkeys(
+    (torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), 2
+)
 """Functions that are rounded otherwise for several models at once, with how many of their arguments are tensors."""
 
 
@@ -38,10 +29,13 @@ class Products(TorchFunctionMode):
     """Has each product of stacked models computed by itself."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        count = PRODUCTS.get(func)
-        if count is None or kwargs:
-            return func(*args, **(kwargs or {}))
-        return _Each.apply(func, args[count:], *args[:count])
+        return each(func, args) if func in PRODUCTS and not kwargs else func(*args, **(kwargs or {}))
+
+
+def each(function: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+    """Calls one of `PRODUCTS` for each of the stacked models by itself."""
+    count = PRODUCTS[function]
+    return _Each.apply(function, args[count:], *args[:count])
 
 
 class _Each(torch.autograd.Function):

@@ -34,7 +34,6 @@ LARGE = 150_000_000
 """Arithmetic of measuring a batch, in operations, above which a stack gains nothing on a CPU: its cores are busy."""
 FEW = 4
 """Jobs from which on a stack is hardly ever slower on a CPU."""
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 SAID_EVERY = 10.0
 """Seconds between two lines about the progress."""
 
@@ -187,8 +186,6 @@ class Conductor:
             return f"a processor gains nothing by fewer than {FEW} at once"
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in first.model.modules()):
             return "a batch norm keeps moving averages, which torch.vmap does not"
-        if first.model.device.type != "cpu" and any(isinstance(part, CONVOLUTIONS) for part in first.model.modules()):
-            return "a GPU takes longer over convolutions of many models at once than one after the other"
         if first.asked and first.training and first.model.device.type == "cpu":
             with FlopCounterMode(display=False) as counted:  # under no_grad it fails on weights that are inputs
                 first.model.measure(first.asked.batch, first.asked.noise)
