@@ -509,6 +509,8 @@ def test_states_that_are_none_end_in_a_line(finished, capsys, place, value):
     assert f"{path} is damaged: its states are not of this run" in err
     assert "remove it, and training goes on from best.ckpt" in err
     assert len(err.strip().splitlines()[-2:]) == 2
+    path.unlink()
+    assert main(["train", f"resume={run}", "trainer.max_epochs=2"]) == 0  # nothing of the run was lost
 
 
 def test_a_zip_bomb_is_no_checkpoint(trained):
