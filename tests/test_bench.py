@@ -43,6 +43,11 @@ def test_every_variant(bench, tmp_path, model):
     assert figures["batch_size"] == 32
     assert figures["lean_loop"]
     assert f"{model}-fake on cpu" in out
+    parts = [line.rsplit(maxsplit=2) for line in out.splitlines() if line.endswith("%")]
+    assert sum(float(ms) for _, ms, _ in parts) == pytest.approx(
+        figures["bare_ms"]["median"] * figures["ratio"]["median"], abs=0.04
+    )
+    assert sum(float(share.rstrip("%")) for *_, share in parts) == pytest.approx(100, abs=0.4)
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 

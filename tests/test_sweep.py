@@ -105,11 +105,11 @@ def test_the_exit_code_does_not_depend_on_how_the_folder_is_given(train):
 
 
 def test_a_sweep_again_leaves_finished_runs_alone(train, swept, tmp_path):
-    before = {p: p.read_text() for p in (tmp_path / "sweep").glob("*/summary.json")}
+    before = {p: p.is_file() and p.read_bytes() for p in (tmp_path / "sweep").glob("[0-9]*/**/*")}
     again = train(*SWEEP)
     assert again.code == 0
     assert again.out.count("done already") == 2
-    assert before == {p: p.read_text() for p in (tmp_path / "sweep").glob("*/summary.json")}
+    assert before == {p: p.is_file() and p.read_bytes() for p in (tmp_path / "sweep").glob("[0-9]*/**/*")}
 
 
 def test_a_job_without_a_needed_value_fails_alone(train):
