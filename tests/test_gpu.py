@@ -14,7 +14,7 @@ import vaelab
 import vaelab.models
 import vaelab.training.captured
 import vaelab.training.loop
-from tests.conftest import SMALL, smaller
+from tests.conftest import SMALL, Result, smaller
 from tests.test_conf import composed, options
 from vaelab.core.config import build
 from vaelab.core.means import Means
@@ -263,3 +263,24 @@ def test_products_in_lower_precision(train):
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+# --- jobs that train as one -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["launched", "captured"])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_jobs_that_train_as_one_come_out_as_alone(train, replays, network, captured):
+    """Units are smooth: a kink makes much of a rounding."""
+    given = ("-m", *MANY, "model=vae", f"network={network}", "network.activation=tanh", "optimizer.lr=0.001,0.002")
+    given = (*given, f"cuda_graph={captured}")
+    assert train(*given, "sweep.dir=alone", small=False).code == 0
+    replays.clear()
+    result = train(*given, "hydra/launcher=vectorized", "sweep.dir=together", small=False)
+    assert result.code == 0, result.err
+    assert "2 jobs train as one" in result.out
+    assert len(replays) == captured * 2 * (2 * 4 - vaelab.training.captured.WARM_UP)  # gradients, and the step
+    for alone in sorted(Path("alone").glob("[0-9]-*")):
+        for series in ("train/loss", "val/loss"):
+            ours, theirs = (Result(0, "", "", run).series(series) for run in (Path("together") / alone.name, alone))
+            assert ours == pytest.approx(theirs, rel=1e-3), series
