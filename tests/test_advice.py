@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import vaelab.training.fit
 from tests.conftest import SMALL
@@ -137,6 +141,30 @@ def test_an_option_that_a_run_goes_without_is_no_gain(advise, monkeypatch):
     assert figures["rows"] == []
     assert "NVIDIA" in figures["not_tried"][GRAPH]
     assert not err
+
+
+@pytest.mark.parametrize("able", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "channels_last", "layout"),
+    [
+        (nn.Linear(2, 2), None, "the model has no convolutions"),
+        (nn.Conv2d(1, 1, 3), None, "on a processor it is so without"),
+        (nn.Conv2d(1, 1, 3), False, None),
+    ],
+    ids=["linear", "convolution", "channels_last=false"],
+)
+def test_what_a_processor_or_the_model_lacks_is_not_tried(monkeypatch, able, layer, channels_last, layout):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: able)
+    monkeypatch.setattr(advice, "check_compiler", lambda gpu: SimpleNamespace(state="ok" if able else "bad", says="no"))
+    lab: Any = SimpleNamespace(device=torch.device("cpu"), model=layer, config={"channels_last": channels_last})
+    assert {words: option.lacking(lab) for words, option in advice.OPTIONS.items()} == {
+        BF16: None if able else "this cpu has no bfloat16 instructions",
+        COMPILE: None if able else "no",
+        LAYOUT: layout,
+        GRAPH: "it is for an NVIDIA GPU",
+        "matmul_precision=high": "it is for an NVIDIA GPU",
+    }
 
 
 def test_a_wrong_value_is_refused(advise):
