@@ -64,7 +64,7 @@ def test_nothing_of_it_changes_under_autocast(name, rotation):
 def test_it_compiles_to_one_graph(name):
     torch._dynamo.reset()
     book = made(name, "codebook.rotation=true")
-    whole = torch.compile(book, fullgraph=True, backend="eager")
+    whole = torch.compile(lambda z: tuple(book(z)), fullgraph=True, backend="eager")  # which alone 2.11 can return
     z = drawn(book).requires_grad_()
     one, other = book(z), whole(z)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vaelab.core.errors import UserError
+
+NO_ARRAYS = (
+    *(OSError, EOFError, KeyError, RuntimeError, SyntaxError, ValueError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and `zipfile` raise for a file that holds no arrays, or damaged ones."""
 
 
 def unreadable(error: Exception) -> str:

@@ -34,8 +34,8 @@ def seed_global(seed: int, device: torch.device) -> None:
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's global generators of the CPU and of `device`, and restores both afterwards."""
-    index = (device.index or 0) if device.type != "cpu" else None
-    with torch.random.fork_rng([] if index is None else [index], device_type=None if index is None else device.type):
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([]) if on_cpu else torch.random.fork_rng([device.index or 0], device_type=device.type):
         seed_global(seed, device)
         yield
 

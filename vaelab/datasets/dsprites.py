@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaelab.core.files import NO_ARRAYS
 from vaelab.core.types import PositiveInt
 from vaelab.datasets.base import ImageData
 from vaelab.datasets.sources import broken, fetch_url, find_files, take_test
@@ -111,7 +110,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             classes, images = arrays["latents_classes"], arrays["imgs"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except NO_ARRAYS as error:
         raise broken(path, f"not dSprites, or cut short ({error})") from error
     if images.dtype != np.uint8 or images.shape[1:] != (64, 64) or classes.shape != (len(images), 1 + len(FACTORS)):
         raise broken(path, f"holds images {images.shape} {images.dtype} and factors {classes.shape}: not dSprites")

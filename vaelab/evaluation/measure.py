@@ -6,7 +6,6 @@ import importlib
 import math
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import torch
 
 from vaelab import __version__, runs
 from vaelab.core.errors import UserError
-from vaelab.core.files import whole
+from vaelab.core.files import NO_ARRAYS, whole
 from vaelab.core.metrics import MAIN
 from vaelab.core.words import number, wrapped
 from vaelab.evaluation.comparison.tables import ABSENT, layout, titles
@@ -217,7 +216,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except NO_ARRAYS as error:
         raise UserError(f"{path} is damaged: delete it, and run vaelab eval again") from error
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vaelab.commands import command
 from vaelab.commands.trained import own_images, own_tables, viewing
 from vaelab.core.errors import UserError
+from vaelab.core.files import NO_ARRAYS
 from vaelab.core.types import AskedLabel
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from vaelab.models import Model
     from vaelab.runs.trained import Trained
-
-NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError)
-"""What a damaged archive raises beside the usual."""
 
 
 class Options(NamedTuple):
@@ -113,7 +110,7 @@ def read(path: str) -> dict[str, Any]:
         raise UserError(f"codes={path}: there is no such file: vaelab encode writes one") from None
     except IsADirectoryError:
         raise UserError(f"codes={path}: this is a folder: name the file that vaelab encode wrote") from None
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, RuntimeError, *NOT_ZIP) as error:
+    except (*NO_ARRAYS, MemoryError) as error:
         raise UserError(
             f"codes={path}: it is damaged, or not an .npz file of plain arrays\nwrite it anew with vaelab encode"
         ) from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vaelab.core.errors import UserError
-from vaelab.core.files import unreadable
+from vaelab.core.files import NO_ARRAYS, unreadable
 from vaelab.core.pixels import to_unit
 from vaelab.core.types import PositiveInt, ProperFraction, Real, Shape
 from vaelab.core.words import counted
@@ -294,7 +292,7 @@ def _read(root: str) -> dict[str, np.ndarray]:
             return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except NO_ARRAYS as error:
         raise UserError(
             f"dataset.root={root}: {unreadable(error)}\nsave numbers, with numpy.save or numpy.savez"
         ) from error

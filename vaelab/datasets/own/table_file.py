@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from vaelab.core.errors import UserError
-from vaelab.core.files import unreadable
+from vaelab.core.files import NO_ARRAYS, unreadable
 
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "?"})
 """Texts that stand for a value that is missing."""
@@ -94,7 +92,7 @@ def _npz(file: Path, source: str) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except NO_ARRAYS as error:
         raise UserError(f"{source}: {unreadable(error)}\nsave numbers or texts, with numpy.savez") from error
     if "x" in columns and columns["x"].ndim == 2:
         x = columns.pop("x")
