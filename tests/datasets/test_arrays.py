@@ -133,6 +133,18 @@ def test_labels_are_numbers_or_names_and_factors_go_along(tmp_path):
     assert data.test.batch(torch.arange(4)).labels.tolist() == [0, 1, 2, 3]
 
 
+def test_classes_are_the_labels_that_occur(tmp_path):
+    """In training or in testing; where there are `class_names`, integers are places in them."""
+    x, labels = values(10, 4), 2010 + 5 * (np.arange(10) % 2)
+    data = opened(saved(tmp_path, x=x, labels=labels, test_x=x[:3], test_labels=np.array([2015, 7, 2010])))
+    assert (data.num_classes, data.class_names) == (3, ["7", "2010", "2015"])
+    assert data.train.batch(torch.arange(10)).labels.tolist() == [1, 2] * 5
+    assert data.test.batch(torch.arange(3)).labels.tolist() == [2, 0, 1]
+    data = opened(saved(tmp_path, x=x, labels=np.full(10, 2), class_names=np.array(["a", "b", "c", "d"])))
+    assert data.class_names == ["a", "b", "c", "d"]
+    assert set(data.train.batch(torch.arange(9)).labels.tolist()) == {2}
+
+
 def test_a_run_keeps_the_range_that_it_has_found(tmp_path, monkeypatch):
     """So other values are seen as those of the training were, and a resumed run goes on with them."""
     monkeypatch.chdir(tmp_path)

@@ -139,8 +139,8 @@ def _uncertainty(s: Scene) -> Figure | None:
 def _data(s: Scene) -> Figure:
     """Draws training images; a class with few of them has gaps in its row."""
     x, labels, columns = s.unit(s.known.images), s.known.classes, 8
-    groups = {"all": x} if labels is None else {name: x[labels.cpu() == c] for c, name in enumerate(s.classes[:ROWS])}
-    groups = {name: group for name, group in groups.items() if len(group)}
+    of_class = {} if labels is None else {name: x[labels.cpu() == c] for c, name in enumerate(s.classes)}
+    groups = dict([(name, group) for name, group in of_class.items() if len(group)][:ROWS]) or {"all": x}
     columns = min(columns, max(map(len, groups.values())))
     white = torch.ones(columns, *x.shape[1:])
     shown = torch.stack([torch.cat([group, white])[:columns] for group in groups.values()])

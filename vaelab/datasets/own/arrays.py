@@ -36,9 +36,10 @@ KEPT = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 class Arrays(ImageData):
     """Arrays in an .npy file, which is read where it lies and may be larger than the memory, or in an .npz file.
 
-    An .npz file holds `x`, or one array alone; where known `labels`, [N], integers from 0 or names, or vectors of
-    numbers, [N, A]; `factors`, [N, F], integers from 0; `test_x`, `test_labels` and `test_factors`; `class_names`,
-    [classes], of labels that are integers; `label_names`, [A], of the entries of vectors.
+    An .npz file holds `x`, or one array alone; where known `labels`, [N], integers from 0 or names, each of which that
+    occurs is a class, or vectors of numbers, [N, A]; `factors`, [N, F], integers from 0; `test_x`, `test_labels` and
+    `test_factors`; `class_names`, [classes], of which integers are the places; `label_names`, [A], of the entries of
+    vectors.
 
     root: the file. layout: the axes, n(umber) c(hannels) h(eight) w(idth) l(ength) d(imensions); None: as the shape
     says. A vector is held as an image of one row, a sequence as one of height 1. value_range: the values of black and
@@ -178,14 +179,22 @@ class Arrays(ImageData):
     def _classes(self) -> list[str] | None:
         if "labels" not in self._arrays or self._label_names is not None:
             return None
-        known = [self._arrays[name] for name in ("labels", "test_labels") if name in self._arrays]
-        if known[0].dtype.kind == "i":
-            count = max(int(values.max()) for values in known) + 1
-            names = [str(name) for name in self._arrays.get("class_names", range(count))]
-            if len(names) < count:
-                raise self._error(f"it has {len(names)} class_names, and labels to {count - 1}", "name every class")
-            return names
-        return [str(name) for name in np.unique(np.concatenate(known))]
+        if not self._by_names:
+            return [str(value) for value in self._values]
+        names, count = [str(name) for name in self._arrays["class_names"]], int(self._values[-1]) + 1
+        if len(names) < count:
+            raise self._error(f"it has {len(names)} class_names, and labels to {count - 1}", "name every class")
+        return names
+
+    @property
+    def _by_names(self) -> bool:
+        """Whether labels are places in `class_names`, some of which may have no example."""
+        return "class_names" in self._arrays and self._arrays["labels"].dtype.kind == "i"
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        """The labels that occur, each once, in their order."""
+        return np.unique(np.concatenate([self._arrays[n] for n in ("labels", "test_labels") if n in self._arrays]))
 
     @cached_property
     def _label_names(self) -> list[str] | None:
@@ -208,8 +217,9 @@ class Arrays(ImageData):
     def _labels(self) -> list[np.ndarray | None]:
         """Labels to train on and to test on, [N] int64 or [N, A] float32 each, or None."""
         known = [self._arrays.get(name) for name in ("labels", "test_labels")]
-        names = np.array(self._classes or [])
-        return [v if v is None or v.dtype.kind in "if" else np.searchsorted(names, v).astype(np.int64) for v in known]
+        if self._classes is None or self._by_names:
+            return known
+        return [values if values is None else np.searchsorted(self._values, values) for values in known]
 
     def _layout(self, x: np.ndarray) -> Layout:
         """Returns the axes of `x`. Raises UserError where its shape does not say which they are, or says otherwise."""
