@@ -639,6 +639,14 @@ def test_evaluated_figures_come_first(compare, tmp_path):
     assert "to evaluate: vaelab eval run=b" in out
 
 
+def test_a_sweep_is_evaluated_by_one_command(compare, tmp_path):
+    for number in range(2):
+        write(tmp_path / f"s/{number}-vae-fake", with_seed(number))
+    assert compare("s")[1].split()[-3:] == ["vaelab", "eval", "run=s"]
+    write(tmp_path / "s/2-vae-fake", with_seed(2), evaluation={})
+    assert compare("s")[1].split()[-3:] == ["vaelab", "eval", "run=s/0-vae-fake"]
+
+
 def test_outdated_evaluations_are_named(compare, tmp_path):
     write(tmp_path / "a", summary={"best:epoch": 5}, evaluation={})
     write(tmp_path / "b", with_seed(1), evaluation={})

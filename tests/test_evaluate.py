@@ -379,6 +379,7 @@ def test_other_images_are_told_from_its_own(finished, evaluate):
         (["ood=mnits"], "ood=mnits: no such option; did you mean mnist?"),
         (["ood=mnist,digits"], "ood=mnist,digits: takes one option"),
         (["metric=nope"], "metric=nope: no such option"),
+        (["metrics=mine"], "metric=mine measures a metric of your own"),
         (["ood=sprites"], "the model takes 1 x 8 x 8"),
         (["root=/nowhere"], "root=/nowhere: the run's data set is read from no folder"),
         (["ood=mnist", "ood.root=/nowhere"], "/nowhere"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,16 @@ def assert_drawn(run):
             low, high = image.convert("L").getextrema()
             assert low < 200 < high, name  # something is drawn, on white
     assert "<html" in (run / "report.html").read_text()
+
+
+def test_training_images_are_of_the_classes_that_there_are():
+    """Of a thousand classes, of which the first may have no image among those at hand."""
+    images, names = torch.rand(30, 1, 8, 8), [str(number) for number in range(1000)]
+    known = SimpleNamespace(images=images, classes=torch.arange(970, 1000))
+    scene: Any = SimpleNamespace(known=known, classes=names, unit=lambda x: x)
+    labels = [text.get_text() for axes in gallery._data(scene).axes for text in (*axes.texts, *axes.get_yticklabels())]
+    assert {"970", "989"} <= set(labels)
+    assert "990" not in labels
 
 
 @pytest.mark.slow

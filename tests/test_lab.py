@@ -184,6 +184,8 @@ def test_both_halves_of_a_network_are_wanted_and_no_other():
     for given in ({"encoder": nn.Flatten()}, {"encoder": nn.Flatten(), "decoder": nn.Flatten(), "network": "conv"}):
         with pytest.raises(UserError, match="give both"):
             trained(**given)
+    with pytest.raises(UserError, match=r"network\.encoder: what makes it wants x, and is told shape"):
+        trained(encoder=lambda x: x.flatten(1), decoder=nn.Linear(3, 64))
     with pytest.raises(UserError, match="has a mask"):
         trained(np.ma.masked_less(IMAGES / 255, 0.1))
 
@@ -294,6 +296,8 @@ def test_keys_of_the_data_may_stand_in_a_mapping():
     run = trained("fake", dataset={"val_size": 0.25})
     assert run.config["dataset"]["_target_"].endswith("Fake")
     assert run.config["dataset"]["val_size"] == 0.25
+    run = trained("fake", run={"dir": "elsewhere"}, trainer={"max_epochs": 1})
+    assert (run.folder.name, run.config["trainer"]["max_epochs"]) == ("elsewhere", 1)
     assert trained(dataset={"val_size": 0.25}).config["dataset"]["root"].startswith("outputs/arrays")
 
 

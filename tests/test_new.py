@@ -64,6 +64,30 @@ def test_a_metric_is_measured_beside_the_others(started, train, capsys):
     assert figures["deep_mine/sharpness"] == figures["other/sharpness"]
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("{'sharpness': 1.0}", "it must return a Section of vaelab.evaluation.subject, and gives dict"),
+        ("None", "and gives NoneType"),
+        ("Section({'sharpness': 'high'}, 'by eye')", "sharpness is 'high', and no number"),
+        ("Section({'sharpness': __import__('torch').ones(3)}, 'by eye')", "and no number"),
+    ],
+)
+def test_a_metric_that_measures_nothing_is_said_in_a_line(finished, tmp_path, capsys, returned, said):
+    run, module = finished("trainer.max_epochs=1").run, tmp_path.name  # which no other test imports
+    option = tmp_path / "conf/metric/odd.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text(f"odd:\n  _target_: {module}.odd\n  _partial_: true\n")
+    code = f"def odd(subject: Subject) -> Section: return {returned}\n"
+    (tmp_path / f"{module}.py").write_text(f"from vaelab.evaluation.subject import Section, Subject\n{code}")
+    assert main(["eval", f"run={run}", "sections=[reconstruction]", "metric=odd"]) == 2
+    assert said in (out := "".join(capsys.readouterr()))
+    assert "Traceback" not in out
+    option.write_text(f"_target_: {module}.odd\n_partial_: true\n")
+    assert main(["eval", f"run={run}", "metric=odd"]) == 2
+    assert f"a name stands first: NAME: {{_target_: {module}.odd" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", [*NEXT])
 def test_its_own_test_passes_and_can_fail(started, tmp_path, monkeypatch, kind):
     started(kind)

@@ -213,6 +213,10 @@ def _own(nodes: dict[str, Any] | None) -> dict[str, Any]:
     from vaelab.evaluation.subject import Section
 
     nodes = nodes or {}
+    if not isinstance(nodes, dict):
+        raise UserError(f"metrics={nodes}: metric={nodes} measures a metric of your own (vaelab new metric NAME)")
+    if "_target_" in nodes:
+        raise UserError(f"metrics: in a metric's file a name stands first: NAME: {{_target_: {nodes['_target_']}, …}}")
     for name, node in nodes.items():
         if name in (*SECTIONS, SEVERAL):
             raise UserError(f"metrics.{name}: vaelab eval has a section of that name: take another")

@@ -132,7 +132,7 @@ def measure(
                 try:
                     function = getattr(importlib.import_module(place), name) if isinstance(place, str) else place
                     section = function(subject)
-                    _check_finite(section)
+                    _check(section)
                 except (Unsupported, UserError, ValueError) as reason:
                     section, failed = None, failed | (set() if isinstance(reason, Unsupported) else {name})
                     evaluation["skipped"][name] = str(reason)
@@ -174,9 +174,16 @@ def _begun(run: Path, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return about | kept | {"findings": [], "verdicts": {}}, fresh
 
 
-def _check_finite(section: Section) -> None:
+def _check(section: Any) -> None:
+    """Raises ValueError for what is no section, as a user's own metric may return, or whose metrics are no numbers."""
+    if not isinstance(section, Section):
+        raise ValueError(f"it must return a Section of vaelab.evaluation.subject, and gives {type(section).__name__}")
     for name, value in section.figures.items():
-        if not math.isfinite(value):
+        try:
+            finite = math.isfinite(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name} is {value!r:.60}, and no number") from None
+        if not finite:
             raise ValueError(f"{name} is {value}")
 
 

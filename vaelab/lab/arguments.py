@@ -62,8 +62,9 @@ def of_training(
 ) -> list[str]:
     """Writes the options of a training as arguments of the command `name`.
 
-    A group of conf/ takes the name of an option, a mapping of its keys, or both: {"": "conv", "hidden_dims": [32]}. A
-    key of any section is found by its last name where one section has it, or by all of its name with dots.
+    A group of conf/ takes the name of an option, a mapping of its keys, or both: {"": "conv", "hidden_dims": [32]}; a
+    section takes a mapping of its keys. A key of any section is found by its last name where one section has it, or by
+    all of its name with dots.
     known: all keys; those of the options that are given if None. sweeping: a list is of values to be swept over.
     Raises UserError for a key that several sections have.
     """
@@ -81,7 +82,7 @@ def of_training(
         first = {key: option[0] if isinstance(option, list) else option for key, option in options.items()}
         known = answers.keys_of(name, of_command(first))
     for key, value in given.items():
-        if key in groups:
+        if key in groups or (isinstance(value, Mapping) and any(name.startswith(f"{key}.") for name in known)):
             items = value.items() if isinstance(value, Mapping) else ()
             chosen += [f"{_place(f'{key}.{inner}', known)}={write(item)}" for inner, item in items if inner != ""]
         else:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vaelab.core.errors import UserError
 from vaelab.core.own import traceback_of
 from vaelab.core.types import Shape
+from vaelab.core.words import listed
 from vaelab.nn.coders import Decoder, Encoder
 
 EXAMPLES = 2
@@ -128,7 +129,16 @@ def _make(role: str, maker: Maker, **sizes: Any) -> nn.Module:
         known = inspect.signature(maker).parameters
     except ValueError:
         known = {}
-    made = maker(**{name: size for name, size in sizes.items() if name in known and name not in set_already})
+    given = {name: size for name, size in sizes.items() if name in known and name not in set_already}
+    wanted = [
+        p.name for p in known.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if missing := [name for name in wanted if name not in given]:
+        raise UserError(
+            f"network.{role}: what makes it wants {listed(missing)}, and is told {listed(list(sizes))}: give a module, "
+            "or what makes one of these"
+        )
+    made = maker(**given)
     if not isinstance(made, nn.Module):
         raise UserError(f"network.{role}: what makes it gives a {type(made).__name__}: a module of torch is wanted")
     return made

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path
 
 from vaelab.evaluation.comparison import tables
 from vaelab.evaluation.comparison.configurations import ALWAYS_SHOWN, Configuration, Ranking, word
 from vaelab.evaluation.comparison.rules import REASONS, rule
+from vaelab.runs import sweep_of
 
 
 def refusals(names: Mapping[str, str], rankings: Mapping[str, Ranking]) -> list[str]:
@@ -118,21 +119,32 @@ def differing_too(keys: Sequence[str]) -> list[str]:
 
 
 def unevaluated(rows: Sequence[Configuration], command: Callable[[str], str]) -> list[str]:
-    """Returns lines that name the runs without an evaluation, or with an outdated one; command: evaluates a run."""
+    """Returns lines that name the runs without an evaluation, or with an outdated one.
+
+    command: evaluates a run, or the runs of a sweep, which it is given where none of these has an evaluation.
+    """
     old = [run.name for row in rows for run in row.runs if run.outdated]
     none = [run.name for row in rows for run in row.runs if not run.evaluated and not run.outdated]
     texts = {
         "outdated, so ignored, as their best checkpoints are newer: evaluations of {}; to make one again: {}": old,
         "not evaluated, so only with metrics of training's end: {}; to evaluate: {}": none,
     }
-    return [text.format(_places(names), command(names[0])) for text, names in texts.items() if names]
+    every = [run.name for row in rows for run in row.runs]
+    return [text.format(_places(names), command(_whole(names, every))) for text, names in texts.items() if names]
+
+
+def _whole(names: Sequence[str], every: Sequence[str]) -> str:
+    """Returns the folder of the first run's sweep where all of its runs are among the names, else the first run."""
+    sweep = sweep_of(Path(names[0]))
+    jobs = [name for name in every if sweep_of(Path(name)) == sweep]
+    return str(Path(names[0]).parent) if sweep and len(jobs) > 1 and set(jobs) <= set(names) else names[0]
 
 
 def _places(names: Sequence[str]) -> str:
     """Names the runs, by their folder if they are many."""
     folders: dict[str, list[str]] = {}
     for name in names:
-        folders.setdefault(str(PurePath(name).parent), []).append(name)
+        folders.setdefault(str(Path(name).parent), []).append(name)
     some = [f"{len(n)} in {folder}" if len(n) > 3 else ", ".join(sorted(n)) for folder, n in sorted(folders.items())]
     return ", ".join(some)
 
