@@ -53,6 +53,14 @@ def test_an_error_in_it_shows_its_own_lines_alone(train, mine):
     assert (swept.code, "mine.py" in swept.err, "loop.py" in swept.err) == (1, True, False)
 
 
+def test_an_objective_that_is_no_scalar_is_named(train, mine):
+    mine('+ terms["kl"]')
+    done = train("model=mine")
+    assert done.code == 2
+    assert "vaelab: Mine.objective returns a tensor [32]: a tensor of one number is wanted, a mean" in done.err
+    assert not (done.run / "config.yaml").exists()
+
+
 def test_an_option_that_is_no_yaml_is_named(train, mine, tmp_path):
     mine()
     (tmp_path / "conf/model/mine.yaml").write_text("defaults: [beta, _self_]\nbeta: [\n")

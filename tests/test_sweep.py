@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import SMALL, once
 from vaelab.cli import main
+from vaelab.core.errors import UserError
 from vaelab.report import gallery
 from vaelab.runs import jobs, jobs_of, read_config
 from vaelab.training import checks
@@ -117,6 +118,8 @@ def test_a_job_without_a_needed_value_fails_alone(train):
     assert result.code == 1
     assert "\nvaelab: dataset.root: this value must be given: dataset.root=…\n" in result.err
     assert "finished" in result.out
+    with pytest.raises(UserError, match=r"0-vae-folder was never trained: dataset\.root: this value must be given"):
+        read_config(Path("sweep/0-vae-folder"))
 
 
 def test_a_job_of_a_sweep_can_be_resumed(train, swept, tmp_path):

@@ -169,3 +169,35 @@ def test_hold_out_keeps_the_proportions_of_the_classes():
     assert torch.cat([kept, aside]).sort().values.equal(torch.arange(160))
     assert labels[aside].bincount().tolist() == [10, 5, 1]
     assert aside.equal(hold_out(labels, 16)[1])
+
+
+IMAGES, LABELS = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ((255 * IMAGES, LABELS), "images to train on values lie from"),
+        ((IMAGES - 1, LABELS), "they must lie in [0, 1]"),
+        ((IMAGES / 0, LABELS), "values lie from"),
+        ((IMAGES, LABELS + 1), "labels lie from 1 to 2: num_classes=2 has 0 to 1"),
+        ((IMAGES, LABELS - 1), "labels lie from -1 to 0"),
+        ((IMAGES, LABELS[:9]), "there are 20, and 9 labels"),
+        ((IMAGES, LABELS.float()), "labels are torch.float32 [20]: classes are [N] int64"),
+        ((IMAGES, LABELS, LABELS[:3]), "there are 20, and 3 factors"),
+        ((IMAGES[..., 1:], LABELS), "images to train on are (1, 8, 7), to test on (1, 8, 8): make them alike"),
+        (None, "load gives a TensorSplit: two splits are wanted"),
+    ],
+)
+def test_what_a_data_set_of_ones_own_may_give_is_refused(common, train, said):
+    class Own(ImageData):
+        num_classes = 2  # type: ignore[assignment]
+
+        def load(self):
+            test = TensorSplit(IMAGES, LABELS)
+            return test if train is None else (TensorSplit(*train), test)
+
+    with pytest.raises(UserError) as error:
+        Own(**common).setup()
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

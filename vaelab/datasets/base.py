@@ -19,7 +19,7 @@ from vaelab.core.errors import UserError
 from vaelab.core.types import Portion, PositiveInt, Real, Seed
 from vaelab.datasets.classes import balanced_order, chosen, labels_of, mixed_order, told, without
 from vaelab.datasets.loaders import IndexBatches, Newest, ResidentLoader, epoch_order, free_memory, streaming_loader
-from vaelab.datasets.splits import Split, TensorSplit, drawn_once, gather, moments, unit
+from vaelab.datasets.splits import Split, TensorSplit, checked, drawn_once, gather, moments, unit
 from vaelab.nn.augment import Augment
 from vaelab.nn.likelihoods.columns import Column
 
@@ -125,7 +125,7 @@ class ImageData(pl.LightningDataModule):
         """Reads the data and splits it; further calls do nothing."""
         if self._loaded:
             return
-        parts = self.load()
+        parts = checked(self.load(), self.num_classes, any_values=self.masked or self.fields is not None)
         if self.leave_out is not None:
             parts, left_out = without(parts, self.leave_out, self.class_names)
             self.left_out = self._hold(left_out)

@@ -7,12 +7,13 @@ device; a batch is an index into a split, never a list of single images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vaelab.core.batch import Batch
+from vaelab.core.errors import UserError
 
 WHITE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
 """The types of stored images, each with its value of white; black is 0."""
@@ -84,6 +85,40 @@ class TensorSplit:
 
     def to(self, device: torch.device) -> TensorSplit:
         return self._map(lambda t: t.to(device))
+
+
+def checked(parts: Any, num_classes: int | None, any_values: bool) -> tuple[Split, Split]:
+    """Returns what `load` gives, if it can be trained on; of images in memory the values are looked at.
+
+    any_values: whether floats may lie outside of [0, 1], as in a table, or be missing. Raises UserError else.
+    """
+    if not isinstance(parts, tuple | list) or len(parts) != 2:
+        raise UserError(f"dataset: load gives a {type(parts).__name__}: two splits are wanted, to train and to test on")
+    if parts[0].shape != parts[1].shape:
+        raise UserError(
+            f"dataset: images to train on are {parts[0].shape}, to test on {parts[1].shape}: make them alike"
+        )
+    for split, what in zip(parts, ("train", "test"), strict=True):
+        if isinstance(split, TensorSplit):
+            _check_tensors(split, f"dataset: of the images to {what} on", num_classes, any_values)
+    return parts[0], parts[1]
+
+
+def _check_tensors(split: TensorSplit, what: str, num_classes: int | None, any_values: bool) -> None:
+    images, labels = split.images, split.labels
+    for name, values in (("labels", labels), ("factors", split.factors)):
+        if values is not None and len(values) != len(images):
+            raise UserError(f"{what} there are {len(images)}, and {len(values)} {name}: give each its own")
+    if images.is_floating_point() and len(images) and not any_values:
+        low, high = (float(value) for value in images.aminmax())
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"{what} values lie from {low:.4g} to {high:.4g}: they must lie in [0, 1], black and white")
+    if labels is not None and num_classes is not None:
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise UserError(f"{what} labels are {labels.dtype} {list(labels.shape)}: classes are [N] int64")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            lie = f"{int(labels.min())} to {int(labels.max())}"
+            raise UserError(f"{what} labels lie from {lie}: num_classes={num_classes} has 0 to {num_classes - 1}")
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:

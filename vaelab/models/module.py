@@ -141,12 +141,18 @@ class Model(Variant, pl.LightningModule):
         return outcome
 
     def measure(self, batch: Batch, noise: Tensor | None) -> Outcome:
-        """Computes the objective of a batch, the terms it is made of and its metrics; changes no state."""
+        """Computes the objective of a batch, the terms it is made of and its metrics; changes no state.
+
+        Raises UserError for an objective that is no scalar, as a user's own may be.
+        """
         terms_of = self.terms
         if self.compiled and self.training and len(batch.images) == self.compiled[1] and self.trainer.global_step:
             terms_of = self.compiled[0]
         terms = terms_of(batch, noise)
         loss = self.objective(terms)
+        if not (isinstance(loss, Tensor) and loss.ndim == 0):
+            what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UserError(f"{type(self).__name__}.objective returns {what}: a tensor of one number is wanted, a mean")
         with torch.no_grad():
             of_images = {name: term for name, term in terms.items() if term.ndim == 1 and term.is_floating_point()}
             metrics = {"loss": loss} | {name: term.mean() for name, term in of_images.items()}

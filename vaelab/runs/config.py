@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vaelab.core.errors import UserError
-from vaelab.core.files import damaged, write_text
+from vaelab.core.files import damaged, read_json, write_text
 from vaelab.core.renames import upgrade_run
 from vaelab.runs.layout import FORMAT, Files
 
@@ -32,6 +32,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     config = read_config_if_any(run)
     if not config:
+        error = read_json(Files(run).summary, "remove the folder").get("error")
+        if error and isinstance(error, str):
+            raise UserError(f"{run} was never trained: {error.splitlines()[0]}")
         raise UserError(f"{Files(run).config} is missing or empty: restore it, or remove the folder")
     if not config.keys() >= NEEDED:
         raise _foreign(run)
