@@ -178,6 +178,22 @@ def test_what_cannot_be_done_is_said_in_a_line(here, capsys, command, words):
         assert word in error
 
 
+def test_a_column_of_one_value_has_a_warning(train, tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b,c\n" + "".join(f"{i / 7},3.5,{i % 2}\n" for i in range(60)))
+    given = (
+        "dataset=table",
+        "dataset.root=rows.csv",
+        "likelihood=table",
+        "dataset.batch_size=16",
+        "trainer.max_epochs=1",
+    )
+    found = train(*given, "accelerator=cpu", small=False)
+    assert found.code == 0, found.err
+    (line,) = [line for line in found.out.splitlines() if "one value" in line]
+    assert line.startswith("warning: column b has one value in all training rows")
+    assert "dataset.columns={b: none} leaves it out" in line
+
+
 def test_images_are_no_rows_and_a_run_of_whole_examples_fills_nothing_in(finished, capsys):
     run = finished("model=vae").run
     assert main(["sample", f"run={run}", "out=made.csv"]) == 2

@@ -177,6 +177,7 @@ def test_a_parquet_file_is_the_same_table(tmp_path):
         (CSV, ["dataset.columns={colour: gaussian}"], ["dataset.columns.colour=gaussian", "such as '"]),
         (CSV, ["dataset.columns={colour: bernoulli}"], ["dataset.columns.colour=bernoulli", "3 different"]),
         (CSV, ["dataset.label=town"], ["dataset.label=town", "it has age"]),
+        (CSV, ["dataset.label=age"], ["dataset.label=age", "rows are no classes"]),
         (CSV.replace(",Rome", ",", 1), ["dataset.label=city"], ["dataset.label=city", "row 1"]),
         (CSV, ["dataset.pixel_range=[-1,1]"], ["dataset.pixel_range", "leave it out"]),
         (CSV, ["dataset.binarize=static"], ["dataset.binarize", "leave it out"]),

@@ -218,6 +218,11 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
         )
     if isinstance(model, BetaVAE) and config["model"]["beta"] == 1:
         found.append("model.beta=1: the objective is that of model=vae")
+    found += [
+        f"column {name} has one value in all training rows, and its density there only adds to the ELBO: "
+        f"dataset.columns={{{name}: none}} leaves it out"
+        for name in _constant(data)
+    ]
     restarts = (config["codebook"] or {}).get("restart_after", "none of its own")
     if codes is not None and restarts is None and codes > at_once:
         found.append(
@@ -225,6 +230,19 @@ def doubts(config: dict[str, Any], model: Model, data: ImageData) -> list[str]:
             "the same, and codebook.restart_after=null moves none of them: fewer codes, or restarts"
         )
     return found
+
+
+def _constant(data: ImageData) -> list[str]:
+    """Names the columns of a table that have a density, and one value in all training rows."""
+    import torch
+
+    from vaelab.nn.likelihoods.columns import spans
+
+    if data.fields is None:
+        return []
+    rows = data.train.batch(torch.arange(len(data.train))).images[:, 0, 0]
+    known = [rows[:, span][~rows[:, span].isnan()] for span in spans(data.fields)]
+    return [f.name for f, x in zip(data.fields, known, strict=True) if f.kind == "gaussian" and (x == x[:1]).all()]
 
 
 def check_codes(model: Model, data: ImageData) -> None:

@@ -107,7 +107,13 @@ class Table(ImageData):
         cells = self._cells_of(self.label)
         if (holes := absent(cells)).any():
             raise UserError(f"dataset.label={self.label}: row {int(holes.argmax()) + 1} has none: remove such rows")
-        return torch.from_numpy(_places(cells, self.class_names or []).astype(np.int64))
+        names = self.class_names or []
+        if len(names) > max(2, len(cells) // 2):
+            raise UserError(
+                f"dataset.label={self.label}: {len(names)} different values in {len(cells)} rows are no classes\n"
+                "name a column that has several rows of each value, or leave it out"
+            )
+        return torch.from_numpy(_places(cells, names).astype(np.int64))
 
     @cached_property
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor]:
