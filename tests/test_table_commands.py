@@ -179,7 +179,7 @@ def test_what_cannot_be_done_is_said_in_a_line(here, capsys, command, words):
 
 
 def test_a_column_of_one_value_has_a_warning(train, tmp_path):
-    (tmp_path / "rows.csv").write_text("a,b,c\n" + "".join(f"{i / 7},3.5,{i % 2}\n" for i in range(60)))
+    (tmp_path / "rows.csv").write_text("a,b,c,d\n" + "".join(f"{i / 7},3.5,{i % 2},x\n" for i in range(60)))
     given = (
         "dataset=table",
         "dataset.root=rows.csv",

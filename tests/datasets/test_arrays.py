@@ -143,6 +143,9 @@ def test_classes_are_the_labels_that_occur(tmp_path):
     data = opened(saved(tmp_path, x=x, labels=np.full(10, 2), class_names=np.array(["a", "b", "c", "d"])))
     assert data.class_names == ["a", "b", "c", "d"]
     assert set(data.train.batch(torch.arange(9)).labels.tolist()) == {2}
+    data = opened(saved(tmp_path, x=x, labels=np.full((10, 2), 0.25)))
+    assert data.class_names is None
+    assert data.train.batch(torch.arange(9)).labels.unique().tolist() == [0.25]
 
 
 def test_a_run_keeps_the_range_that_it_has_found(tmp_path, monkeypatch):
