@@ -39,6 +39,7 @@ CASES = {
     "model.latent_dim=2.5": ("model.latent_dim", "integer"),
     "model.latent_dimm=3": ("model.latent_dimm", "did you mean model.latent_dim?"),
     "modle=vae": ("modle", "did you mean model?"),
+    "sweep.dir=mine": ("sweep.dir=mine: it is for the jobs of a sweep: add -m",),
     "hydra/launcher=submitit_slurm": ("hydra/launcher=submitit_slurm: it is for the jobs of a sweep: add -m",),
     "hydra.launcher.width=3": ("add -m",),
     "-m seed=0,1 hydra/launcher=vectorized hydra.launcher.widht=3": (

@@ -62,6 +62,11 @@ def test_a_metric_is_measured_beside_the_others(started, train, capsys):
     assert main(["eval", f"run={done.run}", "sections=[reconstruction]", "metric=[deep_mine,other]"]) == 0
     figures = json.loads((done.run / "evaluation.json").read_text())["figures"]
     assert figures["deep_mine/sharpness"] == figures["other/sharpness"]
+    capsys.readouterr()
+    both = f"run=[{done.run},{train('trainer.max_epochs=1').run}]"
+    assert main(["eval", both, "sections=[reconstruction]", "metric=deep_mine", "report=false"]) == 0
+    heading = capsys.readouterr().out.splitlines()[-4:]
+    assert any(line.split() == ["run", "mse", "sharpness"] for line in heading), heading
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import yaml
 
 import vaelab
 from tests.conftest import SMALL
+from vaelab.core.randomness import seeded
 from vaelab.runs.exported import FORMAT as EXPORT_FORMAT
 from vaelab.runs.layout import FORMAT
 
@@ -32,6 +33,14 @@ def test_one_version_is_told_everywhere_and_is_not_that_of_the_formats():
     assert [vaelab.__version__, citation["version"]] == [latest[1]] * 2
     assert str(citation["date-released"]) == latest[2]
     assert (FORMAT, EXPORT_FORMAT) == (2, "vaelab-1")  # older runs and exports are read
+
+
+def test_a_seeded_block_asks_for_what_the_oldest_torch_has(monkeypatch):
+    """`fork_rng` of torch 2.11 takes no device_type=None."""
+    fork, asked = torch.random.fork_rng, []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda *args, **named: asked.append(named) or fork(*args, **named))
+    with seeded(1, torch.device("cpu")):
+        assert asked == [{}]
 
 
 def test_dev_has_every_extra():

@@ -136,7 +136,7 @@ def _evaluate_each(folders: list[Path], options: dict[str, Any]) -> None:
     ranked, unranked = _rank([Path(name) for name in measured] if each else folders, options)
     measured |= {str(folder): evaluation for folder, evaluation in ranked.items()}
     if measured:
-        print(measure.side_by_side(measured))
+        print(measure.side_by_side(measured, options["metrics"] or ()))
     _renew_sweeps(folders, options)
     if crash is not None:
         raise crash

@@ -40,8 +40,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_launcher(arguments: list[str]) -> None:
-    """Raises UserError for a launcher without a sweep, which Hydra would not look at, unless a flag only prints."""
-    launcher = next((a for a in arguments if command.key_of(a).startswith(("hydra/launcher", "hydra.launcher"))), None)
+    """Raises UserError for a launcher or a folder of a sweep without one, which Hydra would not look at.
+
+    A flag may only print.
+    """
+    of_sweeps = ("hydra/launcher", "hydra.launcher", "sweep.dir")
+    launcher = next((a for a in arguments if command.key_of(a).startswith(of_sweeps)), None)
     if launcher and not command.sweeps(arguments) and not any(argument.startswith("-") for argument in arguments):
         raise UserError(f"{launcher}: it is for the jobs of a sweep: add -m, or leave it out")
 

@@ -6,7 +6,7 @@ import importlib
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,9 +275,11 @@ def closing(evaluation: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def side_by_side(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Formats a row per evaluation, by name, with the main metrics and their standard errors."""
-    metrics = [name for name in MAIN if any(name in e["figures"] for e in evaluations.values())]
+def side_by_side(evaluations: dict[str, dict[str, Any]], own: Collection[str] = ()) -> str:
+    """Formats a row per evaluation, by name, with the main metrics, those of the user's `own` sections, and errors."""
+    found = dict.fromkeys(name for e in evaluations.values() for name in e["figures"])
+    metrics = [name for name in MAIN if name in found]
+    metrics += [name for name in found if name.partition("/")[0] in own and not name.endswith("_se")]
     columns = [
         [title, *(_cell(e["figures"], name) for e in evaluations.values())] for name, title in titles(metrics).items()
     ]

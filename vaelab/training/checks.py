@@ -241,8 +241,13 @@ def _constant(data: ImageData) -> list[str]:
     if data.fields is None:
         return []
     rows = data.train.batch(torch.arange(len(data.train))).images[:, 0, 0]
-    known = [rows[:, span][~rows[:, span].isnan()] for span in spans(data.fields)]
-    return [f.name for f, x in zip(data.fields, known, strict=True) if f.kind == "gaussian" and (x == x[:1]).all()]
+    found = []
+    for column, span in zip(data.fields, spans(data.fields), strict=True):
+        values = rows[:, span]
+        known = values[~values.isnan()]
+        if column.kind == "gaussian" and len(known) and known.min() == known.max():
+            found.append(column.name)
+    return found
 
 
 def check_codes(model: Model, data: ImageData) -> None:
