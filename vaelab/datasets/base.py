@@ -83,7 +83,7 @@ class ImageData(pl.LightningDataModule):
     # --- for the families ---------------------------------------------------------------------
 
     def load(self) -> tuple[Split, Split]:
-        """Reads the training images (validation included) and the test images.
+        """Reads the training images (validation included) and the test images, of one shape; floats lie in [0, 1].
 
         Raises UserError if files are missing or broken: it names the file and the remedy.
         """

@@ -33,7 +33,7 @@ class Mine(ImageData):
         places = torch.randint(self.side, (count,), generator=generator)
         for image, upright, place in zip(images, labels.tolist(), places.tolist(), strict=True):
             (image[0, :, place] if upright else image[0, place]).fill_(255)
-        return TensorSplit(images, labels)  # images [N, C, H, W]; labels [N] int64, or None
+        return TensorSplit(images, labels)  # images [N, C, H, W], bytes or floats in [0, 1]; labels [N] int64, or None
 
     @property
     def num_classes(self) -> int:
