@@ -207,7 +207,14 @@ NO_HEADER = b"\x93NUMPY\x01\x00" + len(NESTED).to_bytes(2, "little") + NESTED
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.npy", b""), ("x.npz", b"PK"), ("x.txt", b"1"), ("y.npy", None), ("z.npy", NO_HEADER)],
+    [
+        ("x.npy", b""),
+        ("x.npz", b"PK"),
+        ("w.npz", b"PK\x03\x04cut short"),
+        ("x.txt", b"1"),
+        ("y.npy", None),
+        ("z.npy", NO_HEADER),
+    ],
 )
 def test_a_file_that_is_no_array_is_named(tmp_path, name, content):
     if content is not None:
